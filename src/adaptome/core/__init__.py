@@ -1,0 +1,1 @@
+"""The mechanism: adapters around frozen layers. Needs torch and safetensors, nothing heavier."""
