@@ -1,0 +1,278 @@
+"""The mechanism: an adapter wraps a frozen layer's forward, and the layer's class is swapped to let it.
+
+An adapted layer is the same object; its class becomes a generated subclass `Adapted<Class>`, its adapters live in the
+ModuleDict `layer.adaptome`. State-dict keys of the base, isinstance checks, tied weights and hooks stay as they were.
+
+Composition, said once. Weight adapters act on the weight in attach order, W -> W1 -> W2; activation adapters wrap around all of
+them. A weight adapter that has a fast form on its host adds its term to the output; one that has none changes the parameter
+itself: the generated class reads that parameter through a property, so the layer's own forward runs with the new value. When
+one of these comes after a fast one, the fast one is applied to the weight too. The results are the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core.errors import HostError, MergeError
+from adaptome.core.hosts import Host
+
+ATTRIBUTE = "adaptome"
+
+
+class Adapter(nn.Module):
+    """The trainable part on one host: `forward(frozen, *args, **kwargs)` with `frozen` the layer as it stood before.
+
+    Subclasses implement `forward`, or derive from `WeightAdapter` when they change what the layer's weight does.
+    """
+
+    #: parameters of the layer that the adapter changes; empty for activation adapters
+    changes: tuple[str, ...] = ()
+    #: tensors (parameters or buffers) that are never saved because the settings and the seed rebuild them
+    rebuilt: ClassVar[tuple[str, ...]] = ()
+    #: the share of the adapter's effect, set by `activate(weights=...)`
+    strength: float = 1.0
+
+    def __init__(self, host: Host):
+        super().__init__()
+        self.host = host
+
+    def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer with the adapter around it."""
+        raise HostError(f"{type(self).__name__} defines no forward.")
+
+    def extra_repr(self) -> str:
+        return repr(self.host)
+
+
+class WeightAdapter(Adapter):
+    """An adapter that changes parameters of its layer; it merges by writing what `changed` returns."""
+
+    changes = ("weight",)
+    #: whether `forward` gives the same result without building the changed parameters
+    fast: bool = False
+
+    def changed(self, name: str, value: Tensor) -> Tensor:
+        """The layer's parameter `name` in canonical form, as this adapter makes it from `value` (its value before)."""
+        raise HostError(f"{type(self).__name__} defines no changed parameters.")
+
+    def apply_to(self, name: str, value: Tensor) -> Tensor:
+        """`changed`, with the adapter's strength, on the stored layout; computed in at least float32."""
+        before = self.host.canonical(value)
+        exact = torch.promote_types(before.dtype, torch.float32)
+        after = self.changed(name, before.to(exact))
+        if self.strength != 1.0:
+            after = torch.lerp(before.to(after.dtype), after, self.strength)
+        return self.host.native(after)
+
+
+class Frozen:
+    """The layer as it stood before an adapter: call it, or ask for its weight."""
+
+    __slots__ = ("below", "layer")
+
+    def __init__(self, layer: Any, below: tuple[Adapter, ...]):
+        self.layer, self.below = layer, below
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.below:
+            return self.layer.frozen_forward(*args, **kwargs)
+        adapter, frozen = self.below[-1], Frozen(self.layer, self.below[:-1])
+        if adapter.strength == 1.0 or isinstance(adapter, WeightAdapter):
+            return adapter(frozen, *args, **kwargs)
+        return _mix(frozen(*args, **kwargs), adapter(frozen, *args, **kwargs), adapter.strength)
+
+    @property
+    def pristine(self) -> bool:
+        """Whether nothing has changed the base weight before this adapter."""
+        return not self.below and not self.layer._overrides
+
+    def weight(self, name: str = "weight") -> Tensor:
+        """The parameter in canonical form, dense, with the weight adapters before this one applied.
+
+        Asking for the weight of a packed layer dequantises it.
+        """
+        host: Host = self.layer._host
+        value = host.weight() if name == host.parameter else host.canonical(host.stored(name).detach())
+        stack = [*self.layer._overrides.get(name, ()), *(a for a in self.below if name in a.changes)]
+        for adapter in stack:
+            value = host.canonical(adapter.apply_to(name, host.native(value)))  # type: ignore[attr-defined]
+        return value
+
+
+def _mix(before: Any, after: Any, share: float) -> Any:
+    """Interpolate tensor outputs; of tuples, the first element."""
+    if isinstance(after, tuple):
+        return (_mix(before[0], after[0], share), *after[1:])
+    return torch.lerp(before, after, share)
+
+
+# -- the swap ------------------------------------------------------------------------------------------------------
+
+
+class Adapted:
+    """Mixin of every generated class. State it keeps on the layer, outside of parameters and buffers:
+
+    _chain      adapters that run around the forward, innermost first
+    _overrides  parameter name -> weight adapters that change it in place of a fast form, in order
+    _host       the layer's host
+    _instance_forward  a forward that something had put on the object itself before we came, or None
+    """
+
+    _base: ClassVar[type[nn.Module]]
+    _chain: tuple[Adapter, ...]
+    _overrides: dict[str, tuple[WeightAdapter, ...]]
+    _host: Host
+
+    def frozen_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's own forward, reading changed parameters."""
+        instance = self.__dict__.get("_instance_forward")
+        if instance is not None:
+            return instance(*args, **kwargs)
+        if self._overrides and self._host.packed:
+            frozen = Frozen(self, ())
+            return self._host.run_dense(frozen.weight(), frozen.weight("bias") if self._host.has("bias") else None, *args, **kwargs)
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def train(self, mode: bool = True) -> Any:
+        """As the base's, but the running statistics of a frozen batch norm stay as they are."""
+        return super().train(mode and not isinstance(self, nn.modules.batchnorm._BatchNorm))  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, (self._base, tuple(type(self)._readable)), self.__dict__  # type: ignore[attr-defined]
+
+
+def _rebuild(base: type[nn.Module], readable: tuple[str, ...]) -> nn.Module:
+    cls = adapted_class(base, readable)
+    return cls.__new__(cls)
+
+
+def _parameter_property(name: str) -> property:
+    def read(self: Any) -> Tensor | None:
+        value = self._parameters[name]
+        adapters = self._overrides.get(name, ())
+        if not adapters:
+            return value
+        dtype = value.dtype
+        for adapter in adapters:
+            value = adapter.apply_to(name, value)
+        return value.to(dtype)
+
+    return property(read)
+
+
+@functools.cache
+def adapted_class(base: type[nn.Module], readable: tuple[str, ...] = ()) -> type[Adapted]:
+    """The generated subclass of `base` whose parameters `readable` are read through their adapters."""
+
+    @functools.wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return Frozen(self, self._chain)(*args, **kwargs)
+
+    body: dict[str, Any] = {name: _parameter_property(name) for name in readable}
+    body |= {"forward": forward, "_base": base, "_readable": readable, "__module__": base.__module__, "__doc__": base.__doc__}
+    return type(f"Adapted{base.__name__}", (Adapted, base), body)
+
+
+def put(host: Host, name: str, adapter: Adapter) -> None:
+    """Put an adapter on its layer under `name`; the layer becomes an adapted one if it was not."""
+    layer = host.layer
+    if not isinstance(layer, Adapted):
+        prepare(layer, host)
+    key = _key(name, host)
+    getattr(layer, ATTRIBUTE)[key] = adapter
+    readable = set(type(layer)._readable)  # type: ignore[attr-defined]
+    wanted = readable | set(() if host.packed else (n for n in adapter.changes if host.has(n)))
+    if wanted != readable:
+        swap(layer, adapted_class(layer._base, tuple(sorted(wanted))))  # type: ignore[attr-defined, arg-type]
+
+
+def prepare(layer: nn.Module, host: Host) -> None:
+    """Swap the layer's class, without any adapter yet."""
+    layer.__dict__["_host"] = host
+    layer.__dict__["_chain"] = ()
+    layer.__dict__["_overrides"] = {}
+    if "forward" in layer.__dict__ and "_old_forward" not in layer.__dict__:
+        layer.__dict__["_instance_forward"] = layer.__dict__.pop("forward")
+    swap(layer, adapted_class(type(layer)))
+    layer.add_module(ATTRIBUTE, nn.ModuleDict())
+
+
+def swap(layer: nn.Module, cls: type) -> None:
+    """Change the layer's class; a hook that remembered the old class's forward is told the new one.
+
+    accelerate's hooks put a `forward` on the object that calls `_old_forward`: bound to the old class it would bypass the adapters.
+    """
+    layer.__class__ = cls
+    if "_old_forward" in layer.__dict__:
+        layer.__dict__["_old_forward"] = types.MethodType(cls.forward, layer)  # type: ignore[attr-defined]
+
+
+def take(host: Host, name: str) -> None:
+    """Remove an adapter; without the last one the layer is again what it was: same object, same class."""
+    layer: Any = host.layer
+    adapters = getattr(layer, ATTRIBUTE)
+    del adapters[_key(name, host)]
+    if not adapters:
+        restore(layer)
+
+
+def restore(layer: Any) -> None:
+    """Give a layer without adapters its own class and attributes back."""
+    delattr(layer, ATTRIBUTE)
+    swap(layer, layer._base)
+    instance = layer.__dict__.pop("_instance_forward", None)
+    if instance is not None:
+        layer.__dict__["forward"] = instance
+    elif "forward" in layer.__dict__ and isinstance(getattr(layer.__dict__["forward"], "__self__", None), nn.Module):
+        del layer.__dict__["forward"]  # a removed hook's leftover: the adapted class's bound forward
+    for state in ("_host", "_chain", "_overrides"):
+        layer.__dict__.pop(state, None)
+
+
+def _key(name: str, host: Host) -> str:
+    return f"{name}:{host.parameter}" if host.kind in ("experts", "parameter") else name
+
+
+def adapters_on(layer: nn.Module, name: str) -> list[Adapter]:
+    """The adapters called `name` on this layer (several when it holds several parameter hosts)."""
+    found = getattr(layer, ATTRIBUTE, {})
+    return [a for key, a in found.items() if key == name or key.startswith(f"{name}:")]
+
+
+def arrange(layer: Any, names: list[str]) -> None:
+    """Run exactly the adapters called `names`, in that order, by the composition rule."""
+    stack = [a for name in names for a in adapters_on(layer, name)]
+    weights = [a for a in stack if isinstance(a, WeightAdapter)]
+    chain: list[Adapter] = []
+    overrides: dict[str, list[WeightAdapter]] = {}
+    # From the last adapter back: fast ones stay fast until one that has no fast form needs the weight they made.
+    blocked: set[str] = set()
+    for adapter in reversed(weights):
+        if adapter.fast and not blocked & set(adapter.changes):
+            chain.insert(0, adapter)
+            continue
+        blocked |= set(adapter.changes)
+        for parameter in adapter.changes:
+            if adapter.host.has(parameter):
+                overrides.setdefault(parameter, []).insert(0, adapter)
+    layer.__dict__["_chain"] = (*chain, *(a for a in stack if not isinstance(a, WeightAdapter)))
+    layer.__dict__["_overrides"] = {k: tuple(v) for k, v in overrides.items()}
+
+
+def check_mergeable(adapter: Adapter, method: str) -> WeightAdapter:
+    """The adapter as one that can be merged.
+
+    Raises:
+        MergeError: for an activation adapter.
+    """
+    if isinstance(adapter, WeightAdapter):
+        return adapter
+    raise MergeError(
+        f"{method} on {adapter.host.name} changes activations, not weights: it cannot be merged.\n"
+        "  Keep it attached for inference, or name the adapters to merge: merge(model, names=[...])."
+    )

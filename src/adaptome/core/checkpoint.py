@@ -1,0 +1,344 @@
+"""Adapters on disk: a folder with `adapter.safetensors` and `adaptome.json`, written whole or not at all.
+
+    adapter.safetensors   the tensors of `parameters_of` (and buffers that settings and seed cannot rebuild), each once
+    adaptome.json         format, method and settings, targets, seed, the base's id and fingerprint, versions, sha256 of the tensors
+
+Loading checks everything before the model is touched: the format, the bytes, the base, the keys and shapes, and that every number is
+finite. Nothing is unpickled, and nothing that a file names is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+
+from adaptome.core.errors import (
+    BaseMismatchError,
+    CheckpointError,
+    FormatError,
+    KeyMismatchError,
+    MethodError,
+    NonFiniteError,
+    TargetError,
+    TornFileError,
+    nearest,
+)
+from adaptome.core.files import atomic_folder, sha256
+from adaptome.core.method import method_class
+from adaptome.core.model import Attachment, attach, attachment_of, detach, find_root, is_ours, set_trainable, tensors_of
+
+FORMAT = 1
+TENSORS, MANIFEST = "adapter.safetensors", "adaptome.json"
+#: relative tolerance of the base's sampled weights, so that bf16 and fp32 copies of one base agree
+SAMPLE_TOLERANCE = 2e-2
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was loaded.
+
+    Attributes:
+        name: the adapter's name on the model.
+        method: its method.
+        tensors: how many tensors, and `numbers` how many numbers.
+        base: how the base was recognised: 'structure and weights', or 'structure' when no weights could be compared.
+        manifest: the whole manifest.
+    """
+
+    name: str
+    method: str
+    tensors: int
+    numbers: int
+    base: str
+    manifest: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"loaded {self.method} as {self.name!r}: {self.tensors} tensors, {self.numbers:,} numbers; base recognised by {self.base}"
+
+
+# -- the base ------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What tells one base model from another, whatever its precision.
+
+    `structure` is a hash of parameter names and shapes; `sample` holds four numbers of up to 16 floating-point tensors. Our own tensors
+    and those under the module paths `without` (heads, which are new in every model) are left out.
+    """
+    own = [(n, p) for n, p in _parameters(model) if not any(n == w or n.startswith(f"{w}.") for w in without)]
+    packed = any(not p.is_floating_point() for _, p in own)
+    # Packed weights have other shapes: names alone then tell the structure.
+    names = "\n".join(sorted(n for n, _ in own))
+    shapes = "\n".join(sorted(f"{n} {list(p.shape)}" for n, p in own))
+    plain = [(n, p) for n, p in own if p.is_floating_point() and p.device.type != "meta" and p.numel() >= 4 and type(p) is nn.Parameter]
+    chosen = plain[:: max(1, len(plain) // 16)][:16]
+    sample = {n: [float(v) for v in _pick(p)] for n, p in chosen}
+    return {"names": _hash(names), "structure": None if packed else _hash(shapes), "sample": sample}
+
+
+def _parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(n, p) for n, p in model.named_parameters() if not is_ours(n)]
+
+
+def _pick(parameter: Tensor) -> list[float]:
+    value = parameter.detach()
+    value = value.full_tensor() if hasattr(value, "full_tensor") else value
+    flat = value.reshape(-1)
+    places = [(flat.numel() * k) // 5 + (k > 0) for k in range(1, 5)]
+    return [float(flat[min(i, flat.numel() - 1)]) for i in places]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_base(model: nn.Module, stored: dict[str, Any], base_id: str | None, without: tuple[str, ...]) -> str:
+    """How the base was recognised; BaseMismatchError when it is another."""
+    here = fingerprint(model, without)
+    saved_from = f"the adapter was saved from {base_id or 'an unnamed base'}"
+    if here["names"] != stored["names"]:
+        raise BaseMismatchError(f"{saved_from}, whose parameters have other names than this {type(model).__name__}'s.\n  Load that model, or pass check_base=False if this one is a compatible variant.")
+    if None not in (here["structure"], stored["structure"]) and here["structure"] != stored["structure"]:
+        raise BaseMismatchError(f"{saved_from}, whose parameters have other shapes than this {type(model).__name__}'s.\n  Load the model of that size.")
+    common = sorted(set(here["sample"]) & set(stored["sample"]))
+    for name in common:
+        a, b = torch.tensor(stored["sample"][name], dtype=torch.float64), torch.tensor(here["sample"][name], dtype=torch.float64)
+        if not torch.allclose(a, b, rtol=SAMPLE_TOLERANCE, atol=SAMPLE_TOLERANCE * float(a.abs().max())):
+            raise BaseMismatchError(
+                f"{saved_from}; this {type(model).__name__} has the same structure but other weights (first seen in {name}: {a.tolist()} there, {b.tolist()} here).\n"
+                "  Load the base it was trained on, or pass check_base=False to put it on this one all the same."
+            )
+    return "structure and weights" if common else "structure"
+
+
+# -- saving --------------------------------------------------------------------------------------------------------
+
+
+def save(model: nn.Module, folder: str | os.PathLike[str], name: str = "default", *, base_id: str | None = None) -> Path:
+    """Write one adapter to a folder, whole or not at all.
+
+    Args:
+        model: with the adapter.
+        folder: made or replaced.
+        name: of the adapter.
+        base_id: hub id or path of the base; None to take it from the model's config.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StateError: no adapter has that name.
+        CheckpointError: the folder holds something else, or the disk is full.
+        NonFiniteError: the adapter holds NaN or infinity.
+    """
+    tensors = {key: _whole(value) for key, value in tensors_of(attachment_of(model, name)).items()}
+    return write(folder, tensors, describe(model, name, base_id))
+
+
+def write(folder: str | os.PathLike[str], tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Path:
+    """Write tensors and manifest as an adapter folder."""
+    bad = [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if bad:
+        raise NonFiniteError(f"{len(bad)} tensors hold NaN or infinity ({', '.join(bad[:3])}); nothing was written.\n  Go back to the last good checkpoint.")
+    data = dump_tensors({k: v.contiguous() for k, v in tensors.items()}, metadata={"format": "adaptome"})
+    manifest = {**manifest, "tensors": {"sha256": hashlib.sha256(data).hexdigest(), "count": len(tensors), "numbers": sum(t.numel() for t in tensors.values())}}
+    folder = Path(folder)
+    with atomic_folder(folder, only=(TENSORS, MANIFEST)) as staging:
+        (staging / TENSORS).write_bytes(data)
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return folder
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A plain CPU tensor; a sharded one is gathered (every process must call)."""
+    value = value.detach()
+    if hasattr(value, "full_tensor"):
+        value = value.full_tensor()
+    return value.to("cpu", copy=True)
+
+
+def describe(model: nn.Module, name: str, base_id: str | None = None) -> dict[str, Any]:
+    """The manifest of one adapter, without what depends on the tensors."""
+    root, a = find_root(model), attachment_of(model, name)
+    config = getattr(root, "config", None)
+    return {
+        "format": FORMAT,
+        "library": "adaptome",
+        "method": a.method.name,
+        "settings": a.method.settings(),
+        "targets": [entry.path for entry in a.entries],
+        "asked": {"targets": a.targets, "exclude": a.exclude, "layers": a.layers},
+        "train": list(a.train),
+        "heads": list(a.heads),
+        "per_layer": a.per_layer,
+        "seed": a.seed,
+        "dtype": None if a.dtype is None else str(a.dtype).removeprefix("torch."),
+        "base": {
+            "id": base_id or getattr(config, "_name_or_path", None) or None,
+            "revision": getattr(config, "_commit_hash", None),
+            "class": type(root).__name__.removeprefix("Adapted"),
+            **fingerprint(root, tuple(a.heads)),
+        },
+        "versions": {"adaptome": _version(), "torch": torch.__version__, "safetensors": safetensors.__version__},
+    }
+
+
+def _version() -> str:
+    from adaptome import __version__
+
+    return __version__
+
+
+# -- loading -------------------------------------------------------------------------------------------------------
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The checked manifest of an adapter folder.
+
+    Raises:
+        CheckpointError: no such folder or file.
+        FormatError: not an adapter's, or of a newer format.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        there = sorted(p.name for p in Path(folder).iterdir())[:8] if Path(folder).is_dir() else None
+        found = f"it holds {there}" if there is not None else "there is no such folder"
+        raise CheckpointError(f"{folder} is not an adapter folder: no {MANIFEST} ({found}).\n  Give the folder that ad.save wrote; a PEFT folder is read as well.")
+    try:
+        manifest = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TornFileError(f"{path} is not whole JSON ({error}).\n  Restore the folder from a copy.") from error
+    if not isinstance(manifest, dict) or manifest.get("library") != "adaptome" or not isinstance(manifest.get("format"), int):
+        raise FormatError(f"{path} is not an adaptome manifest.")
+    if manifest["format"] > FORMAT:
+        raise FormatError(f"{path} has format {manifest['format']}; this adaptome ({_version()}) reads up to {FORMAT}.\n  Upgrade adaptome: pip install -U adaptome.")
+    missing = [k for k in ("method", "settings", "targets", "base", "tensors", "seed") if k not in manifest]
+    if missing:
+        raise FormatError(f"{path} lacks {', '.join(missing)}.")
+    return manifest
+
+
+def read_tensors(folder: str | os.PathLike[str], manifest: dict[str, Any]) -> dict[str, Tensor]:
+    """The checked tensors of an adapter folder.
+
+    Raises:
+        TornFileError: missing, incomplete or changed bytes.
+        NonFiniteError: NaN or infinity.
+    """
+    path = Path(folder) / TENSORS
+    if not path.is_file():
+        raise TornFileError(f"{path} is missing.\n  Restore the folder from a copy.")
+    if sha256(path) != manifest["tensors"]["sha256"]:
+        raise TornFileError(f"{path} is not what was saved: its sha256 differs from the manifest's (torn, or changed after saving).\n  Restore the folder from a copy.")
+    try:
+        tensors = load_tensors(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise TornFileError(f"{path} is not a whole safetensors file ({error}).") from error
+    bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if bad:
+        raise NonFiniteError(f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[0]}.")
+    return tensors
+
+
+def load(model: nn.Module, folder: str | os.PathLike[str], name: str | None = None, *, trainable: bool = False, check_base: bool = True) -> LoadReport:
+    """Put a saved adapter on a model, and activate it.
+
+    Args:
+        model: the base it was trained on (plain, or with other adapters).
+        folder: what `save` wrote, or a PEFT folder.
+        name: on this model; None for 'default'.
+        trainable: go on training it; False loads it frozen.
+        check_base: refuse a base with other structure or weights.
+
+    Raises:
+        CheckpointError: a subclass for each fault (see `adaptome.core.errors`); the model is then as it was.
+        StateError: the name is taken.
+    """
+    if not (Path(folder) / MANIFEST).is_file() and (Path(folder) / "adapter_config.json").is_file():
+        from adaptome.interop.peft import load_peft
+
+        return load_peft(model, folder, name or "default", trainable=trainable)
+    manifest = read_manifest(folder)
+    tensors = read_tensors(folder, manifest)
+    return install(model, manifest, tensors, name or "default", trainable=trainable, check_base=check_base, source=str(folder))
+
+
+def install(
+    model: nn.Module, manifest: dict[str, Any], tensors: dict[str, Tensor], name: str, *, trainable: bool = False, check_base: bool = True, source: str = ""
+) -> LoadReport:
+    """Attach what a manifest describes and fill in its tensors; on an error the model is as it was."""
+    base = manifest["base"]
+    try:
+        method_class(manifest["method"])
+    except MethodError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    try:
+        how = _attach_described(model, manifest, name, check_base)
+    except (TargetError, MethodError) as error:
+        raise (BaseMismatchError if isinstance(error, TargetError) else CheckpointError)(f"{source}, saved from {base.get('id') or 'an unnamed base'}: {error}") from error
+    try:
+        fill(attachment_of(model, name), tensors, source)
+    except CheckpointError:
+        detach(model, name)
+        raise
+    set_trainable(model, name, trainable)
+    return LoadReport(name, manifest["method"], len(tensors), sum(t.numel() for t in tensors.values()), how, manifest)
+
+
+def _attach_described(model: nn.Module, manifest: dict[str, Any], name: str, check_base: bool) -> str:
+    how = "nothing: not checked"
+    if check_base:
+        root = find_root(model) if any("_adaptome" in m.__dict__ for m in model.modules()) else model
+        how = _check_base(root, manifest["base"], manifest["base"].get("id"), tuple(manifest.get("heads", ())))
+    dtype = manifest.get("dtype")
+    attach(
+        model,
+        method_class(manifest["method"]),
+        name,
+        targets=[f"={path}" for path in manifest["targets"]],
+        train=manifest.get("train", ()),
+        per_layer=manifest.get("per_layer"),
+        dtype=None if dtype is None else getattr(torch, dtype),
+        seed=manifest["seed"],
+        **manifest["settings"],
+    )
+    return how
+
+
+def fill(attachment: Attachment, tensors: dict[str, Tensor], source: str) -> None:
+    """Copy tensors into an attachment; every key and shape must fit.
+
+    Raises:
+        KeyMismatchError: naming what is missing, unexpected or misshapen; nothing is copied then.
+    """
+    wanted = tensors_of(attachment)
+    missing, unexpected = [k for k in wanted if k not in tensors], [k for k in tensors if k not in wanted]
+    shapes = [f"{k}: {list(tensors[k].shape)} stored, {list(wanted[k].shape)} here" for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
+    if missing or unexpected or shapes:
+        words = [f"{len(missing)} missing ({', '.join(missing[:3])})" if missing else "", f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])})" if unexpected else ""]
+        words += [f"{len(shapes)} of another shape ({'; '.join(shapes[:3])})" if shapes else ""]
+        near = nearest(unexpected[0], missing, 1) if missing and unexpected else []
+        hint = f"\n  Perhaps {unexpected[0]} is {near[0]} under another name: were modules renamed?" if near else ""
+        raise KeyMismatchError(f"{source}: the tensors do not fit the model: {', '.join(w for w in words if w)}.{hint}\n  Nothing was loaded.")
+    with torch.no_grad():
+        for key, place in wanted.items():
+            _copy(place, tensors[key])
+
+
+def _copy(place: Tensor, value: Tensor) -> None:
+    if hasattr(place, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        place.copy_(distribute_tensor(value.to(place.device, place.dtype), place.device_mesh, place.placements))
+    else:
+        place.copy_(value.to(place.device))

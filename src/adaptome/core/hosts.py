@@ -1,0 +1,442 @@
+"""Hosts: what an adapter can sit on, and the shape logic of each kind of layer, once.
+
+A host presents its layer's weight in one canonical form, `[out, in]` (`[experts, out, in]` for fused experts), so
+that a method is written once:
+
+    kind        layer                                     stored weight             canonical
+    linear      Linear, packed (quantised) linears        [out, in]                 the same
+    linear      transformers' Conv1D                      [in, out]                 transposed
+    conv        Conv1d, Conv2d, Conv3d                    [out, in/groups, *k]      [out, in/groups * prod(k)]
+    embedding   Embedding                                 [tokens, dim]             transposed: in = tokens, out = dim
+    norm        LayerNorm, RMSNorm, BatchNorm, ...        [dim]                     the same
+    experts     one parameter of fused experts            [experts, out, in]        the same
+    parameter   any other 1-D or 2-D parameter by name    as it is                  the same
+    module      attention, MLP, decoder layer, ...        none                      activations only
+
+`reduce(x, A)` and `expand(z, B)` apply a factor pair `A [r, in]`, `B [out, r]` to activations as the layer would apply a weight, so
+`expand(reduce(x, A), B)` is the layer run with the weight `B A` and no bias.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adaptome.core.errors import HostError
+from adaptome.quantization import packed
+
+
+class Host:
+    """One place of a model where an adapter sits.
+
+    Args:
+        layer: the module.
+        path: its name in the model, '' for the root.
+        parameter: the parameter that weight adapters change (None: 'weight' where there is one).
+        role: what the layer does in its architecture ('q', 'down', 'norm', ...), when known.
+        index: the number of the block it is in, when known.
+    """
+
+    kind: ClassVar[str] = "module"
+    #: can run `reduce`/`expand` on activations, so that deltas need no dense weight
+    has_product: ClassVar[bool] = False
+
+    def __init__(
+        self, layer: nn.Module, path: str = "", parameter: str | None = None, role: str = "other", index: int | None = None
+    ):
+        self.layer, self.path, self.role, self.index = layer, path, role, index
+        self.parameter = parameter or "weight"
+
+    # -- where it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The target's full name: the layer's path, with the parameter's name when it is not the layer's weight."""
+        named = self.kind in ("experts", "parameter")
+        return ".".join(part for part in (self.path, self.parameter if named else "") if part)
+
+    @property
+    def device(self) -> torch.device:
+        """Where adapters of this host live; the execution device of an offloaded layer."""
+        hook = getattr(self.layer, "_hf_hook", None)
+        if getattr(hook, "offload", False):
+            return torch.device(hook.execution_device if not isinstance(hook.execution_device, int) else f"cuda:{hook.execution_device}")
+        tensor = next(self._tensors(), None)
+        return tensor.device if tensor is not None else torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The layer's floating-point type; float32 when it stores packed integers."""
+        return next((t.dtype for t in self._tensors() if t.is_floating_point()), torch.float32)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        own = self.layer._parameters.get(self.parameter)
+        if own is not None:
+            yield own
+        yield from self.layer.parameters()
+        yield from self.layer.buffers()
+
+    @property
+    def packed(self) -> bool:
+        """Whether the weight is stored quantised."""
+        return self.has("weight") and packed.is_packed(self.layer, self.parameter)
+
+    def has(self, parameter: str) -> bool:
+        """Whether the layer owns this parameter."""
+        return self.layer._parameters.get(parameter) is not None
+
+    # -- its shape -----------------------------------------------------------------------------------------------
+
+    @property
+    def fan_in(self) -> int:
+        """Columns of the canonical weight; for a module, the width of its activations."""
+        return self.width
+
+    @property
+    def fan_out(self) -> int:
+        """Rows of the canonical weight; for a module, the width of its activations."""
+        return self.width
+
+    @property
+    def copies(self) -> int:
+        """How many weights are stacked: the number of experts, else 1."""
+        return 1
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Leading dimensions of the canonical weight and of every factor: `(experts,)` or `()`."""
+        return ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the canonical weight."""
+        return (*self.lead, self.fan_out, self.fan_in)
+
+    @property
+    def width(self) -> int:
+        """Features of the activations that pass through the module."""
+        norms = [p for m in self.layer.children() for p in m._parameters.values() if p is not None and p.dim() == 1 and "norm" in type(m).__name__.lower()]
+        if norms:
+            return norms[0].numel()
+        linears = [h for m in self.layer.modules() if (h := _leaf(m)) is not None]
+        if not linears:
+            raise HostError(f"{self.path or 'the root'} ({type(self.layer).__name__}) has no norm or linear layer that tells the width of its activations.")
+        return linears[-1].fan_out
+
+    # -- its weight ----------------------------------------------------------------------------------------------
+
+    def canonical(self, value: Tensor) -> Tensor:
+        """The stored tensor seen as `[out, in]`."""
+        return value
+
+    def native(self, value: Tensor) -> Tensor:
+        """The inverse of `canonical`."""
+        return value
+
+    def weight(self) -> Tensor:
+        """The frozen weight `[out, in]`, dequantised and fetched from offload where need be; detached."""
+        with self.at_hand():
+            return self.canonical(packed.dense(self.layer, self.parameter) if self.packed else self.stored(self.parameter).detach())
+
+    def stored(self, parameter: str) -> Tensor:
+        """The parameter as the layer stores it.
+
+        Raises:
+            HostError: when the layer has no such parameter.
+        """
+        value = self.layer._parameters.get(parameter)
+        if value is None:
+            own = [k for k, v in self.layer._parameters.items() if v is not None]
+            raise HostError(f"{self.path or 'the root'} ({type(self.layer).__name__}) has no {parameter}; it has {own or 'no parameters of its own'}.")
+        return value
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Bring offloaded weights in for the time of the block."""
+        if getattr(getattr(self.layer, "_hf_hook", None), "offload", False):
+            from accelerate.utils import align_module_device
+
+            with align_module_device(self.layer):
+                yield
+        else:
+            yield
+
+    # -- activations ---------------------------------------------------------------------------------------------
+
+    def reduce(self, x: Tensor, A: Tensor) -> Tensor:
+        """`A x`: x as the layer takes it, A `[r, in]`; gives activations with r channels."""
+        raise HostError(self._no_product())
+
+    def expand(self, z: Tensor, B: Tensor) -> Tensor:
+        """`B z`: z from `reduce`, B `[out, r]`; gives activations as the layer puts out."""
+        raise HostError(self._no_product())
+
+    def add_expanded(self, y: Tensor, z: Tensor, B: Tensor, scale: float) -> Tensor:
+        """`y + scale * B z`, in one kernel where there is one."""
+        return torch.add(y, self.expand(z, B), alpha=scale)
+
+    def along_output(self, vector: Tensor) -> Tensor:
+        """A vector `[out]` shaped to broadcast against the layer's output."""
+        return vector
+
+    def along_input(self, vector: Tensor) -> Tensor:
+        """A vector `[in]` shaped to broadcast against the layer's input."""
+        return vector
+
+    def _no_product(self) -> str:
+        return f"{self.name or 'the root'} is a {self.kind} host ({type(self.layer).__name__}): it has no product with a factor."
+
+    def run_dense(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        """The layer's forward with another dense weight; packed layers need it, others read the changed parameter."""
+        raise HostError(f"{self.name} ({type(self.layer).__name__}) cannot run with a dense weight.")
+
+    def __repr__(self) -> str:
+        return f"{self.kind} {self.name or '(root)'} {list(self.shape)}"
+
+
+class LinearHost(Host):
+    """torch's Linear and everything that derives from it, packed linears included."""
+
+    kind = "linear"
+    has_product = True
+
+    @property
+    def fan_in(self) -> int:
+        return int(self.layer.in_features)
+
+    @property
+    def fan_out(self) -> int:
+        return int(self.layer.out_features)
+
+    def reduce(self, x: Tensor, A: Tensor) -> Tensor:
+        return F.linear(x, A.to(x.dtype))
+
+    def expand(self, z: Tensor, B: Tensor) -> Tensor:
+        return F.linear(z, B.to(z.dtype))
+
+    def add_expanded(self, y: Tensor, z: Tensor, B: Tensor, scale: float) -> Tensor:
+        if y.dtype != z.dtype or y.dim() < 2:
+            return torch.add(y, self.expand(z, B), alpha=scale)
+        added = torch.addmm(y.flatten(0, -2), z.flatten(0, -2), B.to(z.dtype).t(), alpha=scale)
+        return added.view(y.shape)
+
+    def run_dense(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+class Conv1DHost(LinearHost):
+    """transformers' Conv1D (GPT-2): a linear layer that stores its weight as [in, out]."""
+
+    @property
+    def fan_in(self) -> int:
+        return int(self.layer._parameters["weight"].shape[0])
+
+    @property
+    def fan_out(self) -> int:
+        return int(self.layer._parameters["weight"].shape[1])
+
+    def canonical(self, value: Tensor) -> Tensor:
+        return value.t() if value.dim() == 2 else value
+
+    native = canonical
+
+
+class ConvHost(Host):
+    """Conv1d, Conv2d and Conv3d, with groups, stride, dilation and every padding mode."""
+
+    kind = "conv"
+    has_product = True
+
+    @property
+    def fan_in(self) -> int:
+        return self.stored("weight")[0].numel()
+
+    @property
+    def fan_out(self) -> int:
+        return int(self.layer.out_channels)
+
+    def canonical(self, value: Tensor) -> Tensor:
+        return value.flatten(1) if value.dim() > 1 else value
+
+    def native(self, value: Tensor) -> Tensor:
+        return value.view(self.stored("weight").shape) if value.dim() > 1 else value
+
+    def reduce(self, x: Tensor, A: Tensor) -> Tensor:
+        """Convolve with r filters per group: z has `groups * r` channels."""
+        conv, groups = self.layer, self.layer.groups
+        kernel = A.to(x.dtype).view(A.shape[0], *self.stored("weight").shape[1:])
+        if groups > 1:
+            kernel = kernel.repeat(groups, *[1] * (kernel.dim() - 1))
+        if conv.padding_mode != "zeros":
+            x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
+        else:
+            padding = conv.padding
+        return _conv(x)(x, kernel, None, conv.stride, padding, conv.dilation, groups)
+
+    def expand(self, z: Tensor, B: Tensor) -> Tensor:
+        kernel = B.to(z.dtype).view(*B.shape, *[1] * len(self.layer.kernel_size))
+        return _conv(z)(z, kernel, groups=self.layer.groups)
+
+    def along_output(self, vector: Tensor) -> Tensor:
+        return vector.view(-1, *[1] * len(self.layer.kernel_size))
+
+    along_input = along_output
+
+
+class EmbeddingHost(Host):
+    """Embedding as a linear map of one-hot tokens: in = tokens, out = dimensions."""
+
+    kind = "embedding"
+    has_product = True
+
+    @property
+    def fan_in(self) -> int:
+        return int(self.layer.num_embeddings)
+
+    @property
+    def fan_out(self) -> int:
+        return int(self.layer.embedding_dim)
+
+    def canonical(self, value: Tensor) -> Tensor:
+        return value.t() if value.dim() == 2 else value
+
+    native = canonical
+
+    def reduce(self, x: Tensor, A: Tensor) -> Tensor:
+        return F.embedding(x, A.t())
+
+    def expand(self, z: Tensor, B: Tensor) -> Tensor:
+        return F.linear(z, B.to(z.dtype))
+
+    def add_expanded(self, y: Tensor, z: Tensor, B: Tensor, scale: float) -> Tensor:
+        # Subclasses scale their output (Gemma's embedding by sqrt(dim)): the delta passes through the same factor.
+        factor = getattr(self.layer, "embed_scale", getattr(self.layer, "scalar_embed_scale", 1.0))
+        added = self.expand(z.to(y.dtype), B) * scale
+        return y + (added * factor).to(y.dtype)
+
+
+class NormHost(Host):
+    """LayerNorm, RMSNorm, GroupNorm, BatchNorm and models' own norms: a weight and perhaps a bias, both [dim]."""
+
+    kind = "norm"
+
+    @property
+    def fan_in(self) -> int:
+        return self.stored("weight" if self.has("weight") else "bias").numel()
+
+    fan_out = fan_in
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.fan_out,)
+
+    def along_output(self, vector: Tensor) -> Tensor:
+        spatial = {"GroupNorm": 2, "BatchNorm2d": 2, "BatchNorm3d": 3, "SyncBatchNorm": 2, "InstanceNorm2d": 2}.get(type(self.layer).__name__.removeprefix("Adapted"), 0)
+        return vector.view(-1, *[1] * spatial)
+
+
+class ParameterHost(Host):
+    """One parameter of a module by name: read wherever the module's own forward reads it."""
+
+    kind = "parameter"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.stored(self.parameter).shape)
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        return self.shape[:-2]
+
+    @property
+    def fan_in(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def fan_out(self) -> int:
+        return self.shape[-2] if len(self.shape) > 1 else self.shape[-1]
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield self.stored(self.parameter)
+
+
+class ExpertsHost(ParameterHost):
+    """Fused experts, one matrix each: a parameter [experts, out, in], or [experts, in, out] when marked transposed."""
+
+    kind = "experts"
+
+    @property
+    def copies(self) -> int:
+        return self.shape[0]
+
+    @property
+    def _transposed(self) -> bool:
+        return bool(getattr(self.layer, "is_transposed", False))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        stored = self.stored(self.parameter).shape
+        return (stored[0], stored[2], stored[1]) if self._transposed else tuple(stored)
+
+    def canonical(self, value: Tensor) -> Tensor:
+        return value.transpose(-1, -2) if self._transposed and value.dim() == 3 else value
+
+    native = canonical
+
+
+def _conv(x: Tensor) -> Callable[..., Tensor]:
+    return {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.dim()]
+
+
+def _is_norm(layer: nn.Module) -> bool:
+    own = {k: v for k, v in layer._parameters.items() if v is not None}
+    return "Norm" in type(layer).__name__ and set(own) <= {"weight", "bias"} and all(v.dim() == 1 for v in own.values()) and bool(own)
+
+
+#: tried in this order; the first whose test holds is the layer's host
+_KINDS: list[tuple[Callable[[nn.Module], bool], type[Host]]] = [
+    (lambda m: isinstance(m, nn.Linear), LinearHost),
+    (lambda m: hasattr(m, "nf") and m._parameters.get("weight") is not None and m._parameters["weight"].dim() == 2, Conv1DHost),
+    (lambda m: isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)), ConvHost),
+    (lambda m: isinstance(m, nn.Embedding), EmbeddingHost),
+    (_is_norm, NormHost),
+]
+
+
+def _leaf(layer: nn.Module) -> Host | None:
+    return next((kind(layer) for fits, kind in _KINDS[:2] if fits(layer)), None)
+
+
+def host_of(layer: nn.Module, path: str = "", parameter: str | None = None, role: str = "other", index: int | None = None) -> Host:
+    """The host of a layer, or of one of its parameters.
+
+    Raises:
+        HostError: when the parameter does not exist.
+    """
+    if parameter is not None:
+        value = layer._parameters.get(parameter)
+        if value is None:
+            raise HostError(f"{path} has no parameter {parameter!r}; it has {[k for k, v in layer._parameters.items() if v is not None]}.")
+        kind: type[Host] = ExpertsHost if value.dim() == 3 else ParameterHost
+        return kind(layer, path, parameter, role, index)
+    found = next((kind for fits, kind in _KINDS if fits(layer)), Host)
+    return found(layer, path, None, role, index)
+
+
+def first_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The activations a module was called with: its first tensor, positional or by name.
+
+    Raises:
+        HostError: when it was called without a tensor.
+    """
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value
+    names = list(inspect.signature(type(layer).forward).parameters)[1:]
+    raise HostError(f"{type(layer).__name__} was called without a tensor; its forward takes {names}.")

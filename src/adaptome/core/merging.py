@@ -1,0 +1,233 @@
+"""Merging: write what the weight adapters make of the weights into the layers, and take it back.
+
+The sum is done in at least float32 and rounded once to the stored type. The layers get new parameter objects and keep the old ones, so
+unmerging gives the very bits back, and a weight that is tied to another layer is untied, not changed under it. The merged
+layer is compared with the adapted one on a probe input, and the difference told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core import adapter as swap
+from adaptome.core.adapter import Adapted, WeightAdapter, check_mergeable
+from adaptome.core.errors import MergeError
+from adaptome.core.hosts import Host, host_of
+from adaptome.core.model import STATE, State, _rearrange, attachment_of, find_root, forget
+from adaptome.core.plan import table
+from adaptome.quantization import packed
+
+#: relative difference on the probe above which a merge is refused, by the precision of the stored weight
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What was merged. Prints as a table.
+
+    Attributes:
+        names: the adapters.
+        differences: layer -> largest relative difference of the outputs on a probe (None: no probe for this kind of layer).
+        requantised: layer -> relative error that requantising the merged weight made.
+        untied: layers whose weight was tied to another's and is now their own.
+    """
+
+    names: tuple[str, ...]
+    differences: dict[str, float | None]
+    requantised: dict[str, float]
+    untied: tuple[str, ...]
+
+    @property
+    def worst(self) -> float:
+        """The largest difference."""
+        return max((d for d in self.differences.values() if d is not None), default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it."""
+        return {**vars(self), "names": list(self.names), "untied": list(self.untied), "worst": self.worst}
+
+    def __str__(self) -> str:
+        rows = [(path, "-" if d is None else f"{d:.2e}", f"{self.requantised[path]:.2e}" if path in self.requantised else "") for path, d in self.differences.items()]
+        return f"merged {', '.join(self.names)}\n" + table(("layer", "difference", "requantisation error"), rows)
+
+
+def merge(
+    model: nn.Module, names: str | Sequence[str] | None = None, *, keep: bool = True, requantise: bool = False, tolerance: float | None = None
+) -> MergeReport:
+    """Write adapters into the weights.
+
+    Args:
+        model: with adapters.
+        names: which; None for all that are active.
+        keep: keep the adapters and the old weights, so that `unmerge` is exact; False frees them: the model is then a plain one.
+        requantise: allow packed weights to be dequantised, merged and quantised again, which changes the outputs
+            a little more; the error is told. Without it they are refused.
+        tolerance: largest relative difference on the probe; None for a bound by precision (requantised layers have none).
+
+    Raises:
+        MergeError: an adapter has no merged form, one that stays comes before one that merges, the result is not finite or
+            differs by more than the tolerance, or a packed weight without `requantise`. The model is then as it was.
+        StateError: unknown name.
+    """
+    root = find_root(model)
+    state: State = root.__dict__[STATE]
+    wanted = [names] if isinstance(names, str) else list(state.active if names is None else names)
+    wanted = [n for n in wanted if not attachment_of(root, n).merged]
+    if not wanted:
+        raise MergeError(f"nothing to merge: active are {state.active}, merged already {[n for n, a in state.attachments.items() if a.merged]}.")
+    layers = _layers(root, state, wanted)
+    done: list[Any] = []
+    report: dict[str, tuple[float | None, float | None]] = {}
+    training = [m for m in root.modules() if m.training]
+    root.eval()
+    try:
+        for path, layer, stack in layers:
+            done.append(layer)
+            report[path] = _merge_layer(path, layer, stack, state, wanted, requantise, tolerance)
+    except BaseException:  # put everything back, whatever stopped us, Ctrl-C included
+        for layer in done:
+            _put_back(layer)
+        _rearrange(root)
+        raise
+    finally:
+        for module in training:
+            module.training = True
+    for name in wanted:
+        state.attachments[name].merged = True
+    untied = _untie(root, done)
+    _rearrange(root)
+    if not keep:
+        for layer in done:
+            layer.__dict__.pop("_unmerged", None)
+        forget(root, wanted)
+    return MergeReport(tuple(wanted), {p: d for p, (d, _) in report.items()}, {p: e for p, (_, e) in report.items() if e is not None}, untied)
+
+
+def unmerge(model: nn.Module) -> None:
+    """Take every merge back: the old parameter objects return, with their bits.
+
+    Raises:
+        MergeError: nothing is merged.
+    """
+    root = find_root(model)
+    state: State = root.__dict__[STATE]
+    merged = [a for a in state.attachments.values() if a.merged]
+    if not merged:
+        raise MergeError(f"nothing is merged; attached are {list(state.attachments)}.")
+    for module in root.modules():
+        if isinstance(module, Adapted):
+            _put_back(module)
+    for attachment in merged:
+        attachment.merged = False
+    tied = root.__dict__.pop("_tied_before", None)
+    if tied is not None:
+        root.config.tie_word_embeddings = tied
+    _rearrange(root)
+
+
+def _layers(root: nn.Module, state: State, wanted: list[str]) -> list[tuple[str, Any, list[WeightAdapter]]]:
+    """Every layer with something to merge, and its adapters in order; all checked before anything is touched."""
+    order = [n for n in state.active if n in wanted] + [n for n in wanted if n not in state.active]
+    found = []
+    for path, layer in root.named_modules():
+        if not isinstance(layer, Adapted):
+            continue
+        stack = [check_mergeable(a, state.attachments[n].method.name) for n in order for a in swap.adapters_on(layer, n)]
+        if not stack:
+            continue
+        for name in state.active[: max((state.active.index(n) for n in order if n in state.active), default=0)]:
+            stays = [a for a in swap.adapters_on(layer, name) if isinstance(a, WeightAdapter)]
+            if stays and name not in wanted and not state.attachments[name].merged:
+                raise MergeError(f"{name!r} acts on {path} before {order!r}: merging only the later ones would change the outputs.\n  Merge {name!r} too, or activate them in the other order.")
+        found.append((path, layer, stack))
+    return found
+
+
+def _merge_layer(path: str, layer: Any, stack: list[WeightAdapter], state: State, wanted: list[str], requantise: bool, tolerance: float | None) -> tuple[float | None, float | None]:
+    host: Host = host_of(layer, path)
+    if any(p.device.type == "meta" for p in layer._parameters.values() if p is not None):
+        raise MergeError(f"{path}: its weights are offloaded or on the meta device; load the model fully to merge.")
+    if host.packed and not requantise:
+        raise MergeError(
+            f"{path} is quantised ({type(layer._base).__name__}): merging means dequantising, adding and quantising again, which changes the outputs.\n"
+            "  Pass requantise=True to do that and be told the error, merge into the full-precision base, or keep the adapter attached."
+        )
+    probe = _probe(host)
+    swap.arrange(layer, wanted)
+    before = _run(layer, probe)
+    swap.arrange(layer, [])
+    error = None
+    for parameter in dict.fromkeys(p for a in stack for p in a.changes if host.has(p)):
+        adapters = [a for a in stack if parameter in a.changes]
+        error = _write(layer, host, parameter, adapters, path) or error
+    if before is None:
+        return None, error
+    after = _run(layer, probe)
+    difference = float((after.double() - before.double()).abs().max() / before.double().abs().max().clamp_min(1e-12))
+    bound = tolerance if tolerance is not None else (float("inf") if error is not None else TOLERANCE.get(host.dtype, 6e-2))
+    if not difference <= bound:
+        raise MergeError(f"{path}: the merged layer differs from the adapted one by {difference:.2e} on a probe, above {bound:.0e}.\n  Pass a tolerance to accept it.")
+    return difference, error
+
+
+@torch.no_grad()
+def _run(layer: Any, probe: Tensor | None) -> Any:
+    return None if probe is None else layer(probe)
+
+
+@torch.no_grad()
+def _write(layer: Any, host: Host, parameter: str, adapters: list[WeightAdapter], path: str) -> float | None:
+    """Replace one parameter by its merged value; the old object is remembered. Returns the requantisation error of a packed one."""
+    old = layer._parameters[parameter]
+    is_packed = host.packed and parameter == host.parameter
+    value: Tensor = host.native(host.weight()) if is_packed else old.detach()
+    for adapter in adapters:
+        value = adapter.apply_to(parameter, value)
+    if not torch.isfinite(value).all():
+        raise MergeError(f"{path}.{parameter}: the merged value is not finite; the adapter holds NaN or infinity.")
+    layer.__dict__.setdefault("_unmerged", {}).setdefault(parameter, old)
+    if is_packed:
+        layer._parameters[parameter] = packed.repack(layer, value, parameter)
+        return packed.requantisation_error(layer, value)
+    layer._parameters[parameter] = nn.Parameter(value.to(old.dtype).contiguous(), requires_grad=False)
+    return None
+
+
+def _put_back(layer: Any) -> None:
+    for parameter, old in layer.__dict__.pop("_unmerged", {}).items():
+        layer._parameters[parameter] = old
+
+
+def _probe(host: Host) -> Tensor | None:
+    """A small input of the layer, from its own generator; None for kinds that have no plain input."""
+    generator = torch.Generator().manual_seed(0)
+    layer = host.layer
+    if host.kind == "linear":
+        x = torch.randn(4, host.fan_in, generator=generator)
+    elif host.kind == "conv":
+        size = [2 * d * (k - 1) + 3 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        x = torch.randn(2, layer.in_channels, *size, generator=generator)
+    elif host.kind == "embedding":
+        return torch.randint(host.fan_in, (64,), generator=generator).to(host.device)
+    else:
+        return None
+    return x.to(host.device, host.dtype)
+
+
+def _untie(root: Any, layers: list[Any]) -> tuple[str, ...]:
+    """Layers whose old parameter is still another module's: said, and the config told not to tie them again."""
+    ours = {id(m) for m in layers}
+    elsewhere = {id(p) for m in root.modules() if id(m) not in ours for p in m._parameters.values() if p is not None}
+    names = {id(m): n for n, m in root.named_modules()}
+    untied = tuple(names[id(m)] for m in layers if any(id(p) in elsewhere for p in m.__dict__.get("_unmerged", {}).values()))
+    config = getattr(root, "config", None)
+    if untied and getattr(config, "tie_word_embeddings", False):
+        root.__dict__["_tied_before"] = config.tie_word_embeddings
+        config.tie_word_embeddings = False
+    return untied
+

@@ -1,0 +1,278 @@
+"""Methods: frozen, validated settings that build one adapter per host; and their registry.
+
+A method is one file under `adaptome/methods/` (or a module named in the entry-point group `adaptome.methods`), found by its
+registration alone:
+
+    @register("lora", category="reparameterisation", subcategory="low-rank", export="low-rank")
+    class LoRA(Method):
+        \"\"\"LoRA: a low-rank update trained beside each frozen weight. ...\"\"\"
+        r: int = option(8, at_least=1, help="rank of the update")
+        def parameters(self, host): return self.r * (host.fan_in + host.fan_out)
+        def adapter(self, host, shared=None): return LoRAAdapter(self, host)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, dataclass_transform
+
+from torch import nn
+
+from adaptome.core.errors import HostError, MethodError, did_you_mean, nearest
+from adaptome.core.hosts import Host
+
+if TYPE_CHECKING:
+    from adaptome.core.adapter import Adapter
+
+Merge = Literal["exact", "none"]
+Export = Literal["low-rank", "delta", "none"]
+
+
+def option(
+    default: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    choices: Sequence[Any] | None = None,
+    help: str = "",
+) -> Any:
+    """A setting of a method: its default, its bounds and what it does."""
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below, "choices": tuple(choices) if choices else None}
+    return dataclasses.field(default=default, metadata={"help": help, **{k: v for k, v in bounds.items() if v is not None}})
+
+
+class Method:
+    """What every method is: settings (dataclass fields), targets, a parameter formula and a builder of adapters."""
+
+    name: ClassVar[str]
+    #: the survey's classification (arXiv:2501.13787): selective, additive, prompt, reparameterisation, hybrid
+    category: ClassVar[str] = "reparameterisation"
+    subcategory: ClassVar[str] = ""
+    #: whether the adapted layer has a merged form
+    merge: ClassVar[Merge] = "exact"
+    #: exact as LoRA factors, a weight delta of any rank, or not a weight delta
+    export: ClassVar[Export] = "delta"
+    #: whether the adapted model equals the base before training, with the default settings
+    identity_at_init: ClassVar[bool] = True
+    #: whether the inference graph grows when the adapter is not merged
+    structure_changed: ClassVar[bool] = True
+    #: cost at inference: 'none after merge', 'extra modules', 'longer sequence'
+    inference_overhead: ClassVar[str] = "none after merge"
+    #: kinds of hosts it admits, and whether packed (quantised) ones are among them
+    hosts: ClassVar[tuple[str, ...]] = ("linear", "conv", "embedding", "experts", "parameter")
+    admits_packed: ClassVar[bool] = True
+    #: where it goes when the user names no targets
+    default_targets: ClassVar[str | tuple[str, ...]] = "all-linear"
+    #: the paper
+    source: ClassVar[str] = ""
+
+    # -- what a method implements ----------------------------------------------------------------------------------
+
+    def parameters(self, host: Host) -> int:
+        """Trainable numbers on this host, by formula (shared ones not counted)."""
+        raise MethodError(f"{type(self).__name__} has no parameter formula.")
+
+    def adapter(self, host: Host, shared: nn.Module | None = None) -> Adapter:
+        """Build the adapter for one host; `shared` is what `shared()` returned."""
+        raise MethodError(f"{type(self).__name__} builds no adapter.")
+
+    def shared(self, hosts: Sequence[Host]) -> nn.Module | None:
+        """State that all its adapters use, stored once on the model and saved once."""
+        return None
+
+    def shared_parameters(self, hosts: Sequence[Host]) -> int:
+        """Trainable numbers of the shared state, by formula."""
+        return 0
+
+    def on_step(self, adapters: Mapping[str, Adapter], shared: nn.Module | None, step: int, total: int) -> None:
+        """Called after optimiser step `step` of `total` (1-based): schedules, growth, redraws."""
+
+    def penalty(self, adapters: Mapping[str, Adapter], shared: nn.Module | None) -> Any:
+        """A term to add to the loss (a scalar tensor), or None."""
+        return None
+
+    # -- what every method has -------------------------------------------------------------------------------------
+
+    def admits(self, host: Host) -> str | None:
+        """None when it can sit on this host, else the reason why not."""
+        if host.kind not in self.hosts:
+            return f"it works on {', '.join(self.hosts)}; this is a {host.kind} ({type(host.layer).__name__})"
+        if host.packed and not self.admits_packed:
+            return "it needs the weight in full precision; this one is quantised"
+        return None
+
+    def check(self, host: Host) -> None:
+        """Raise HostError when the method cannot sit on this host."""
+        reason = self.admits(host)
+        if reason:
+            raise HostError(f"{self.name} cannot be put on {host.name or 'the root'}: {reason}.\n  Name other targets; `adaptome methods` lists what each method admits.")
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting with its value, as JSON can hold it."""
+        return {f.name: (list(v) if isinstance(v := getattr(self, f.name), tuple) else v) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def replace(self, **settings: Any) -> Method:
+        """The same method with some settings changed.
+
+        Raises:
+            MethodError: for a setting it does not have.
+        """
+        return build(type(self), {**self.settings(), **settings})
+
+    def __post_init__(self) -> None:
+        hints = _hints(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = _coerce(getattr(self, field.name), hints[field.name], f"{self.name}.{field.name}")
+            _check_bounds(value, field.metadata, f"{self.name}.{field.name}")
+            object.__setattr__(self, field.name, value)
+        self.validate()
+
+    def validate(self) -> None:
+        """Checks between settings; raise MethodError."""
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of its documentation."""
+        return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+
+    @classmethod
+    def about(cls) -> dict[str, Any]:
+        """Its metadata, as `adaptome methods --json` prints it."""
+        keys = ("name", "category", "subcategory", "merge", "export", "identity_at_init", "structure_changed", "inference_overhead", "hosts", "admits_packed", "default_targets", "source")
+        options = [
+            {"name": f.name, "default": f.default, "type": str(f.type), **{k: v for k, v in f.metadata.items()}}
+            for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        ]
+        return {"summary": cls.summary(), **{k: getattr(cls, k) for k in keys}, "options": options}
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    """The value as its annotated type; ints pass for floats, lists for tuples."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for kind in kinds:
+        origin = typing.get_origin(kind) or kind
+        if origin is Literal:
+            if value in typing.get_args(kind):
+                return value
+        elif origin is type(None) or kind is None:
+            if value is None:
+                return None
+        elif origin is tuple and isinstance(value, (list, tuple)):
+            inner = [a for a in typing.get_args(kind) if a is not Ellipsis]
+            return tuple(_coerce(v, inner[0], where) if inner else v for v in value)
+        elif origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        elif origin in (int, str, bool, dict) and isinstance(value, origin) and (origin is not int or not isinstance(value, bool)):
+            return value
+    options = [repr(a) for k in kinds if typing.get_origin(k) is Literal for a in typing.get_args(k)]
+    wanted = " or ".join(options or [getattr(k, "__name__", str(k)) for k in kinds])
+    raise MethodError(f"{where} = {value!r} is a {type(value).__name__}; it must be {wanted}.{did_you_mean(str(value), [o.strip(chr(39)) for o in options])}")
+
+
+def _check_bounds(value: Any, bounds: Mapping[str, Any], where: str) -> None:
+    tests: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+        "at_least": (lambda v, b: v >= b, "at least"),
+        "above": (lambda v, b: v > b, "above"),
+        "at_most": (lambda v, b: v <= b, "at most"),
+        "below": (lambda v, b: v < b, "below"),
+        "choices": (lambda v, b: v in b, "one of"),
+    }
+    for key, (holds, words) in tests.items():
+        if key in bounds and isinstance(value, (int, float, str)) and not holds(value, bounds[key]):
+            raise MethodError(f"{where} = {value!r} must be {words} {bounds[key]!r}.")
+
+
+# -- the registry ----------------------------------------------------------------------------------------------------
+
+_REGISTRY: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(option,))
+def register(name: str, **about: Any) -> Callable[[M], M]:
+    """Register a method under a name; `about` sets its class attributes (category, merge, export, ...).
+
+    Raises:
+        MethodError: when another method has the name, or `about` has an unknown entry.
+    """
+
+    def decorate(cls: M) -> M:
+        for key, value in about.items():
+            if not hasattr(Method, key):
+                raise MethodError(f"register({name!r}): unknown attribute {key!r}.{did_you_mean(key, vars(Method))}")
+            setattr(cls, key, value)
+        known = _REGISTRY.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise MethodError(f"a method named {name!r} is registered already, by {known.__module__}.")
+        cls.name = name
+        made = dataclasses.dataclass(frozen=True)(cls)
+        _REGISTRY[name] = made
+        return typing.cast(M, made)
+
+    return decorate
+
+
+@functools.cache
+def _discover() -> None:
+    package = importlib.import_module("adaptome.methods")
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+    for point in entry_points(group="adaptome.methods"):
+        point.load()
+
+
+def list_methods() -> dict[str, type[Method]]:
+    """Every registered method by name, in alphabetical order."""
+    _discover()
+    return dict(sorted(_REGISTRY.items()))
+
+
+def method_class(name: str) -> type[Method]:
+    """The method registered under a name.
+
+    Raises:
+        MethodError: naming the nearest ones.
+    """
+    known = list_methods()
+    if name in known:
+        return known[name]
+    close = nearest(name, known) or list(known)
+    raise MethodError(f"no method is called {name!r}. Nearest: {', '.join(close)}.\n  `adaptome methods` lists all {len(known)}.")
+
+
+def build(cls: type[Method], settings: Mapping[str, Any]) -> Method:
+    """An instance of a method with these settings.
+
+    Raises:
+        MethodError: for an unknown setting, naming the nearest.
+    """
+    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in settings:
+        if key not in fields:
+            raise MethodError(f"{cls.name} has no setting {key!r}.{did_you_mean(key, fields)}\n  It has: {', '.join(sorted(fields)) or 'none'}.")
+    return cls(**settings)
+
+
+def get_method(method: str | Method | type[Method], **settings: Any) -> Method:
+    """A method from its name, its class or an instance, with settings.
+
+    Raises:
+        MethodError: unknown name or setting.
+    """
+    if isinstance(method, Method):
+        return method.replace(**settings) if settings else method
+    return build(method_class(method) if isinstance(method, str) else method, settings)

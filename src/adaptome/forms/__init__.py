@@ -1,0 +1,1 @@
+"""What families of methods share: a method is its equation on one of these."""

@@ -1,0 +1,77 @@
+"""`W' = W + scale * B A`: everything a low-rank method needs beyond its factors.
+
+Forward never builds `B A`: it adds `scale * B (A x)` to the layer's output. Where a host has no such product (fused experts, parameters
+by name), the layer reads `W + scale * B A` instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adaptome.core.adapter import Frozen, WeightAdapter
+from adaptome.core.hosts import Host
+
+
+class LowRank(WeightAdapter):
+    """Base of adapters whose update is `scale * B A`.
+
+    Subclasses create their parameters and implement `factors`.
+
+    Args:
+        host: where it sits.
+        scale: of the update.
+        dropout: probability, on the adapter's input (embeddings: on the reduced activations).
+    """
+
+    def __init__(self, host: Host, scale: float = 1.0, dropout: float = 0.0):
+        super().__init__(host)
+        self.scale, self.dropout = scale, dropout
+        self.fast = host.has_product
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """`A [*, r, in]` and `B [*, out, r]`; `*` is `(experts,)` on fused experts, else nothing."""
+        raise TypeError(f"{type(self).__name__} defines no factors.")
+
+    def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`frozen(x) + scale * B A dropout(x)`."""
+        y: Tensor = frozen(x, *args, **kwargs)
+        return self.add_product(y, x)
+
+    def add_product(self, y: Tensor, x: Tensor) -> Tensor:
+        """`y + scale * strength * B A dropout(x)`."""
+        A, B = self.factors()
+        scale = self.scale * self.strength
+        if self.host.kind == "embedding":
+            z = F.dropout(self.host.reduce(x, A), self.dropout, self.training)
+        else:
+            z = self.host.reduce(F.dropout(x.to(y.dtype), self.dropout, self.training), A)
+        return self.host.add_expanded(y, z, B, scale)
+
+    def delta(self) -> Tensor:
+        """`scale * B A`, `[*, out, in]`."""
+        A, B = self.factors()
+        return self.scale * (B @ A)
+
+    def changed(self, name: str, value: Tensor) -> Tensor:
+        A, B = self.factors()
+        return value + self.scale * (B.to(value.dtype) @ A.to(value.dtype))
+
+    def as_lora(self) -> tuple[Tensor, Tensor]:
+        """Exact LoRA factors `(A, B)` with the scale inside B."""
+        A, B = self.factors()
+        return A.detach(), B.detach() * (self.scale * self.strength)
+
+
+def kaiming(tensor: Tensor) -> Tensor:
+    """Kaiming-uniform with a = sqrt(5) over the last dimension, `U(-1/sqrt(in), 1/sqrt(in))`, as LoRA's code has it.
+
+    Args:
+        tensor: `[*, r, in]`, filled in place.
+    """
+    bound = tensor.shape[-1] ** -0.5
+    with torch.no_grad():
+        return tensor.uniform_(-bound, bound)

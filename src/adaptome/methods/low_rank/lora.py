@@ -1,0 +1,99 @@
+"""LoRA: a low-rank update trained beside each frozen weight."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core.errors import HostError
+from adaptome.core.hosts import Host
+from adaptome.core.method import Method, option, register
+from adaptome.forms.low_rank import LowRank, kaiming
+
+Init = Literal["kaiming", "gaussian", "pissa", "olora"]
+
+
+@register("lora", subcategory="low-rank", export="low-rank", source="Hu et al. 2021, arXiv:2106.09685, section 4.1")
+class LoRA(Method):
+    r"""LoRA: a low-rank update trained beside each frozen weight.
+
+        y = W x + s B A x,    s = alpha / r,  or alpha / sqrt(r) with rslora
+
+    shapes      W [out, in] frozen; A [r, in], B [out, r]; x [..., in] -> y [..., out]; fused experts: one pair per expert
+    init        'kaiming': A ~ U(-1/sqrt(in), 1/sqrt(in)), B = 0 (the authors' code); embeddings: A = 0, B ~ N(0, 1) likewise
+                'gaussian': A ~ N(0, 1/r^2), B = 0
+                'pissa': B A s = the r leading singular triplets of W (Meng et al. 2024, arXiv:2404.02948)
+                'olora': B = Q_r, A = R_r of W = Q R (Bueyuekakyuez 2024, arXiv:2406.01775)
+                the last two subtract their start from the update, s (B A - B0 A0), so the model starts as the base, its
+                weight is never touched and B0, A0 are rebuilt from it when loading
+    parameters  r (in + out) per layer: 33,554,432 for LLaMA-2-7B, q and v, r = 64
+    merge       exact; export: peft-lora, exact (rank 2r for 'pissa' and 'olora')
+    source      Hu et al. 2021, arXiv:2106.09685, section 4.1; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732
+    """
+
+    r: int = option(8, at_least=1, help="rank of the update")
+    alpha: float = option(16.0, help="the update is scaled by alpha / r")
+    dropout: float = option(0.0, at_least=0, below=1, help="on the adapter's input")
+    rslora: bool = option(False, help="scale by alpha / sqrt(r) instead")
+    init: Init = option("kaiming", help="how A and B start")
+
+    @property
+    def scale(self) -> float:
+        """s."""
+        return self.alpha / (self.r**0.5 if self.rslora else self.r)
+
+    def parameters(self, host: Host) -> int:
+        return self.r * (host.fan_in + host.fan_out) * host.copies
+
+    def adapter(self, host: Host, shared: nn.Module | None = None) -> LowRank:
+        return LoRAAdapter(self, host) if self.init in ("kaiming", "gaussian") else FromWeight(self, host)
+
+
+class LoRAAdapter(LowRank):
+    """A and B of one layer."""
+
+    def __init__(self, method: LoRA, host: Host):
+        super().__init__(host, method.scale, method.dropout)
+        self.A = nn.Parameter(torch.zeros(*host.lead, method.r, host.fan_in))
+        self.B = nn.Parameter(torch.zeros(*host.lead, host.fan_out, method.r))
+        with torch.no_grad():
+            if host.kind == "embedding":
+                self.B.normal_()
+            elif method.init == "gaussian":
+                self.A.normal_(std=1 / method.r)
+            else:
+                kaiming(self.A)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.A, self.B
+
+
+class FromWeight(LowRank):
+    """A and B that start from a factorisation of W; the start is subtracted from the update."""
+
+    rebuilt = ("A0", "B0")
+
+    def __init__(self, method: LoRA, host: Host):
+        super().__init__(host, method.scale, method.dropout)
+        if method.r > min(host.fan_in, host.fan_out):
+            raise HostError(f"lora with init={method.init!r}: r = {method.r} is above the rank of {host.name}, {min(host.fan_in, host.fan_out)}.")
+        A, B = _leading(host.weight().float(), method.r, method.init)
+        A, B = A / method.scale**0.5, B / method.scale**0.5
+        self.A, self.B = nn.Parameter(A.clone()), nn.Parameter(B.clone())
+        self.register_buffer("A0", A)
+        self.register_buffer("B0", B)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.A, self.get_buffer("A0")], -2), torch.cat([self.B, -self.get_buffer("B0")], -1)
+
+
+def _leading(W: Tensor, r: int, init: Init) -> tuple[Tensor, Tensor]:
+    """A `[*, r, in]`, B `[*, out, r]` with B A the leading part of W."""
+    if init == "olora":
+        Q, R = torch.linalg.qr(W)
+        return R[..., :r, :].contiguous(), Q[..., :r].contiguous()
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    root = S[..., :r].sqrt()
+    return (root[..., None] * Vh[..., :r, :]).contiguous(), (U[..., :r] * root[..., None, :]).contiguous()

@@ -1,0 +1,87 @@
+"""DoRA: magnitude and direction of the weight trained apart, the direction by a low-rank update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core.adapter import Frozen
+from adaptome.core.hosts import Host
+from adaptome.core.method import Method, option, register
+from adaptome.forms.low_rank import kaiming
+from adaptome.forms.reparametrization import Reparametrization
+
+
+@register("dora", subcategory="low-rank, magnitude and direction", export="delta", source="Liu et al. 2024, arXiv:2402.09353, section 4")
+class DoRA(Method):
+    r"""DoRA: magnitude and direction of the weight trained apart, the direction by a low-rank update.
+
+        W' = m * V / ||V||,    V = W + s B A,  s = alpha / r;  norms over the inputs of each output row
+
+    shapes      W [out, in] frozen; A [r, in], B [out, r]; m [out]; x [..., in] -> y [..., out]
+    init        A Kaiming-uniform(a = sqrt 5), B = 0, m = ||W||: starts as the base
+    parameters  r (in + out) + out per layer: 4,456,448 for LLaMA-2-7B, q and v, r = 8
+    forward     linear layers: c (W x + s B A x) + (bias), c = m / ||V||, with ||V||^2 from W A^T and A A^T: V is never built
+    gradient    none through the norm, as in section 4.3 of the paper
+    merge       exact; export: peft-dora, or LoRA by SVD with its error told
+    source      Liu et al. 2024, arXiv:2402.09353, section 4
+    """
+
+    r: int = option(8, at_least=1, help="rank of the direction's update")
+    alpha: float = option(16.0, help="the update is scaled by alpha / r")
+    dropout: float = option(0.0, at_least=0, below=1, help="on the low-rank branch's input; linear layers only")
+
+    def parameters(self, host: Host) -> int:
+        return (self.r * (host.fan_in + host.fan_out) + host.fan_out) * host.copies
+
+    def adapter(self, host: Host, shared: nn.Module | None = None) -> DoRAAdapter:
+        return DoRAAdapter(self, host)
+
+
+class DoRAAdapter(Reparametrization):
+    """A, B and m of one layer."""
+
+    rebuilt = ("squares",)
+
+    def __init__(self, method: DoRA, host: Host):
+        super().__init__(host)
+        self.scale, self.dropout = method.alpha / method.r, method.dropout
+        self.fast = host.kind == "linear"
+        self.A = nn.Parameter(kaiming(torch.empty(*host.lead, method.r, host.fan_in)))
+        self.B = nn.Parameter(torch.zeros(*host.lead, host.fan_out, method.r))
+        W = host.weight()
+        squares = W.to(torch.promote_types(W.dtype, torch.float32)).square().sum(-1)
+        self.m = nn.Parameter(squares.sqrt())
+        self.register_buffer("squares", squares)
+
+    def weight(self, W: Tensor) -> Tensor:
+        V = W + self.scale * (self.B.to(W.dtype) @ self.A.to(W.dtype))
+        return V * (self.m.to(W.dtype) / V.detach().norm(dim=-1))[..., None]
+
+    def forward(self, frozen: Frozen, x: Tensor) -> Tensor:
+        y: Tensor = frozen(x)
+        bias = self.host.layer.bias
+        branch = nn.functional.dropout(x.to(y.dtype), self.dropout, self.training)
+        V = y if bias is None else y - bias.to(y.dtype)
+        if branch is not x and self.dropout and self.training:
+            # PEFT's convention: dropout acts on the direction's update alone
+            V = self.host.add_expanded(V, self.host.reduce(branch, self.A), self.B, self.scale)
+        else:
+            V = self.host.add_expanded(V, self.host.reduce(x.to(y.dtype), self.A), self.B, self.scale)
+        c = self.m / self.norm(frozen)
+        if self.strength != 1.0:
+            return torch.lerp(y, V * c.to(y.dtype) + (0 if bias is None else bias.to(y.dtype)), self.strength)
+        V = V * c.to(y.dtype)
+        return V if bias is None else V + bias.to(y.dtype)
+
+    @torch.no_grad()
+    def norm(self, frozen: Frozen) -> Tensor:
+        """`||W + s B A||` of every row, from products with r columns."""
+        W = frozen.weight()
+        squares: Any = self.squares if frozen.pristine else W.to(self.m.dtype).square().sum(-1)
+        cross = (W @ self.A.to(W.dtype).mT).to(self.m.dtype)
+        gram = self.A @ self.A.mT
+        squares = squares + ((2 * self.scale) * cross + self.scale**2 * (self.B @ gram)).mul(self.B).sum(-1)
+        return squares.clamp_min(0).sqrt()
