@@ -1,0 +1,148 @@
+"""The roles a module can have, and the names that tell them: the one table to extend for a new architecture.
+
+Names decide only within a structure found by `anatomy.py`: `dense` is an attention's output map inside an attention
+module and nothing in particular outside one. All patterns are matched against whole names or whole dotted suffixes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+ROLES: dict[str, str] = {
+    "attention": "every linear map of the attentions: q, k, v, o, or the fused ones",
+    "q": "the query maps; where q, k, v are fused, the fused map",
+    "k": "the key maps; where fused, the fused map",
+    "v": "the value maps; where fused, the fused map",
+    "qkv": "the maps that make queries, keys and values, fused or not",
+    "o": "the attentions' output maps",
+    "mlp": "every linear map of the MLPs in the blocks, their experts included",
+    "gate": "the gates of gated MLPs; where gate and up are fused, the fused map",
+    "up": "the MLPs' first maps (up_proj, fc1, c_fc, intermediate.dense)",
+    "down": "the MLPs' last maps (down_proj, fc2, output.dense)",
+    "experts": "the experts' maps: fused 3-D parameters, or the linear layers of each expert",
+    "router": "the maps that choose the experts",
+    "linear": "linear maps in neither attention nor MLP (poolers, projections, time embeddings)",
+    "all-linear": "attention, mlp and linear: every linear map but the head and the routers",
+    "norms": "normalisation layers that have parameters",
+    "embeddings": "embedding tables: tokens, positions, types",
+    "convs": "convolutions",
+    "blocks": "whole transformer blocks; in models without attention or MLPs, the repeated blocks",
+    "attention-blocks": "the attention modules",
+    "mlp-blocks": "the MLP modules; where an MLP is no module of its own, its last map",
+    "head": "the output heads: lm_head, classifier and the like",
+}
+
+# Role of a match -> the published roles that select it.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "q": ("q", "qkv", "attention", "all-linear"),
+    "k": ("k", "qkv", "attention", "all-linear"),
+    "v": ("v", "qkv", "attention", "all-linear"),
+    "kv": ("k", "v", "qkv", "attention", "all-linear"),
+    "qkv": ("q", "k", "v", "qkv", "attention", "all-linear"),
+    "o": ("o", "attention", "all-linear"),
+    "attention": ("attention", "all-linear"),  # in an attention whose names are not understood
+    "gate": ("gate", "mlp", "all-linear"),
+    "up": ("up", "mlp", "all-linear"),
+    "gate-up": ("gate", "up", "mlp", "all-linear"),
+    "down": ("down", "mlp", "all-linear"),
+    "mlp": ("mlp", "all-linear"),  # a middle map
+    "router": ("router",),
+    "linear": ("linear", "all-linear"),
+    "norm": ("norms",),
+    "embedding": ("embeddings",),
+    "conv": ("convs",),
+    "block": ("blocks",),
+    "attention-block": ("attention-blocks",),
+    "mlp-block": ("mlp-blocks",),
+    "head": ("head",),
+    "other": (),
+}
+
+# Parts of an attention, by the last name of their path.
+_ATTENTION = {
+    "q": r"q|query|(?:[a-z]+_)?q(?:uery)?_proj|q_lin|q_linear|q_head|q_attn|q_[ab]_proj|to_q|w_?q|linear_q|"
+    r"query_global|projection_query|query_layer",
+    "k": r"k|key|(?:[a-z]+_)?k(?:ey)?_proj|k_lin|k_linear|k_head|to_k|w_?k|linear_k|key_global|projection_key|key_layer",
+    "v": r"v|value|(?:[a-z]+_)?v(?:alue)?_proj|v_lin|v_linear|v_head|to_v|w_?v|linear_v|value_global|projection_value|"
+    r"value_layer",
+    "kv": r"kv|kv_proj|to_kv|w_?kv|kv_a_proj_with_mqa|kv_a_proj|kv_b_proj|key_value",
+    "qkv": r"qkv|qkv_proj|c_attn|query_key_value|w_?qkv|to_qkv|to_added_qkv|in_proj_qkvz?|qkv_layer|attn_qkv|"
+    r"qkv_linear|in_proj_weight",
+}
+# The output map, by its path below the attention module.
+_ATTENTION_OUT = (
+    r"(?:[a-z]+_)?o_proj|out_proj|o|out|out_lin|out_linear|(?:to_out|out|proj)\.0|to_out|to_add_out|(?:[a-z]+\.)*dense|"
+    r"proj|projection|c_proj|w_?o|output|output_proj|output_projection|attn_out|linear_out|post_proj|proj_out|fc_out"
+)
+# Parts of an MLP, by the last name of their path.
+_MLP = {
+    "gate-up": r"gate_up(?:_proj)?|input_linear|w13|gate_and_up_proj",
+    "gate": r"gate_proj|gate|wi_0|w1|w_gate|gate_fc|fc_gate|linear_gate|fc1_g",
+    "up": r"up_proj|up|wi_1|w3|fc1|c_fc|fc_in|wi|lin_?1|linear_?1|proj_in|dense_h_to_4h|dense_?1|intermediate_dense|"
+    r"w_in|weights_in|w12|v1|fc1_x",
+    "down": r"down_proj|down|wo|w2|fc2|c_proj|fc_out|lin_?2|linear_?2|proj_out|dense_4h_to_h|dense_?2|output_dense|"
+    r"w_out|weights_out|output_linear",
+}
+# MLPs written straight into a block: the paths of the first and the last map below it.
+MLP_PAIRS: tuple[tuple[str, str], ...] = (
+    ("fc1", "fc2"),
+    ("linear1", "linear2"),
+    ("intermediate.dense", "output.dense"),
+    ("intermediate_query.dense", "output_query.dense"),
+    ("ffn", "ffn_output"),
+    ("proj_mlp", "proj_out"),
+    ("pwconv1", "pwconv2"),
+    ("lin1", "lin2"),
+)
+
+
+def _table(patterns: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
+    return {part: re.compile(pattern, re.IGNORECASE) for part, pattern in patterns.items()}
+
+
+ATTENTION_PARTS = _table(_ATTENTION)
+ATTENTION_OUT = re.compile(_ATTENTION_OUT, re.IGNORECASE)
+MLP_PARTS = _table(_MLP)
+ATTENTION_NAME = re.compile(r"\w*att(?:n|ention)(?:\d+|_\w+)?", re.IGNORECASE)
+MLP_NAME = re.compile(
+    r"(?:\w+_)?(?:mlp|ffn|ff|feed_?forward|moe)(?:_\w+|\d+)?|DenseReluDense|shared_experts?", re.IGNORECASE
+)
+MLP_CLASS = re.compile(r"\w*(?:MLP|Mlp|FFN|FeedForward|ActDense)\w*|\w*(?:MoE|SparseMoe)(?:Block|Layer)?")
+EXPERTS = re.compile(r"\w*experts?", re.IGNORECASE)
+ROUTER_CLASS = re.compile(r"\w*(?:Router|TopKGat(?:e|ing))\w*")
+# Names of output heads, where they stand outside every stack of blocks.
+HEAD_NAME = re.compile(
+    r"(?:\w+_)?heads?|(?:\w+_)?classifiers?|score|qa_outputs|cls|embed_out|proj_out(?:_\d)?|fc|output|"
+    r"(?:generator|discriminator)_predictions|vocab_(?:transform|layer_norm|projector)|(?:\w+_)?predictor|"
+    r"logits_proj|output_projection",
+    re.IGNORECASE,
+)
+
+
+def attention_part(name: str) -> str | None:
+    """'q', 'k', 'v', 'kv' or 'qkv' for the name of a map that is one of them."""
+    return _part(name, ATTENTION_PARTS)
+
+
+def mlp_part(name: str) -> str | None:
+    """'gate', 'up', 'gate-up' or 'down' for the name of a map that is one of them."""
+    return _part(name, MLP_PARTS)
+
+
+def _part(name: str, table: Mapping[str, re.Pattern[str]]) -> str | None:
+    return next((part for part, pattern in table.items() if pattern.fullmatch(name)), None)
+
+
+def guess_role(name: str) -> str | None:
+    """The role that a layer's name has in most models ('q_proj' -> 'q'), to advise who wrote another model's name."""
+    part = attention_part(name) or mlp_part(name) or ("o" if ATTENTION_OUT.fullmatch(name) else None)
+    if part is None:
+        whole = {"attention-blocks": ATTENTION_NAME, "mlp-blocks": MLP_NAME, "head": HEAD_NAME}
+        return next((role for role, pattern in whole.items() if pattern.fullmatch(name)), None)
+    return GROUPS[part][0]
+
+
+def groups_of(roles: Iterable[str]) -> frozenset[str]:
+    """The published roles that select a match of any of the given roles."""
+    return frozenset(group for role in roles for group in GROUPS[role])

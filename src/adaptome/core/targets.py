@@ -1,0 +1,307 @@
+"""Which layers a method goes on: targets, exclusions and layer ranges, resolved against a model.
+
+A target entry is one of
+    a role        `attention`, `q`, `mlp`, `all-linear`, `blocks`, ... (`ROLES` lists them)
+    a glob        on full paths, `*` crossing dots: `model.layers.*.mlp.*_proj`; a name without wildcards is a suffix
+                  of whole path components: `q_proj`, `attn.q_proj`
+    `re:<regex>`  which must match the full path
+Paths of parameters are matched where the parameter stands for a layer (fused experts, the weights of
+nn.MultiheadAttention), and otherwise when no module has that path. A role's name is always the role: a module
+that is called `mlp` is written `*.mlp`.
+
+Layers are counted within the innermost stack (ModuleList or Sequential) of blocks: encoder and decoder, Swin's stages
+and a UNet's levels each count from 0, and negative indices count from each stack's own end. What is in no block
+(embeddings, head) is in no layer.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import nn
+
+from adaptome.core.anatomy import Anatomy, Part, is_bypassed
+from adaptome.core.errors import TargetError, nearest
+from adaptome.core.roles import ROLES, guess_role
+
+__all__ = ["ROLES", "Match", "resolve", "role_of", "roles", "roles_of"]
+
+Layers: TypeAlias = int | str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Match:
+    """One thing that was targeted.
+
+    Args:
+        path: the module's name in the model, '' for the model itself.
+        module: the module.
+        parameter: None for the module itself, else the name of a parameter of it that stands for a layer.
+        role: its most specific role, such as 'q', 'qkv', 'gate-up', 'expert', 'norm', 'block' or 'other'.
+        layer: the index of its block in the stack of blocks, None outside the blocks.
+    """
+
+    path: str
+    module: nn.Module
+    parameter: str | None
+    role: str
+    layer: int | None
+
+
+def resolve(
+    model: nn.Module,
+    targets: str | Sequence[str],
+    *,
+    exclude: str | Sequence[str] | None = None,
+    layers: Layers | None = None,
+) -> list[Match]:
+    """The modules and parameters that the targets name, in module order and each once.
+
+    Args:
+        model: any module; adapters on it are passed over.
+        targets: one entry or several (see the module's docstring).
+        exclude: entries of the same language; what they match is left out, with everything inside it.
+        layers: 3, -1, [0, 5], a slice '4:8' or '-4:', or '0-5' with both ends.
+
+    Raises:
+        TargetError: an entry matches nothing, nothing is left of an entry, or the layers do not fit the model.
+    """
+    anatomy = Anatomy(model)
+    chosen = {entry: _find(anatomy, entry, "targets") for entry in _entries(targets, "targets")}
+    excluded: set[tuple[str, str | None]] = set()
+    for entry in [] if exclude is None else _entries(exclude, "exclude"):
+        excluded |= {(part.node.path, part.parameter) for part in _find(anatomy, entry, "exclude")}
+    kept = {entry: [part for part in parts if not _inside(part, excluded)] for entry, parts in chosen.items()}
+    for entry, parts in kept.items():
+        _refuse_bypassed(entry, parts)
+    if layers is not None:
+        wanted = _layer_filter(layers, anatomy, [part for parts in kept.values() for part in parts])
+        kept = {entry: [part for part in parts if wanted(part)] for entry, parts in kept.items()}
+    for entry, parts in kept.items():
+        if not parts:
+            raise TargetError(
+                f"targets={entry!r} matches {len(chosen[entry])} places in {_name(anatomy)}, and none of them is left "
+                f"after exclude={exclude!r}, layers={layers!r}.\n  Leave the entry out, or narrow less."
+            )
+    return _matches(part for parts in kept.values() for part in parts)
+
+
+def roles(model: nn.Module) -> dict[str, list[Match]]:
+    """Every published role the model has, with what it matches: `resolve(model, role)` for each of them."""
+    anatomy = Anatomy(model)
+    found = {role: [part for part in anatomy.parts if role in part.groups] for role in ROLES}
+    return {role: _matches(parts) for role, parts in found.items() if parts}
+
+
+def roles_of(model: nn.Module) -> Callable[[str], str]:
+    """A function from a path to its role, for reports over many paths (see `role_of`)."""
+    known: dict[str, str] = {}
+    for part in Anatomy(model).parts:
+        known.update(dict.fromkeys(part.paths, part.role))
+
+    def role(path: str) -> str:
+        names = path.split(".")
+        if "adaptome_shared" in names:
+            return "shared"
+        names = names[: names.index("adaptome")] if "adaptome" in names else names
+        while names and ".".join(names) not in known:
+            names.pop()
+        return known[".".join(names)]
+
+    return role
+
+
+def role_of(model: nn.Module, path: str) -> str:
+    """The most specific role of a module, of a parameter, or of what an adapter below `.adaptome.` sits on.
+
+    A parameter has its module's role. State that adapters share is 'shared', what has no role 'other'.
+    """
+    return roles_of(model)(path)
+
+
+def _matches(parts: Iterable[Part]) -> list[Match]:
+    unique = {(part.node.order, part.parameter or ""): part for part in parts}
+    ordered = [unique[key] for key in sorted(unique)]
+    return [Match(p.node.path, p.node.module, p.parameter, p.role, p.layer) for p in ordered]
+
+
+def _entries(value: str | Sequence[str], what: str) -> list[str]:
+    entries = (
+        [value] if isinstance(value, str) else list(value) if isinstance(value, (Sequence, set)) else [value]
+    )
+    if not entries:
+        raise TargetError(
+            f"{what} is empty.\n  Name at least one role or pattern, such as {what}='attention'."
+        )
+    for entry in entries:
+        if not isinstance(entry, str) or not entry:
+            raise TargetError(
+                f"{what} holds {entry!r}; an entry is a role, a glob, or 're:' and a regex, as a string."
+            )
+    return list(dict.fromkeys(entries))
+
+
+# -- what an entry matches
+
+
+def _find(anatomy: Anatomy, entry: str, what: str) -> list[Part]:
+    if entry in ROLES:
+        found = [part for part in anatomy.parts if entry in part.groups]
+    else:
+        fits = _pattern(entry, what)
+        found = [part for part in anatomy.parts if _fits(part, fits, anatomy)]
+        found = found or [part for part in _plain_parameters(anatomy) if _fits(part, fits, anatomy)]
+    if not found:
+        raise TargetError(_nothing(anatomy, entry, what))
+    return found
+
+
+def _pattern(entry: str, what: str) -> Callable[[str], object]:
+    if entry.startswith("re:"):
+        try:
+            return re.compile(entry[3:]).fullmatch
+        except re.error as error:
+            raise TargetError(f"{what}={entry!r} is not a regular expression: {error}.") from None
+    if any(sign in entry for sign in "*?["):
+        return re.compile(fnmatch.translate(entry)).match
+    return lambda path: path == entry or path.endswith("." + entry)
+
+
+def _fits(part: Part, fits: Callable[[str], object], anatomy: Anatomy) -> bool:
+    if not part.node.path and part.parameter is None and len(anatomy.nodes) > 1:
+        return False  # `*` means the modules in the model, not the model as well
+    return any(fits(path) for path in part.paths)
+
+
+def _plain_parameters(anatomy: Anatomy) -> Iterable[Part]:
+    for node in anatomy.nodes:
+        for name, parameter in node.module._parameters.items():
+            if parameter is not None:
+                yield Part(node, name, node.role, frozenset())
+
+
+def _inside(part: Part, excluded: set[tuple[str, str | None]]) -> bool:
+    if (part.node.path, part.parameter) in excluded:
+        return True
+    return any((node.path, None) in excluded for node in (part.node, *part.node.ancestors()))
+
+
+def _refuse_bypassed(entry: str, parts: list[Part]) -> None:
+    paths = [part.node.path for part in parts if part.parameter is None and is_bypassed(part.node)]
+    if paths:
+        raise TargetError(
+            f"targets={entry!r} names {paths[0]!r}, the output map of an nn.MultiheadAttention"
+            + (f" (and {len(paths) - 1} more)" if len(paths) > 1 else "")
+            + ": torch uses its weight and never calls it, so nothing put on it would run.\n"
+            f"  Write targets='o' or targets={paths[0] + '.weight'!r} for the weight, or exclude={paths[0]!r}."
+        )
+
+
+# -- layers
+
+
+def _layer_filter(layers: Layers, anatomy: Anatomy, parts: list[Part]) -> Callable[[Part], bool]:
+    """Whether a part is in the layers asked for; its stack's own length counts for negative and open ends."""
+    length: dict[str, int] = {}
+    for block in anatomy.blocks:
+        if block.parent is not None and block.index is not None:
+            length[block.parent.path] = max(length.get(block.parent.path, 0), block.index + 1)
+    stacks = {_stack(part): length[_stack(part)] for part in parts if part.node.block}
+    if not stacks:
+        raise TargetError(
+            f"layers={layers!r}: nothing that was targeted in {_name(anatomy)} is in a stack of blocks.\n  Leave layers out."
+        )
+    indices = _parse_layers(layers)
+    longest = max(stacks.values())
+    if indices is None:
+        raise TargetError(
+            f"layers={layers!r} is no choice of layers.\n"
+            "  Write an index (3, -1), a list of them ([0, 5]), a slice ('4:8', '-4:') or a range with both ends ('0-5')."
+        )
+    chosen, within = indices(longest)
+    if not within or not chosen:
+        shown = ", ".join(f"{size} in {path or 'the model'}" for path, size in list(stacks.items())[:6])
+        raise TargetError(
+            f"layers={layers!r} does not fit {_name(anatomy)}: it has {shown}.\n"
+            f"  Layers count from 0 to {longest - 1}, or from the end, -1 to {-longest}."
+        )
+    allowed = {path: indices(size)[0] for path, size in stacks.items()}
+    return lambda part: part.node.block is not None and part.layer in allowed[_stack(part)]
+
+
+def _stack(part: Part) -> str:
+    block = part.node.block
+    return block.parent.path if block is not None and block.parent is not None else ""
+
+
+def _parse_layers(layers: Layers) -> Callable[[int], tuple[set[int], bool]] | None:
+    """A function from a stack's length to the indices chosen and whether all that was written is in range."""
+    if isinstance(layers, str):
+        if cut := re.fullmatch(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*", layers):
+            start, stop = (None if bound is None else int(bound) for bound in cut.groups())
+            bounds = [bound for bound in (start, stop) if bound is not None]
+            return lambda n: (set(range(n)[start:stop]), all(-n <= bound <= n for bound in bounds))
+        if both := re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", layers):
+            first, last = map(int, both.groups())
+            return lambda n: (set(range(first, min(last + 1, n))), first <= last < n)
+        if not re.fullmatch(r"\s*-?\d+\s*", layers):
+            return None
+        layers = int(layers)
+    wanted = [layers] if isinstance(layers, int) else list(layers) if isinstance(layers, Iterable) else [None]
+    if not wanted or any(isinstance(index, bool) or not isinstance(index, int) for index in wanted):
+        return None
+    return lambda n: ({i % n for i in wanted if -n <= i < n}, all(-n <= i < n for i in wanted))
+
+
+# -- when nothing matches
+
+
+def _name(anatomy: Anatomy) -> str:
+    return type(anatomy.model).__name__
+
+
+def _nothing(anatomy: Anatomy, entry: str, what: str) -> str:
+    """The message for an entry without a match: what the model has instead, and what to write."""
+    names = Counter(
+        _leaf(part) for part in anatomy.parts if part.groups and not part.groups & {"blocks", "norms"}
+    )
+    maps = [name for part in anatomy.parts if "all-linear" in part.groups for name in [_leaf(part)]]
+    word = entry.removeprefix("re:").rstrip("$").rpartition(".")[2].strip("*?\\()")
+    near = [name for name in nearest(word, names) if name]
+    shown = list(dict.fromkeys([*near, *maps]))[:8]
+    here = [role for role in ROLES if any(role in part.groups for part in anatomy.parts)]
+    holds = ", ".join(f"{names[name]} {name}" for name in shown) or "no linear layers"
+    lines = [
+        f"{what}={entry!r} matches no module of {_name(anatomy)}.",
+        f"  It has {holds}; its roles: {', '.join(here) or 'none'}.",
+    ]
+    advice = _advice(entry, word, here)
+    ways = [f"{what}={choice!r}" for choice in dict.fromkeys([*advice, *near[:1]])]
+    if ways:
+        lines.append(f"  Write {' or '.join(ways)}; `adaptome inspect` lists every layer.")
+    return "\n".join(lines)
+
+
+def _advice(entry: str, word: str, here: list[str]) -> list[str]:
+    """The role of this model that comes nearest to what was written."""
+    likely = [guess_role(word), *nearest(entry, ROLES)]
+    broader = {
+        "gate": "mlp",
+        "experts": "mlp",
+        "router": "mlp",
+        "mlp-blocks": "blocks",
+        "attention-blocks": "blocks",
+    }
+    likely += [broader.get(entry), "all-linear", "convs"]
+    return [role for role in likely if role in here][:1]
+
+
+def _leaf(part: Part) -> str:
+    """The last name of a part's path that says something: `to_out.0`, not `0`."""
+    names = part.paths[0].split(".")
+    return ".".join(names[-2:]) if names[-1].isdigit() else names[-1]
