@@ -51,4 +51,6 @@ def __getattr__(name: str) -> Any:
         for method in list_methods().values():
             if method.__name__ == name:
                 return method
-    raise AttributeError(f"module 'adaptome' has no attribute {name!r}.{errors.did_you_mean(name, [*__all__, *(m.__name__ for m in list_methods().values())])}")
+    raise AttributeError(
+        f"module 'adaptome' has no attribute {name!r}.{errors.did_you_mean(name, [*__all__, *(m.__name__ for m in list_methods().values())])}"
+    )

@@ -135,7 +135,9 @@ class Adapted:
             return instance(*args, **kwargs)
         if self._overrides and self._host.packed:
             frozen = Frozen(self, ())
-            return self._host.run_dense(frozen.weight(), frozen.weight("bias") if self._host.has("bias") else None, *args, **kwargs)
+            return self._host.run_dense(
+                frozen.weight(), frozen.weight("bias") if self._host.has("bias") else None, *args, **kwargs
+            )
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def train(self, mode: bool = True) -> Any:
@@ -174,7 +176,13 @@ def adapted_class(base: type[nn.Module], readable: tuple[str, ...] = ()) -> type
         return Frozen(self, self._chain)(*args, **kwargs)
 
     body: dict[str, Any] = {name: _parameter_property(name) for name in readable}
-    body |= {"forward": forward, "_base": base, "_readable": readable, "__module__": base.__module__, "__doc__": base.__doc__}
+    body |= {
+        "forward": forward,
+        "_base": base,
+        "_readable": readable,
+        "__module__": base.__module__,
+        "__doc__": base.__doc__,
+    }
     return type(f"Adapted{base.__name__}", (Adapted, base), body)
 
 
@@ -228,7 +236,9 @@ def restore(layer: Any) -> None:
     instance = layer.__dict__.pop("_instance_forward", None)
     if instance is not None:
         layer.__dict__["forward"] = instance
-    elif "forward" in layer.__dict__ and isinstance(getattr(layer.__dict__["forward"], "__self__", None), nn.Module):
+    elif "forward" in layer.__dict__ and isinstance(
+        getattr(layer.__dict__["forward"], "__self__", None), nn.Module
+    ):
         del layer.__dict__["forward"]  # a removed hook's leftover: the adapted class's bound forward
     for state in ("_host", "_chain", "_overrides"):
         layer.__dict__.pop(state, None)

@@ -13,6 +13,7 @@ of nn.MultiheadAttention, whose `out_proj.forward` torch never calls).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -141,6 +142,15 @@ class Anatomy:
         self.blocks = self._find_blocks()
         self._label()
         self.parts = [part for node in self.nodes for part in self._parts_of(node)]
+
+    @functools.cached_property
+    def by_path(self) -> dict[str, list[Part]]:
+        """Parts by every path they have."""
+        found: dict[str, list[Part]] = {}
+        for part in self.parts:
+            for path in part.paths:
+                found.setdefault(path, []).append(part)
+        return found
 
     # -- the tree
 
@@ -354,6 +364,12 @@ class Anatomy:
             groups |= {"mlp-blocks"}
         elif node in self.blocks:
             groups |= {"blocks"}
+        if (
+            node.kind in ("linear", "conv", "norm")
+            and node not in self._head_of
+            and node.module._parameters.get("bias") is not None
+        ):
+            groups |= {"biases"}
         expert = node.kind == "linear" and node in self._mlp_of and self._is_expert(node)
         role = "expert" if expert else node.role
         bypassed = is_bypassed(node)

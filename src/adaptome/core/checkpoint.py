@@ -35,7 +35,16 @@ from adaptome.core.errors import (
 )
 from adaptome.core.files import atomic_folder, sha256
 from adaptome.core.method import method_class
-from adaptome.core.model import Attachment, attach, attachment_of, detach, find_root, is_ours, set_trainable, tensors_of
+from adaptome.core.model import (
+    Attachment,
+    attach,
+    attachment_of,
+    detach,
+    find_root,
+    is_ours,
+    set_trainable,
+    tensors_of,
+)
 
 FORMAT = 1
 TENSORS, MANIFEST = "adapter.safetensors", "adaptome.json"
@@ -80,7 +89,11 @@ def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> dict[str, An
     # Packed weights have other shapes: names alone then tell the structure.
     names = "\n".join(sorted(n for n, _ in own))
     shapes = "\n".join(sorted(f"{n} {list(p.shape)}" for n, p in own))
-    plain = [(n, p) for n, p in own if p.is_floating_point() and p.device.type != "meta" and p.numel() >= 4 and type(p) is nn.Parameter]
+    plain = [
+        (n, p)
+        for n, p in own
+        if p.is_floating_point() and p.device.type != "meta" and p.numel() >= 4 and type(p) is nn.Parameter
+    ]
     chosen = plain[:: max(1, len(plain) // 16)][:16]
     sample = {n: [float(v) for v in _pick(p)] for n, p in chosen}
     return {"names": _hash(names), "structure": None if packed else _hash(shapes), "sample": sample}
@@ -102,17 +115,26 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _check_base(model: nn.Module, stored: dict[str, Any], base_id: str | None, without: tuple[str, ...]) -> str:
+def _check_base(
+    model: nn.Module, stored: dict[str, Any], base_id: str | None, without: tuple[str, ...]
+) -> str:
     """How the base was recognised; BaseMismatchError when it is another."""
     here = fingerprint(model, without)
     saved_from = f"the adapter was saved from {base_id or 'an unnamed base'}"
     if here["names"] != stored["names"]:
-        raise BaseMismatchError(f"{saved_from}, whose parameters have other names than this {type(model).__name__}'s.\n  Load that model, or pass check_base=False if this one is a compatible variant.")
+        raise BaseMismatchError(
+            f"{saved_from}, whose parameters have other names than this {type(model).__name__}'s.\n  Load that model, or pass check_base=False if this one is a compatible variant."
+        )
     if None not in (here["structure"], stored["structure"]) and here["structure"] != stored["structure"]:
-        raise BaseMismatchError(f"{saved_from}, whose parameters have other shapes than this {type(model).__name__}'s.\n  Load the model of that size.")
+        raise BaseMismatchError(
+            f"{saved_from}, whose parameters have other shapes than this {type(model).__name__}'s.\n  Load the model of that size."
+        )
     common = sorted(set(here["sample"]) & set(stored["sample"]))
     for name in common:
-        a, b = torch.tensor(stored["sample"][name], dtype=torch.float64), torch.tensor(here["sample"][name], dtype=torch.float64)
+        a, b = (
+            torch.tensor(stored["sample"][name], dtype=torch.float64),
+            torch.tensor(here["sample"][name], dtype=torch.float64),
+        )
         if not torch.allclose(a, b, rtol=SAMPLE_TOLERANCE, atol=SAMPLE_TOLERANCE * float(a.abs().max())):
             raise BaseMismatchError(
                 f"{saved_from}; this {type(model).__name__} has the same structure but other weights (first seen in {name}: {a.tolist()} there, {b.tolist()} here).\n"
@@ -124,7 +146,9 @@ def _check_base(model: nn.Module, stored: dict[str, Any], base_id: str | None, w
 # -- saving --------------------------------------------------------------------------------------------------------
 
 
-def save(model: nn.Module, folder: str | os.PathLike[str], name: str = "default", *, base_id: str | None = None) -> Path:
+def save(
+    model: nn.Module, folder: str | os.PathLike[str], name: str = "default", *, base_id: str | None = None
+) -> Path:
     """Write one adapter to a folder, whole or not at all.
 
     Args:
@@ -147,11 +171,22 @@ def save(model: nn.Module, folder: str | os.PathLike[str], name: str = "default"
 
 def write(folder: str | os.PathLike[str], tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Path:
     """Write tensors and manifest as an adapter folder."""
-    bad = [key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    bad = [
+        key for key, value in tensors.items() if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
     if bad:
-        raise NonFiniteError(f"{len(bad)} tensors hold NaN or infinity ({', '.join(bad[:3])}); nothing was written.\n  Go back to the last good checkpoint.")
+        raise NonFiniteError(
+            f"{len(bad)} tensors hold NaN or infinity ({', '.join(bad[:3])}); nothing was written.\n  Go back to the last good checkpoint."
+        )
     data = dump_tensors({k: v.contiguous() for k, v in tensors.items()}, metadata={"format": "adaptome"})
-    manifest = {**manifest, "tensors": {"sha256": hashlib.sha256(data).hexdigest(), "count": len(tensors), "numbers": sum(t.numel() for t in tensors.values())}}
+    manifest = {
+        **manifest,
+        "tensors": {
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "count": len(tensors),
+            "numbers": sum(t.numel() for t in tensors.values()),
+        },
+    }
     folder = Path(folder)
     with atomic_folder(folder, only=(TENSORS, MANIFEST)) as staging:
         (staging / TENSORS).write_bytes(data)
@@ -189,7 +224,11 @@ def describe(model: nn.Module, name: str, base_id: str | None = None) -> dict[st
             "class": type(root).__name__.removeprefix("Adapted"),
             **fingerprint(root, tuple(a.heads)),
         },
-        "versions": {"adaptome": _version(), "torch": torch.__version__, "safetensors": safetensors.__version__},
+        "versions": {
+            "adaptome": _version(),
+            "torch": torch.__version__,
+            "safetensors": safetensors.__version__,
+        },
     }
 
 
@@ -213,15 +252,25 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         there = sorted(p.name for p in Path(folder).iterdir())[:8] if Path(folder).is_dir() else None
         found = f"it holds {there}" if there is not None else "there is no such folder"
-        raise CheckpointError(f"{folder} is not an adapter folder: no {MANIFEST} ({found}).\n  Give the folder that ad.save wrote; a PEFT folder is read as well.")
+        raise CheckpointError(
+            f"{folder} is not an adapter folder: no {MANIFEST} ({found}).\n  Give the folder that ad.save wrote; a PEFT folder is read as well."
+        )
     try:
         manifest = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TornFileError(f"{path} is not whole JSON ({error}).\n  Restore the folder from a copy.") from error
-    if not isinstance(manifest, dict) or manifest.get("library") != "adaptome" or not isinstance(manifest.get("format"), int):
+        raise TornFileError(
+            f"{path} is not whole JSON ({error}).\n  Restore the folder from a copy."
+        ) from error
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("library") != "adaptome"
+        or not isinstance(manifest.get("format"), int)
+    ):
         raise FormatError(f"{path} is not an adaptome manifest.")
     if manifest["format"] > FORMAT:
-        raise FormatError(f"{path} has format {manifest['format']}; this adaptome ({_version()}) reads up to {FORMAT}.\n  Upgrade adaptome: pip install -U adaptome.")
+        raise FormatError(
+            f"{path} has format {manifest['format']}; this adaptome ({_version()}) reads up to {FORMAT}.\n  Upgrade adaptome: pip install -U adaptome."
+        )
     missing = [k for k in ("method", "settings", "targets", "base", "tensors", "seed") if k not in manifest]
     if missing:
         raise FormatError(f"{path} lacks {', '.join(missing)}.")
@@ -239,7 +288,9 @@ def read_tensors(folder: str | os.PathLike[str], manifest: dict[str, Any]) -> di
     if not path.is_file():
         raise TornFileError(f"{path} is missing.\n  Restore the folder from a copy.")
     if sha256(path) != manifest["tensors"]["sha256"]:
-        raise TornFileError(f"{path} is not what was saved: its sha256 differs from the manifest's (torn, or changed after saving).\n  Restore the folder from a copy.")
+        raise TornFileError(
+            f"{path} is not what was saved: its sha256 differs from the manifest's (torn, or changed after saving).\n  Restore the folder from a copy."
+        )
     try:
         tensors = load_tensors(path.read_bytes())
     except safetensors.SafetensorError as error:
@@ -250,7 +301,14 @@ def read_tensors(folder: str | os.PathLike[str], manifest: dict[str, Any]) -> di
     return tensors
 
 
-def load(model: nn.Module, folder: str | os.PathLike[str], name: str | None = None, *, trainable: bool = False, check_base: bool = True) -> LoadReport:
+def load(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    trainable: bool = False,
+    check_base: bool = True,
+) -> LoadReport:
     """Put a saved adapter on a model, and activate it.
 
     Args:
@@ -270,11 +328,26 @@ def load(model: nn.Module, folder: str | os.PathLike[str], name: str | None = No
         return load_peft(model, folder, name or "default", trainable=trainable)
     manifest = read_manifest(folder)
     tensors = read_tensors(folder, manifest)
-    return install(model, manifest, tensors, name or "default", trainable=trainable, check_base=check_base, source=str(folder))
+    return install(
+        model,
+        manifest,
+        tensors,
+        name or "default",
+        trainable=trainable,
+        check_base=check_base,
+        source=str(folder),
+    )
 
 
 def install(
-    model: nn.Module, manifest: dict[str, Any], tensors: dict[str, Tensor], name: str, *, trainable: bool = False, check_base: bool = True, source: str = ""
+    model: nn.Module,
+    manifest: dict[str, Any],
+    tensors: dict[str, Tensor],
+    name: str,
+    *,
+    trainable: bool = False,
+    check_base: bool = True,
+    source: str = "",
 ) -> LoadReport:
     """Attach what a manifest describes and fill in its tensors; on an error the model is as it was."""
     base = manifest["base"]
@@ -285,21 +358,27 @@ def install(
     try:
         how = _attach_described(model, manifest, name, check_base)
     except (TargetError, MethodError) as error:
-        raise (BaseMismatchError if isinstance(error, TargetError) else CheckpointError)(f"{source}, saved from {base.get('id') or 'an unnamed base'}: {error}") from error
+        raise (BaseMismatchError if isinstance(error, TargetError) else CheckpointError)(
+            f"{source}, saved from {base.get('id') or 'an unnamed base'}: {error}"
+        ) from error
     try:
         fill(attachment_of(model, name), tensors, source)
     except CheckpointError:
         detach(model, name)
         raise
     set_trainable(model, name, trainable)
-    return LoadReport(name, manifest["method"], len(tensors), sum(t.numel() for t in tensors.values()), how, manifest)
+    return LoadReport(
+        name, manifest["method"], len(tensors), sum(t.numel() for t in tensors.values()), how, manifest
+    )
 
 
 def _attach_described(model: nn.Module, manifest: dict[str, Any], name: str, check_base: bool) -> str:
     how = "nothing: not checked"
     if check_base:
         root = find_root(model) if any("_adaptome" in m.__dict__ for m in model.modules()) else model
-        how = _check_base(root, manifest["base"], manifest["base"].get("id"), tuple(manifest.get("heads", ())))
+        how = _check_base(
+            root, manifest["base"], manifest["base"].get("id"), tuple(manifest.get("heads", ()))
+        )
     dtype = manifest.get("dtype")
     attach(
         model,
@@ -323,13 +402,26 @@ def fill(attachment: Attachment, tensors: dict[str, Tensor], source: str) -> Non
     """
     wanted = tensors_of(attachment)
     missing, unexpected = [k for k in wanted if k not in tensors], [k for k in tensors if k not in wanted]
-    shapes = [f"{k}: {list(tensors[k].shape)} stored, {list(wanted[k].shape)} here" for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
+    shapes = [
+        f"{k}: {list(tensors[k].shape)} stored, {list(wanted[k].shape)} here"
+        for k in wanted
+        if k in tensors and tensors[k].shape != wanted[k].shape
+    ]
     if missing or unexpected or shapes:
-        words = [f"{len(missing)} missing ({', '.join(missing[:3])})" if missing else "", f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])})" if unexpected else ""]
+        words = [
+            f"{len(missing)} missing ({', '.join(missing[:3])})" if missing else "",
+            f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])})" if unexpected else "",
+        ]
         words += [f"{len(shapes)} of another shape ({'; '.join(shapes[:3])})" if shapes else ""]
         near = nearest(unexpected[0], missing, 1) if missing and unexpected else []
-        hint = f"\n  Perhaps {unexpected[0]} is {near[0]} under another name: were modules renamed?" if near else ""
-        raise KeyMismatchError(f"{source}: the tensors do not fit the model: {', '.join(w for w in words if w)}.{hint}\n  Nothing was loaded.")
+        hint = (
+            f"\n  Perhaps {unexpected[0]} is {near[0]} under another name: were modules renamed?"
+            if near
+            else ""
+        )
+        raise KeyMismatchError(
+            f"{source}: the tensors do not fit the model: {', '.join(w for w in words if w)}.{hint}\n  Nothing was loaded."
+        )
     with torch.no_grad():
         for key, place in wanted.items():
             _copy(place, tensors[key])
@@ -339,6 +431,8 @@ def _copy(place: Tensor, value: Tensor) -> None:
     if hasattr(place, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 
-        place.copy_(distribute_tensor(value.to(place.device, place.dtype), place.device_mesh, place.placements))
+        place.copy_(
+            distribute_tensor(value.to(place.device, place.dtype), place.device_mesh, place.placements)
+        )
     else:
         place.copy_(value.to(place.device))

@@ -48,7 +48,12 @@ class Host:
     has_product: ClassVar[bool] = False
 
     def __init__(
-        self, layer: nn.Module, path: str = "", parameter: str | None = None, role: str = "other", index: int | None = None
+        self,
+        layer: nn.Module,
+        path: str = "",
+        parameter: str | None = None,
+        role: str = "other",
+        index: int | None = None,
     ):
         self.layer, self.path, self.role, self.index = layer, path, role, index
         self.parameter = parameter or "weight"
@@ -66,7 +71,11 @@ class Host:
         """Where adapters of this host live; the execution device of an offloaded layer."""
         hook = getattr(self.layer, "_hf_hook", None)
         if getattr(hook, "offload", False):
-            return torch.device(hook.execution_device if not isinstance(hook.execution_device, int) else f"cuda:{hook.execution_device}")
+            return torch.device(
+                hook.execution_device
+                if not isinstance(hook.execution_device, int)
+                else f"cuda:{hook.execution_device}"
+            )
         tensor = next(self._tensors(), None)
         return tensor.device if tensor is not None else torch.device("cpu")
 
@@ -121,12 +130,19 @@ class Host:
     @property
     def width(self) -> int:
         """Features of the activations that pass through the module."""
-        norms = [p for m in self.layer.children() for p in m._parameters.values() if p is not None and p.dim() == 1 and "norm" in type(m).__name__.lower()]
+        norms = [
+            p
+            for m in self.layer.children()
+            for p in m._parameters.values()
+            if p is not None and p.dim() == 1 and "norm" in type(m).__name__.lower()
+        ]
         if norms:
             return norms[0].numel()
         linears = [h for m in self.layer.modules() if (h := _leaf(m)) is not None]
         if not linears:
-            raise HostError(f"{self.path or 'the root'} ({type(self.layer).__name__}) has no norm or linear layer that tells the width of its activations.")
+            raise HostError(
+                f"{self.path or 'the root'} ({type(self.layer).__name__}) has no norm or linear layer that tells the width of its activations."
+            )
         return linears[-1].fan_out
 
     # -- its weight ----------------------------------------------------------------------------------------------
@@ -142,7 +158,11 @@ class Host:
     def weight(self) -> Tensor:
         """The frozen weight `[out, in]`, dequantised and fetched from offload where need be; detached."""
         with self.at_hand():
-            return self.canonical(packed.dense(self.layer, self.parameter) if self.packed else self.stored(self.parameter).detach())
+            return self.canonical(
+                packed.dense(self.layer, self.parameter)
+                if self.packed
+                else self.stored(self.parameter).detach()
+            )
 
     def stored(self, parameter: str) -> Tensor:
         """The parameter as the layer stores it.
@@ -153,7 +173,9 @@ class Host:
         value = self.layer._parameters.get(parameter)
         if value is None:
             own = [k for k, v in self.layer._parameters.items() if v is not None]
-            raise HostError(f"{self.path or 'the root'} ({type(self.layer).__name__}) has no {parameter}; it has {own or 'no parameters of its own'}.")
+            raise HostError(
+                f"{self.path or 'the root'} ({type(self.layer).__name__}) has no {parameter}; it has {own or 'no parameters of its own'}."
+            )
         return value
 
     @contextmanager
@@ -337,7 +359,13 @@ class NormHost(Host):
         return (self.fan_out,)
 
     def along_output(self, vector: Tensor) -> Tensor:
-        spatial = {"GroupNorm": 2, "BatchNorm2d": 2, "BatchNorm3d": 3, "SyncBatchNorm": 2, "InstanceNorm2d": 2}.get(type(self.layer).__name__.removeprefix("Adapted"), 0)
+        spatial = {
+            "GroupNorm": 2,
+            "BatchNorm2d": 2,
+            "BatchNorm3d": 3,
+            "SyncBatchNorm": 2,
+            "InstanceNorm2d": 2,
+        }.get(type(self.layer).__name__.removeprefix("Adapted"), 0)
         return vector.view(-1, *[1] * spatial)
 
 
@@ -396,13 +424,25 @@ def _conv(x: Tensor) -> Callable[..., Tensor]:
 
 def _is_norm(layer: nn.Module) -> bool:
     own = {k: v for k, v in layer._parameters.items() if v is not None}
-    return "Norm" in type(layer).__name__ and set(own) <= {"weight", "bias"} and all(v.dim() == 1 for v in own.values()) and bool(own)
+    return (
+        "Norm" in type(layer).__name__
+        and set(own) <= {"weight", "bias"}
+        and all(v.dim() == 1 for v in own.values())
+        and bool(own)
+    )
 
 
 #: tried in this order; the first whose test holds is the layer's host
 _KINDS: list[tuple[Callable[[nn.Module], bool], type[Host]]] = [
     (lambda m: isinstance(m, nn.Linear), LinearHost),
-    (lambda m: hasattr(m, "nf") and m._parameters.get("weight") is not None and m._parameters["weight"].dim() == 2, Conv1DHost),
+    (
+        lambda m: (
+            hasattr(m, "nf")
+            and m._parameters.get("weight") is not None
+            and m._parameters["weight"].dim() == 2
+        ),
+        Conv1DHost,
+    ),
     (lambda m: isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)), ConvHost),
     (lambda m: isinstance(m, nn.Embedding), EmbeddingHost),
     (_is_norm, NormHost),
@@ -413,7 +453,13 @@ def _leaf(layer: nn.Module) -> Host | None:
     return next((kind(layer) for fits, kind in _KINDS[:2] if fits(layer)), None)
 
 
-def host_of(layer: nn.Module, path: str = "", parameter: str | None = None, role: str = "other", index: int | None = None) -> Host:
+def host_of(
+    layer: nn.Module,
+    path: str = "",
+    parameter: str | None = None,
+    role: str = "other",
+    index: int | None = None,
+) -> Host:
     """The host of a layer, or of one of its parameters.
 
     Raises:
@@ -422,7 +468,9 @@ def host_of(layer: nn.Module, path: str = "", parameter: str | None = None, role
     if parameter is not None:
         value = layer._parameters.get(parameter)
         if value is None:
-            raise HostError(f"{path} has no parameter {parameter!r}; it has {[k for k, v in layer._parameters.items() if v is not None]}.")
+            raise HostError(
+                f"{path} has no parameter {parameter!r}; it has {[k for k, v in layer._parameters.items() if v is not None]}."
+            )
         kind: type[Host] = ExpertsHost if value.dim() == 3 else ParameterHost
         return kind(layer, path, parameter, role, index)
     found = next((kind for fits, kind in _KINDS if fits(layer)), Host)

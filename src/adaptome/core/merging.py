@@ -52,12 +52,26 @@ class MergeReport:
         return {**vars(self), "names": list(self.names), "untied": list(self.untied), "worst": self.worst}
 
     def __str__(self) -> str:
-        rows = [(path, "-" if d is None else f"{d:.2e}", f"{self.requantised[path]:.2e}" if path in self.requantised else "") for path, d in self.differences.items()]
-        return f"merged {', '.join(self.names)}\n" + table(("layer", "difference", "requantisation error"), rows)
+        rows = [
+            (
+                path,
+                "-" if d is None else f"{d:.2e}",
+                f"{self.requantised[path]:.2e}" if path in self.requantised else "",
+            )
+            for path, d in self.differences.items()
+        ]
+        return f"merged {', '.join(self.names)}\n" + table(
+            ("layer", "difference", "requantisation error"), rows
+        )
 
 
 def merge(
-    model: nn.Module, names: str | Sequence[str] | None = None, *, keep: bool = True, requantise: bool = False, tolerance: float | None = None
+    model: nn.Module,
+    names: str | Sequence[str] | None = None,
+    *,
+    keep: bool = True,
+    requantise: bool = False,
+    tolerance: float | None = None,
 ) -> MergeReport:
     """Write adapters into the weights.
 
@@ -79,7 +93,9 @@ def merge(
     wanted = [names] if isinstance(names, str) else list(state.active if names is None else names)
     wanted = [n for n in wanted if not attachment_of(root, n).merged]
     if not wanted:
-        raise MergeError(f"nothing to merge: active are {state.active}, merged already {[n for n, a in state.attachments.items() if a.merged]}.")
+        raise MergeError(
+            f"nothing to merge: active are {state.active}, merged already {[n for n, a in state.attachments.items() if a.merged]}."
+        )
     layers = _layers(root, state, wanted)
     done: list[Any] = []
     report: dict[str, tuple[float | None, float | None]] = {}
@@ -105,7 +121,12 @@ def merge(
         for layer in done:
             layer.__dict__.pop("_unmerged", None)
         forget(root, wanted)
-    return MergeReport(tuple(wanted), {p: d for p, (d, _) in report.items()}, {p: e for p, (_, e) in report.items() if e is not None}, untied)
+    return MergeReport(
+        tuple(wanted),
+        {p: d for p, (d, _) in report.items()},
+        {p: e for p, (_, e) in report.items() if e is not None},
+        untied,
+    )
 
 
 def unmerge(model: nn.Module) -> None:
@@ -137,21 +158,39 @@ def _layers(root: nn.Module, state: State, wanted: list[str]) -> list[tuple[str,
     for path, layer in root.named_modules():
         if not isinstance(layer, Adapted):
             continue
-        stack = [check_mergeable(a, state.attachments[n].method.name) for n in order for a in swap.adapters_on(layer, n)]
+        stack = [
+            check_mergeable(a, state.attachments[n].method.name)
+            for n in order
+            for a in swap.adapters_on(layer, n)
+        ]
         if not stack:
             continue
-        for name in state.active[: max((state.active.index(n) for n in order if n in state.active), default=0)]:
+        for name in state.active[
+            : max((state.active.index(n) for n in order if n in state.active), default=0)
+        ]:
             stays = [a for a in swap.adapters_on(layer, name) if isinstance(a, WeightAdapter)]
             if stays and name not in wanted and not state.attachments[name].merged:
-                raise MergeError(f"{name!r} acts on {path} before {order!r}: merging only the later ones would change the outputs.\n  Merge {name!r} too, or activate them in the other order.")
+                raise MergeError(
+                    f"{name!r} acts on {path} before {order!r}: merging only the later ones would change the outputs.\n  Merge {name!r} too, or activate them in the other order."
+                )
         found.append((path, layer, stack))
     return found
 
 
-def _merge_layer(path: str, layer: Any, stack: list[WeightAdapter], state: State, wanted: list[str], requantise: bool, tolerance: float | None) -> tuple[float | None, float | None]:
+def _merge_layer(
+    path: str,
+    layer: Any,
+    stack: list[WeightAdapter],
+    state: State,
+    wanted: list[str],
+    requantise: bool,
+    tolerance: float | None,
+) -> tuple[float | None, float | None]:
     host: Host = host_of(layer, path)
     if any(p.device.type == "meta" for p in layer._parameters.values() if p is not None):
-        raise MergeError(f"{path}: its weights are offloaded or on the meta device; load the model fully to merge.")
+        raise MergeError(
+            f"{path}: its weights are offloaded or on the meta device; load the model fully to merge."
+        )
     if host.packed and not requantise:
         raise MergeError(
             f"{path} is quantised ({type(layer._base).__name__}): merging means dequantising, adding and quantising again, which changes the outputs.\n"
@@ -168,10 +207,18 @@ def _merge_layer(path: str, layer: Any, stack: list[WeightAdapter], state: State
     if before is None:
         return None, error
     after = _run(layer, probe)
-    difference = float((after.double() - before.double()).abs().max() / before.double().abs().max().clamp_min(1e-12))
-    bound = tolerance if tolerance is not None else (float("inf") if error is not None else TOLERANCE.get(host.dtype, 6e-2))
+    difference = float(
+        (after.double() - before.double()).abs().max() / before.double().abs().max().clamp_min(1e-12)
+    )
+    bound = (
+        tolerance
+        if tolerance is not None
+        else (float("inf") if error is not None else TOLERANCE.get(host.dtype, 6e-2))
+    )
     if not difference <= bound:
-        raise MergeError(f"{path}: the merged layer differs from the adapted one by {difference:.2e} on a probe, above {bound:.0e}.\n  Pass a tolerance to accept it.")
+        raise MergeError(
+            f"{path}: the merged layer differs from the adapted one by {difference:.2e} on a probe, above {bound:.0e}.\n  Pass a tolerance to accept it."
+        )
     return difference, error
 
 
@@ -189,7 +236,9 @@ def _write(layer: Any, host: Host, parameter: str, adapters: list[WeightAdapter]
     for adapter in adapters:
         value = adapter.apply_to(parameter, value)
     if not torch.isfinite(value).all():
-        raise MergeError(f"{path}.{parameter}: the merged value is not finite; the adapter holds NaN or infinity.")
+        raise MergeError(
+            f"{path}.{parameter}: the merged value is not finite; the adapter holds NaN or infinity."
+        )
     layer.__dict__.setdefault("_unmerged", {}).setdefault(parameter, old)
     if is_packed:
         layer._parameters[parameter] = packed.repack(layer, value, parameter)
@@ -222,12 +271,17 @@ def _probe(host: Host) -> Tensor | None:
 def _untie(root: Any, layers: list[Any]) -> tuple[str, ...]:
     """Layers whose old parameter is still another module's: said, and the config told not to tie them again."""
     ours = {id(m) for m in layers}
-    elsewhere = {id(p) for m in root.modules() if id(m) not in ours for p in m._parameters.values() if p is not None}
+    elsewhere = {
+        id(p) for m in root.modules() if id(m) not in ours for p in m._parameters.values() if p is not None
+    }
     names = {id(m): n for n, m in root.named_modules()}
-    untied = tuple(names[id(m)] for m in layers if any(id(p) in elsewhere for p in m.__dict__.get("_unmerged", {}).values()))
+    untied = tuple(
+        names[id(m)]
+        for m in layers
+        if any(id(p) in elsewhere for p in m.__dict__.get("_unmerged", {}).values())
+    )
     config = getattr(root, "config", None)
     if untied and getattr(config, "tie_word_embeddings", False):
         root.__dict__["_tied_before"] = config.tie_word_embeddings
         config.tie_word_embeddings = False
     return untied
-

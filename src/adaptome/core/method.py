@@ -46,8 +46,16 @@ def option(
     help: str = "",
 ) -> Any:
     """A setting of a method: its default, its bounds and what it does."""
-    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below, "choices": tuple(choices) if choices else None}
-    return dataclasses.field(default=default, metadata={"help": help, **{k: v for k, v in bounds.items() if v is not None}})
+    bounds = {
+        "at_least": at_least,
+        "above": above,
+        "at_most": at_most,
+        "below": below,
+        "choices": tuple(choices) if choices else None,
+    }
+    return dataclasses.field(
+        default=default, metadata={"help": help, **{k: v for k, v in bounds.items() if v is not None}}
+    )
 
 
 class Method:
@@ -93,7 +101,9 @@ class Method:
         """Trainable numbers of the shared state, by formula."""
         return 0
 
-    def on_step(self, adapters: Mapping[str, Adapter], shared: nn.Module | None, step: int, total: int) -> None:
+    def on_step(
+        self, adapters: Mapping[str, Adapter], shared: nn.Module | None, step: int, total: int
+    ) -> None:
         """Called after optimiser step `step` of `total` (1-based): schedules, growth, redraws."""
 
     def penalty(self, adapters: Mapping[str, Adapter], shared: nn.Module | None) -> Any:
@@ -114,11 +124,16 @@ class Method:
         """Raise HostError when the method cannot sit on this host."""
         reason = self.admits(host)
         if reason:
-            raise HostError(f"{self.name} cannot be put on {host.name or 'the root'}: {reason}.\n  Name other targets; `adaptome methods` lists what each method admits.")
+            raise HostError(
+                f"{self.name} cannot be put on {host.name or 'the root'}: {reason}.\n  Name other targets; `adaptome methods` lists what each method admits."
+            )
 
     def settings(self) -> dict[str, Any]:
         """Every setting with its value, as JSON can hold it."""
-        return {f.name: (list(v) if isinstance(v := getattr(self, f.name), tuple) else v) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {
+            f.name: (list(v) if isinstance(v := getattr(self, f.name), tuple) else v)
+            for f in dataclasses.fields(self)
+        }  # type: ignore[arg-type]
 
     def replace(self, **settings: Any) -> Method:
         """The same method with some settings changed.
@@ -147,9 +162,27 @@ class Method:
     @classmethod
     def about(cls) -> dict[str, Any]:
         """Its metadata, as `adaptome methods --json` prints it."""
-        keys = ("name", "category", "subcategory", "merge", "export", "identity_at_init", "structure_changed", "inference_overhead", "hosts", "admits_packed", "default_targets", "source")
+        keys = (
+            "name",
+            "category",
+            "subcategory",
+            "merge",
+            "export",
+            "identity_at_init",
+            "structure_changed",
+            "inference_overhead",
+            "hosts",
+            "admits_packed",
+            "default_targets",
+            "source",
+        )
         options = [
-            {"name": f.name, "default": f.default, "type": str(f.type), **{k: v for k, v in f.metadata.items()}}
+            {
+                "name": f.name,
+                "default": f.default,
+                "type": str(f.type),
+                **{k: v for k, v in f.metadata.items()},
+            }
             for f in dataclasses.fields(cls)  # type: ignore[arg-type]
         ]
         return {"summary": cls.summary(), **{k: getattr(cls, k) for k in keys}, "options": options}
@@ -176,11 +209,17 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             return tuple(_coerce(v, inner[0], where) if inner else v for v in value)
         elif origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
-        elif origin in (int, str, bool, dict) and isinstance(value, origin) and (origin is not int or not isinstance(value, bool)):
+        elif (
+            origin in (int, str, bool, dict)
+            and isinstance(value, origin)
+            and (origin is not int or not isinstance(value, bool))
+        ):
             return value
     options = [repr(a) for k in kinds if typing.get_origin(k) is Literal for a in typing.get_args(k)]
     wanted = " or ".join(options or [getattr(k, "__name__", str(k)) for k in kinds])
-    raise MethodError(f"{where} = {value!r} is a {type(value).__name__}; it must be {wanted}.{did_you_mean(str(value), [o.strip(chr(39)) for o in options])}")
+    raise MethodError(
+        f"{where} = {value!r} is a {type(value).__name__}; it must be {wanted}.{did_you_mean(str(value), [o.strip(chr(39)) for o in options])}"
+    )
 
 
 def _check_bounds(value: Any, bounds: Mapping[str, Any], where: str) -> None:
@@ -213,7 +252,9 @@ def register(name: str, **about: Any) -> Callable[[M], M]:
     def decorate(cls: M) -> M:
         for key, value in about.items():
             if not hasattr(Method, key):
-                raise MethodError(f"register({name!r}): unknown attribute {key!r}.{did_you_mean(key, vars(Method))}")
+                raise MethodError(
+                    f"register({name!r}): unknown attribute {key!r}.{did_you_mean(key, vars(Method))}"
+                )
             setattr(cls, key, value)
         known = _REGISTRY.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -251,7 +292,9 @@ def method_class(name: str) -> type[Method]:
     if name in known:
         return known[name]
     close = nearest(name, known) or list(known)
-    raise MethodError(f"no method is called {name!r}. Nearest: {', '.join(close)}.\n  `adaptome methods` lists all {len(known)}.")
+    raise MethodError(
+        f"no method is called {name!r}. Nearest: {', '.join(close)}.\n  `adaptome methods` lists all {len(known)}."
+    )
 
 
 def build(cls: type[Method], settings: Mapping[str, Any]) -> Method:
@@ -263,7 +306,9 @@ def build(cls: type[Method], settings: Mapping[str, Any]) -> Method:
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in settings:
         if key not in fields:
-            raise MethodError(f"{cls.name} has no setting {key!r}.{did_you_mean(key, fields)}\n  It has: {', '.join(sorted(fields)) or 'none'}.")
+            raise MethodError(
+                f"{cls.name} has no setting {key!r}.{did_you_mean(key, fields)}\n  It has: {', '.join(sorted(fields)) or 'none'}."
+            )
     return cls(**settings)
 
 

@@ -84,8 +84,12 @@ def find_root(model: nn.Module) -> nn.Module:
     if len(roots) == 1:
         return roots[0]
     if not roots:
-        raise StateError(f"nothing is attached to this {type(model).__name__}.\n  Attach first: ad.attach(model, 'lora').")
-    raise StateError(f"{len(roots)} modules inside this {type(model).__name__} carry adapters; call the verb on the one you mean.")
+        raise StateError(
+            f"nothing is attached to this {type(model).__name__}.\n  Attach first: ad.attach(model, 'lora')."
+        )
+    raise StateError(
+        f"{len(roots)} modules inside this {type(model).__name__} carry adapters; call the verb on the one you mean."
+    )
 
 
 def state_of(model: nn.Module) -> State:
@@ -107,7 +111,9 @@ def attachment_of(model: nn.Module, name: str) -> Attachment:
     """
     known = state_of(model).attachments
     if name not in known:
-        raise StateError(f"no adapter is called {name!r}.{did_you_mean(name, known)} Attached: {', '.join(known)}.")
+        raise StateError(
+            f"no adapter is called {name!r}.{did_you_mean(name, known)} Attached: {', '.join(known)}."
+        )
     return known[name]
 
 
@@ -137,26 +143,39 @@ def plan(
     return _plan(model, chosen, hosts, methods, trained(model, heads, None) if heads else {}, None)
 
 
-def _hosts(model: nn.Module, method: Method, targets: Targets | None, exclude: Targets | None, layers: Any, heads: Mapping[str, Any]) -> list[Host]:
+def _hosts(
+    model: nn.Module,
+    method: Method,
+    targets: Targets | None,
+    exclude: Targets | None,
+    layers: Any,
+    heads: Mapping[str, Any],
+) -> list[Host]:
     wanted = targets if targets is not None else method.default_targets
     matches: list[Match] = resolve(model, wanted, exclude=exclude, layers=layers)
     whole = [path for path, rows in heads.items() if rows is None]
     kept = [m for m in matches if not any(m.path == h or m.path.startswith(f"{h}.") for h in whole)]
     hosts = [host_of(m.module, m.path, m.parameter, m.role, m.layer) for m in kept]
     if not hosts:
-        raise TargetError(f"targets={wanted!r} matches only modules that are trained whole ({', '.join(whole)}).\n  Name other targets, or leave them out of train.")
+        raise TargetError(
+            f"targets={wanted!r} matches only modules that are trained whole ({', '.join(whole)}).\n  Name other targets, or leave them out of train."
+        )
     for host in hosts:
         method.check(host)
     return hosts
 
 
-def _methods_by_layer(model: nn.Module, method: Method, hosts: Sequence[Host], per_layer: Mapping[str, Mapping[str, Any]]) -> dict[str, Method]:
+def _methods_by_layer(
+    model: nn.Module, method: Method, hosts: Sequence[Host], per_layer: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Method]:
     """The method of every host by name: later patterns win."""
     chosen = {host.name: method for host in hosts}
     for pattern, settings in per_layer.items():
         names = {host_of(m.module, m.path, m.parameter).name for m in resolve(model, pattern)} & set(chosen)
         if not names:
-            raise TargetError(f"per_layer pattern {pattern!r} matches none of the {len(hosts)} targets.\n  The targets are {', '.join(list(chosen)[:4])}, ...")
+            raise TargetError(
+                f"per_layer pattern {pattern!r} matches none of the {len(hosts)} targets.\n  The targets are {', '.join(list(chosen)[:4])}, ..."
+            )
         chosen |= {name: chosen[name].replace(**settings) for name in names}
     return chosen
 
@@ -176,12 +195,21 @@ def _head_targets(model: nn.Module, train: Targets) -> dict[str, tuple[int, int]
             length = next(iter(match.module.parameters())).shape[0]
             first, end = int(rows["first"]), int(rows["end"] or length)
             if not first < end <= length:
-                raise TargetError(f"train={pattern!r}: rows {first} to {end} of {match.path}, which has {length}.")
+                raise TargetError(
+                    f"train={pattern!r}: rows {first} to {end} of {match.path}, which has {length}."
+                )
             found[match.path] = (first, end)
     return found
 
 
-def _plan(model: nn.Module, method: Method, hosts: Sequence[Host], methods: Mapping[str, Method], heads: Mapping[str, Trained], seed: int | None) -> Plan:
+def _plan(
+    model: nn.Module,
+    method: Method,
+    hosts: Sequence[Host],
+    methods: Mapping[str, Method],
+    heads: Mapping[str, Trained],
+    seed: int | None,
+) -> Plan:
     entries = tuple(Entry(h.name, h.kind, h.shape, h.role, methods[h.name].parameters(h)) for h in hosts)
     seen: set[int] = set()
     sizes: dict[str, int] = {}
@@ -189,7 +217,15 @@ def _plan(model: nn.Module, method: Method, hosts: Sequence[Host], methods: Mapp
         own = [p for p in head.parameters() if id(p) not in seen]
         seen |= {id(p) for p in own}
         sizes[path] = sum(p.numel() for p in own)
-    return Plan(method.name, method.settings(), entries, method.shared_parameters(hosts), sizes, _base_count(model), seed)
+    return Plan(
+        method.name,
+        method.settings(),
+        entries,
+        method.shared_parameters(hosts),
+        sizes,
+        _base_count(model),
+        seed,
+    )
 
 
 def _base_count(model: nn.Module) -> int:
@@ -246,10 +282,16 @@ def attach(
         StateError: the name is taken.
     """
     chosen = get_method(method, **settings)
-    root = model if STATE in model.__dict__ or not any(STATE in m.__dict__ for m in model.modules()) else find_root(model)
+    root = (
+        model
+        if STATE in model.__dict__ or not any(STATE in m.__dict__ for m in model.modules())
+        else find_root(model)
+    )
     state: State | None = root.__dict__.get(STATE)
     if state is not None and name in state.attachments:
-        raise StateError(f"an adapter called {name!r} is attached already.\n  Choose another name, or ad.detach(model, {name!r}) first.")
+        raise StateError(
+            f"an adapter called {name!r} is attached already.\n  Choose another name, or ad.detach(model, {name!r}) first."
+        )
     if not name or not re.fullmatch(r"[\w-]+", name):
         raise StateError(f"adapter name {name!r}: use letters, digits, '-' and '_'.")
     head_targets = _head_targets(root, train)
@@ -277,7 +319,9 @@ def attach(
     return made
 
 
-def _build(method: Method, hosts: Sequence[Host], methods: Mapping[str, Method], seed: int, dtype: torch.dtype | None) -> tuple[dict[str, Adapter], nn.Module | None]:
+def _build(
+    method: Method, hosts: Sequence[Host], methods: Mapping[str, Method], seed: int, dtype: torch.dtype | None
+) -> tuple[dict[str, Adapter], nn.Module | None]:
     """The adapters by host name and the shared state, initialised from seed and host name alone."""
     with torch.random.fork_rng(devices=[]):
         _seed(seed, "")
@@ -377,7 +421,11 @@ def forget(root: nn.Module, names: Sequence[str]) -> None:
         delattr(root, SHARED)
     if state.attachments:
         for module in list(root.modules()):
-            if isinstance(module, Adapted) and not getattr(module, swap.ATTRIBUTE) and not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if (
+                isinstance(module, Adapted)
+                and not getattr(module, swap.ATTRIBUTE)
+                and not isinstance(module, nn.modules.batchnorm._BatchNorm)
+            ):
                 swap.restore(module)
         _rearrange(root)
         return
@@ -393,7 +441,9 @@ def forget(root: nn.Module, names: Sequence[str]) -> None:
             parameters[parameter].requires_grad_(True)
 
 
-def activate(model: nn.Module, names: str | Sequence[str], weights: Mapping[str, float] | None = None) -> None:
+def activate(
+    model: nn.Module, names: str | Sequence[str], weights: Mapping[str, float] | None = None
+) -> None:
     """Run exactly these adapters, in this order (the later around the earlier).
 
     Args:
@@ -446,7 +496,11 @@ def parameters_of(model: nn.Module, name: str = "default") -> dict[str, nn.Param
 
     Keys are the target's name and the tensor's: 'model.layers.0.self_attn.q_proj.A'.
     """
-    found = {key: value for key, value in tensors_of(attachment_of(model, name)).items() if isinstance(value, nn.Parameter)}
+    found = {
+        key: value
+        for key, value in tensors_of(attachment_of(model, name)).items()
+        if isinstance(value, nn.Parameter)
+    }
     return found  # type: ignore[return-value]
 
 
@@ -469,7 +523,10 @@ def tensors_of(attachment: Attachment) -> dict[str, Tensor]:
 def set_trainable(model: nn.Module, name: str, trainable: bool = True) -> None:
     """Let an adapter train, or freeze it (what its method keeps frozen stays frozen)."""
     attachment = attachment_of(model, name)
-    modules: list[nn.Module] = [*attachment.all().values(), *([attachment.shared] if attachment.shared is not None else [])]
+    modules: list[nn.Module] = [
+        *attachment.all().values(),
+        *([attachment.shared] if attachment.shared is not None else []),
+    ]
     for module in modules:
         frozen = getattr(module, "frozen", ())
         for key, parameter in module.named_parameters():
@@ -505,7 +562,11 @@ def on_step(model: nn.Module, step: int, total: int) -> None:
 
 def penalty(model: nn.Module) -> Tensor | None:
     """The methods' own terms of the loss (orthogonality, load balance, ...), summed; None when there are none."""
-    terms = [t for a in (attachment_of(model, n) for n in active(model)) if (t := a.method.penalty(a.adapters, a.shared)) is not None]
+    terms = [
+        t
+        for a in (attachment_of(model, n) for n in active(model))
+        if (t := a.method.penalty(a.adapters, a.shared)) is not None
+    ]
     return sum(terms[1:], terms[0]) if terms else None
 
 

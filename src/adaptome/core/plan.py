@@ -64,7 +64,10 @@ class Plan:
         return {k: getattr(self, k) for k in keys} | {"entries": entries}
 
     def __str__(self) -> str:
-        rows = [(e.path or "(root)", e.role, e.kind, "x".join(map(str, e.shape)), f"{e.parameters:,}") for e in _fold(self.entries)]
+        rows = [
+            (e.path or "(root)", e.role, e.kind, "x".join(map(str, e.shape)), f"{e.parameters:,}")
+            for e in _fold(self.entries)
+        ]
         rows += [(path, "head", "trained whole", "", f"{count:,}") for path, count in self.heads.items()]
         if self.shared:
             rows.append(("shared", "", "", "", f"{self.shared:,}"))
@@ -110,7 +113,14 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it."""
-        return {"count": self.count, "total": self.total, "percent": self.percent, "bytes": self.bytes, "roles": self.roles, "names": list(self.names)}
+        return {
+            "count": self.count,
+            "total": self.total,
+            "percent": self.percent,
+            "bytes": self.bytes,
+            "roles": self.roles,
+            "names": list(self.names),
+        }
 
     def __str__(self) -> str:
         rows = [(role, f"{count:,}") for role, count in sorted(self.roles.items(), key=lambda kv: -kv[1])]
@@ -120,7 +130,10 @@ class Report:
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """Columns padded to their widest cell."""
     widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
-    return "\n".join("  ".join(str(cell).ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows])
+    return "\n".join(
+        "  ".join(str(cell).ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in [head, *rows]
+    )
 
 
 def count(model: nn.Module) -> int:

@@ -25,6 +25,7 @@ ROLES: dict[str, str] = {
     "linear": "linear maps in neither attention nor MLP (poolers, projections, time embeddings)",
     "all-linear": "attention, mlp and linear: every linear map but the head and the routers",
     "norms": "normalisation layers that have parameters",
+    "biases": "linear maps, convolutions and norms that have a bias",
     "embeddings": "embedding tables: tokens, positions, types",
     "convs": "convolutions",
     "blocks": "whole transformer blocks; in models without attention or MLPs, the repeated blocks",

@@ -44,5 +44,7 @@ def require(name: str, asking: str) -> Any:
         StateError: when no context tells it.
     """
     if name not in _facts:
-        raise StateError(f"{asking} needs to know {name!r}: run the model inside `with ad.steer({name}=...):`. Known now: {sorted(_facts) or 'nothing'}.")
+        raise StateError(
+            f"{asking} needs to know {name!r}: run the model inside `with ad.steer({name}=...):`. Known now: {sorted(_facts) or 'nothing'}."
+        )
     return _facts[name]

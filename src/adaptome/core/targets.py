@@ -5,6 +5,7 @@ A target entry is one of
     a glob        on full paths, `*` crossing dots: `model.layers.*.mlp.*_proj`; a name without wildcards is a suffix
                   of whole path components: `q_proj`, `attn.q_proj`
     `re:<regex>`  which must match the full path
+    `=<path>`     exactly that module or parameter
 Paths of parameters are matched where the parameter stands for a layer (fused experts, the weights of
 nn.MultiheadAttention), and otherwise when no module has that path. A role's name is always the role: a module
 that is called `mlp` is written `*.mlp`.
@@ -150,7 +151,9 @@ def _entries(value: str | Sequence[str], what: str) -> list[str]:
 
 
 def _find(anatomy: Anatomy, entry: str, what: str) -> list[Part]:
-    if entry in ROLES:
+    if entry.startswith("="):
+        found = [part for part in anatomy.by_path.get(entry[1:], ())]
+    elif entry in ROLES:
         found = [part for part in anatomy.parts if entry in part.groups]
     else:
         fits = _pattern(entry, what)

@@ -29,7 +29,9 @@ class Trained(WeightAdapter):
     def __init__(self, host: Host, copies: dict[str, nn.Parameter], rows: tuple[int, int] | None = None):
         super().__init__(host)
         if host.packed:
-            raise HostError(f"{host.name} is quantised: it cannot be trained whole. Adapt it instead, or keep it out of quantisation.")
+            raise HostError(
+                f"{host.name} is quantised: it cannot be trained whole. Adapt it instead, or keep it out of quantisation."
+            )
         self.changes = tuple(copies)
         self.rows = rows
         self.fast = rows is not None and host.kind in ("embedding", "linear") and self.changes == ("weight",)
@@ -59,12 +61,16 @@ class Trained(WeightAdapter):
             return torch.cat([y[..., :first], mixed.to(y.dtype), y[..., end:]], -1)
         known = (x >= first) & (x < end)
         new = nn.functional.embedding((x - first).clamp(0, end - first - 1), rows.to(y.dtype))
-        new = new * getattr(self.host.layer, "embed_scale", getattr(self.host.layer, "scalar_embed_scale", 1.0))
+        new = new * getattr(
+            self.host.layer, "embed_scale", getattr(self.host.layer, "scalar_embed_scale", 1.0)
+        )
         mixed = torch.lerp(y, new.to(y.dtype), self.strength) if self.strength != 1.0 else new.to(y.dtype)
         return torch.where(known[..., None], mixed, y)
 
 
-def trained(root: nn.Module, targets: dict[str, tuple[int, int] | None], dtype: torch.dtype | None) -> dict[str, Trained]:
+def trained(
+    root: nn.Module, targets: dict[str, tuple[int, int] | None], dtype: torch.dtype | None
+) -> dict[str, Trained]:
     """Trained copies for every layer that owns parameters under the named modules.
 
     Args:
@@ -94,4 +100,7 @@ def trained(root: nn.Module, targets: dict[str, tuple[int, int] | None], dtype: 
                     copy = copies[(id(value), rows)] = nn.Parameter(part.detach().to(kind, copy=True))
                 for owner_path, owner, owner_name in by_parameter[id(value)]:
                     wanted.setdefault(owner_path, (owner, {}, rows))[1][owner_name] = copy
-    return {path: Trained(host_of(layer, path, role="head"), own, rows) for path, (layer, own, rows) in wanted.items()}
+    return {
+        path: Trained(host_of(layer, path, role="head"), own, rows)
+        for path, (layer, own, rows) in wanted.items()
+    }

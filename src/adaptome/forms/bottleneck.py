@@ -14,7 +14,14 @@ from adaptome.core.errors import HostError
 from adaptome.core.hosts import Host, first_input
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "identity"]
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "identity": lambda x: x}
+ACTIVATIONS = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda x: x,
+}
 
 
 class Bottleneck(Adapter):
@@ -82,7 +89,9 @@ def hidden(output: Any) -> Tensor:
         return output
     if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
         return output[0]
-    raise HostError(f"the layer returns a {type(output).__name__}: adapters need a tensor, or a tuple that begins with one.")
+    raise HostError(
+        f"the layer returns a {type(output).__name__}: adapters need a tensor, or a tuple that begins with one."
+    )
 
 
 def with_hidden(output: Any, value: Tensor) -> Any:

@@ -46,7 +46,17 @@ class ParallelAdapter(Bottleneck):
     """The bottleneck of one layer."""
 
     def __init__(self, method: Parallel, host: Host):
-        super().__init__(host, host.fan_in, host.fan_out, method.size, method.activation, method.scale, method.dropout, method.bias, method.init)
+        super().__init__(
+            host,
+            host.fan_in,
+            host.fan_out,
+            method.size,
+            method.activation,
+            method.scale,
+            method.dropout,
+            method.bias,
+            method.init,
+        )
 
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
         output = frozen(*args, **kwargs)

@@ -41,7 +41,9 @@ class Series(Method):
         return host.fan_out if self.place == "after" else host.fan_in
 
     def parameters(self, host: Host) -> int:
-        return parameter_count(self._width(host), self._width(host), self.size, self.bias, self.scale == "learned")
+        return parameter_count(
+            self._width(host), self._width(host), self.size, self.bias, self.scale == "learned"
+        )
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> SeriesAdapter:
         return SeriesAdapter(self, host)
@@ -52,7 +54,17 @@ class SeriesAdapter(Bottleneck):
 
     def __init__(self, method: Series, host: Host):
         width = method._width(host)
-        super().__init__(host, width, width, method.size, method.activation, method.scale, method.dropout, method.bias, method.init)
+        super().__init__(
+            host,
+            width,
+            width,
+            method.size,
+            method.activation,
+            method.scale,
+            method.dropout,
+            method.bias,
+            method.init,
+        )
         self.after = method.place == "after"
 
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
@@ -62,4 +74,6 @@ class SeriesAdapter(Bottleneck):
             return with_hidden(output, z + self.bypass(z))
         x = self.input_of(args, kwargs)
         new = x + self.bypass(x)
-        return frozen(*(new if a is x else a for a in args), **{k: new if v is x else v for k, v in kwargs.items()})
+        return frozen(
+            *(new if a is x else a for a in args), **{k: new if v is x else v for k, v in kwargs.items()}
+        )

@@ -15,7 +15,9 @@ from adaptome.forms.low_rank import LowRank, kaiming
 Init = Literal["kaiming", "gaussian", "pissa", "olora"]
 
 
-@register("lora", subcategory="low-rank", export="low-rank", source="Hu et al. 2021, arXiv:2106.09685, section 4.1")
+@register(
+    "lora", subcategory="low-rank", export="low-rank", source="Hu et al. 2021, arXiv:2106.09685, section 4.1"
+)
 class LoRA(Method):
     r"""LoRA: a low-rank update trained beside each frozen weight.
 
@@ -78,7 +80,9 @@ class FromWeight(LowRank):
     def __init__(self, method: LoRA, host: Host):
         super().__init__(host, method.scale, method.dropout)
         if method.r > min(host.fan_in, host.fan_out):
-            raise HostError(f"lora with init={method.init!r}: r = {method.r} is above the rank of {host.name}, {min(host.fan_in, host.fan_out)}.")
+            raise HostError(
+                f"lora with init={method.init!r}: r = {method.r} is above the rank of {host.name}, {min(host.fan_in, host.fan_out)}."
+            )
         A, B = _leading(host.weight().float(), method.r, method.init)
         A, B = A / method.scale**0.5, B / method.scale**0.5
         self.A, self.B = nn.Parameter(A.clone()), nn.Parameter(B.clone())

@@ -12,7 +12,14 @@ from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 
 
-@register("ia3", subcategory="channel scaling", export="delta", hosts=("linear", "conv"), default_targets=("k", "v", "down"), source="Liu et al. 2022, arXiv:2205.05638, section 3.3")
+@register(
+    "ia3",
+    subcategory="channel scaling",
+    export="delta",
+    hosts=("linear", "conv"),
+    default_targets=("k", "v", "down"),
+    source="Liu et al. 2022, arXiv:2205.05638, section 3.3",
+)
 class IA3(Method):
     r"""IA3: one trained factor per channel of keys, values and MLP activations.
 
@@ -26,7 +33,9 @@ class IA3(Method):
     source      Liu et al. 2022, arXiv:2205.05638, section 3.3
     """
 
-    side: Literal["auto", "input", "output"] = option("auto", help="'auto' scales the input of MLP output layers, else the output")
+    side: Literal["auto", "input", "output"] = option(
+        "auto", help="'auto' scales the input of MLP output layers, else the output"
+    )
 
     def parameters(self, host: Host) -> int:
         return channels(host, self.on_input(host))

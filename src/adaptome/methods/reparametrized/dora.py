@@ -14,7 +14,12 @@ from adaptome.forms.low_rank import kaiming
 from adaptome.forms.reparametrization import Reparametrization
 
 
-@register("dora", subcategory="low-rank, magnitude and direction", export="delta", source="Liu et al. 2024, arXiv:2402.09353, section 4")
+@register(
+    "dora",
+    subcategory="low-rank, magnitude and direction",
+    export="delta",
+    source="Liu et al. 2024, arXiv:2402.09353, section 4",
+)
 class DoRA(Method):
     r"""DoRA: magnitude and direction of the weight trained apart, the direction by a low-rank update.
 
@@ -31,7 +36,9 @@ class DoRA(Method):
 
     r: int = option(8, at_least=1, help="rank of the direction's update")
     alpha: float = option(16.0, help="the update is scaled by alpha / r")
-    dropout: float = option(0.0, at_least=0, below=1, help="on the low-rank branch's input; linear layers only")
+    dropout: float = option(
+        0.0, at_least=0, below=1, help="on the low-rank branch's input; linear layers only"
+    )
 
     def parameters(self, host: Host) -> int:
         return (self.r * (host.fan_in + host.fan_out) + host.fan_out) * host.copies
