@@ -35,12 +35,13 @@ from adaptome.core.model import (
 )
 from adaptome.core.plan import Entry, Plan, Report
 from adaptome.core.steer import steer, steered
+from adaptome.interop.peft import ExportReport, export
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Adapter", "AdaptomeError", "Attachment", "Entry", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "Report",
-    "activate", "active", "adapters", "attach", "check_gradients", "detach", "disabled", "errors", "get_method", "list_methods", "load", "merge",
+    "Adapter", "AdaptomeError", "Attachment", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "Report",
+    "activate", "active", "adapters", "attach", "check_gradients", "detach", "disabled", "errors", "export", "get_method", "list_methods", "load", "merge",
     "on_step", "option", "parameters_of", "penalty", "plan", "register", "save", "set_trainable", "steer", "steered", "trainable", "unmerge",
 ]  # fmt: skip
 

@@ -1,0 +1,71 @@
+"""Any weight adapter as LoRA factors: exact where it is low-rank, else by truncated SVD with its measured error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptome.core.adapter import Adapter, WeightAdapter
+from adaptome.core.errors import MergeError
+from adaptome.core.model import Attachment
+
+
+@dataclass(frozen=True)
+class Factors:
+    """`B A` of one host, the scale inside B.
+
+    Attributes:
+        A: [*, r, in], float32.
+        B: [*, out, r], float32.
+        error: relative Frobenius error of `B A` against the update; 0 where it is exact.
+    """
+
+    A: Tensor
+    B: Tensor
+    error: float
+
+
+def lora_factors(attachment: Attachment, rank: int | None = None) -> dict[str, Factors]:
+    """The factors of every adapter of an attachment, by target name.
+
+    Args:
+        attachment: of a model, see `ad.adapters`.
+        rank: of the truncated SVD, for methods that are not low-rank; low-rank ones keep their own.
+
+    Raises:
+        MergeError: an adapter is no update of the weight alone, or a rank is needed and not given.
+    """
+    return {path: _factors(adapter, attachment, rank) for path, adapter in attachment.adapters.items()}
+
+
+@torch.no_grad()
+def _factors(adapter: Adapter, attachment: Attachment, rank: int | None) -> Factors:
+    method, name = attachment.method.name, adapter.host.name
+    exact: Any = getattr(adapter, "as_lora", None)
+    if exact is not None:
+        A, B = exact()
+        return Factors(A.float().cpu(), B.float().cpu(), 0.0)
+    if not isinstance(adapter, WeightAdapter) or attachment.method.export == "none":
+        raise MergeError(
+            f"{method} is not an update of weights: it has no LoRA form.\n  Serve it with adaptome, or save it with ad.save."
+        )
+    if adapter.changes != (adapter.host.parameter,):
+        raise MergeError(
+            f"{method} on {name} changes {', '.join(adapter.changes)}, not the weight alone: LoRA has no place for that.\n  Merge it into the model instead."
+        )
+    if rank is None:
+        raise MergeError(
+            f"{method} is not low-rank: give the rank to truncate its update to, ad.export(..., rank=16); the error is told."
+        )
+    W = adapter.host.weight().float()
+    delta = adapter.changed(adapter.host.parameter, W) - W
+    if adapter.strength != 1.0:
+        delta = delta * adapter.strength
+    U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+    root = S[..., :rank].sqrt()
+    A, B = root[..., None] * Vh[..., :rank, :], U[..., :rank] * root[..., None, :]
+    error = float((B @ A - delta).norm() / delta.norm().clamp_min(1e-30))
+    return Factors(A.contiguous().cpu(), B.contiguous().cpu(), error)
