@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from adaptome.core.nodes import (
+    LEAF,
     RESERVED,
     Node,
     Part,
@@ -62,13 +63,17 @@ class Anatomy:
         self.blocks = self._find_blocks()
         self._label()
         self.parts = [part for node in self.nodes for part in self._parts_of(node)]
+        for node in self.nodes:
+            node.children = LEAF  # no cycles: the model must be freed with its last reference, not at some later collection
 
     # -- the tree
 
     def _walk(self, module: nn.Module, path: str, parent: Node | None, index: int | None) -> Node:
-        node = Node(path, path.rpartition(".")[2], module, parent, len(self.nodes), index, kind_of(module))
+        name = path.rpartition(".")[2]
+        node = Node(path, name, module, parent, len(self.nodes), LEAF, index, kind_of(module))
         self.nodes.append(node)
         self._seen[id(module)] = node
+        children: dict[str, Node] = {}
         listed = isinstance(module, (nn.ModuleList, nn.Sequential))
         for position, (name, child) in enumerate(module._modules.items()):
             if child is None or name in RESERVED:
@@ -76,10 +81,11 @@ class Anatomy:
             below = f"{path}.{name}" if path else name
             first = self._seen.get(id(child))
             if first is None:
-                node.children[name] = self._walk(child, below, node, position if listed else None)
+                children[name] = self._walk(child, below, node, position if listed else None)
             elif first.end:  # a shared module keeps its first place; 0 would be one of its own ancestors
                 for shared in self.subtree(first):
-                    shared.aliases.append(below + shared.path[len(first.path) :])
+                    shared.aliases += (below + shared.path[len(first.path) :],)
+        node.children = children or LEAF
         node.end = len(self.nodes)
         return node
 
@@ -220,8 +226,10 @@ class Anatomy:
 
     def _label(self) -> None:
         for node in self.nodes:
-            above = node.parent.block if node.parent else None
-            node.block = node if node in self.blocks else above
+            if node in self.blocks and node.parent is not None:
+                node.stack, node.layer = node.parent.path, node.index
+            elif node.parent is not None:
+                node.stack, node.layer = node.parent.stack, node.parent.layer
             if node in self.blocks:
                 node.role = "block"
             elif node.kind:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -24,6 +25,10 @@ from adaptome.core.roles import (
 RESERVED = frozenset({"adaptome", "adaptome_shared", "parametrizations"})
 
 
+# What a node without children has; shared, as a model may have tens of thousands of them.
+LEAF: Mapping[str, Node] = MappingProxyType({})
+
+
 @dataclass(eq=False, slots=True)
 class Node:
     """A module in its place; `index` is its position in the ModuleList or Sequential that holds it."""
@@ -33,13 +38,14 @@ class Node:
     module: nn.Module
     parent: Node | None
     order: int
+    children: Mapping[str, Node]
     index: int | None = None
     kind: str = ""
-    children: dict[str, Node] = field(default_factory=dict)
-    aliases: list[str] = field(default_factory=list)
+    aliases: tuple[str, ...] = ()
     end: int = 0  # the nodes of its subtree are nodes[order:end]
     role: str = "other"
-    block: Node | None = None
+    stack: str | None = None  # the path of the stack that holds its block, None outside the blocks
+    layer: int | None = None  # the index of its block there
 
     def ancestors(self) -> Iterator[Node]:
         """From the parent up to the root."""
@@ -72,11 +78,6 @@ class Part:
         if self.parameter is None:
             return paths
         return [f"{path}.{self.parameter}".lstrip(".") for path in paths]
-
-    @property
-    def layer(self) -> int | None:
-        """The index of its block in the stack that holds the block."""
-        return self.node.block.index if self.node.block else None
 
 
 def kind_of(module: nn.Module) -> str:

@@ -130,7 +130,7 @@ def role_of(model: nn.Module, path: str) -> str:
 def _matches(parts: Iterable[Part]) -> list[Match]:
     unique = {(part.node.order, _position(part)): part for part in parts}
     ordered = [unique[key] for key in sorted(unique)]
-    return [Match(p.node.path, p.node.module, p.parameter, p.role, p.layer) for p in ordered]
+    return [Match(p.node.path, p.node.module, p.parameter, p.role, p.node.layer) for p in ordered]
 
 
 def _position(part: Part) -> int:
@@ -220,7 +220,7 @@ def _layer_filter(layers: Layers, anatomy: Anatomy, parts: list[Part]) -> Callab
     for block in anatomy.blocks:
         if block.parent is not None and block.index is not None:
             length[block.parent.path] = max(length.get(block.parent.path, 0), block.index + 1)
-    stacks = {_stack(part): length[_stack(part)] for part in parts if part.node.block}
+    stacks = {part.node.stack: length[part.node.stack] for part in parts if part.node.stack is not None}
     if not stacks:
         raise TargetError(
             f"layers={layers!r}: nothing that was targeted in {_name(anatomy)} is in a stack of blocks.\n  Leave layers out."
@@ -240,12 +240,7 @@ def _layer_filter(layers: Layers, anatomy: Anatomy, parts: list[Part]) -> Callab
             f"  Layers count from 0 to {longest - 1}, or from the end, -1 to {-longest}."
         )
     allowed = {path: indices(size)[0] for path, size in stacks.items()}
-    return lambda part: part.node.block is not None and part.layer in allowed[_stack(part)]
-
-
-def _stack(part: Part) -> str:
-    block = part.node.block
-    return block.parent.path if block is not None and block.parent is not None else ""
+    return lambda part: part.node.stack is not None and part.node.layer in allowed[part.node.stack]
 
 
 def _parse_layers(layers: Layers) -> Callable[[int], tuple[set[int], bool]] | None:
