@@ -15,111 +15,33 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
+from adaptome.core.nodes import (
+    LEAF,
+    RESERVED,
+    Node,
+    Part,
+    fused_experts,
+    is_bypassed,
+    is_expert,
+    is_mlp,
+    is_router,
+    kind_of,
+    mlp_roles,
+    out_part,
+)
 from adaptome.core.roles import (
     ATTENTION_NAME,
-    ATTENTION_OUT,
     EXPERTS,
-    GROUPS,
     HEAD_NAME,
-    MLP_CLASS,
-    MLP_NAME,
     MLP_PAIRS,
-    ROUTER_CLASS,
+    SELECTS,
     attention_part,
-    groups_of,
+    has_name,
     mlp_part,
 )
-
-# Children that are no part of the base model: adapters on a layer, what they share, torch's parametrizations.
-RESERVED = frozenset({"adaptome", "adaptome_shared", "parametrizations"})
-
-
-@dataclass(eq=False, slots=True)
-class Node:
-    """A module in its place; `index` is its position in the ModuleList or Sequential that holds it."""
-
-    path: str
-    name: str
-    module: nn.Module
-    parent: Node | None
-    order: int
-    index: int | None = None
-    kind: str = ""
-    children: dict[str, Node] = field(default_factory=dict)
-    aliases: list[str] = field(default_factory=list)
-    end: int = 0  # the nodes of its subtree are nodes[order:end]
-    role: str = "other"
-    block: Node | None = None
-
-    def ancestors(self) -> Iterator[Node]:
-        """From the parent up to the root."""
-        node = self.parent
-        while node is not None:
-            yield node
-            node = node.parent
-
-    def below(self, path: str) -> Node | None:
-        """The node at a path relative to this one."""
-        node: Node | None = self
-        for name in path.split("."):
-            node = node.children.get(name) if node is not None else None
-        return node
-
-
-@dataclass(eq=False, slots=True)
-class Part:
-    """Something that can be targeted: `node`'s module, or the parameter of it that is named."""
-
-    node: Node
-    parameter: str | None
-    role: str
-    groups: frozenset[str]
-
-    @property
-    def paths(self) -> list[str]:
-        """Every path it has in the model (more than one where a module is shared)."""
-        paths = [self.node.path, *self.node.aliases]
-        if self.parameter is None:
-            return paths
-        return [f"{path}.{self.parameter}".lstrip(".") for path in paths]
-
-    @property
-    def layer(self) -> int | None:
-        """The index of its block in the stack that holds the block."""
-        return self.node.block.index if self.node.block else None
-
-
-def kind_of(module: nn.Module) -> str:
-    """'linear', 'conv', 'norm', 'embedding', or '' for anything else."""
-    if is_linear(module):
-        return "linear"
-    if isinstance(module, _ConvNd):
-        return "conv"
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return "embedding"
-    named = "norm" in type(module).__name__.lower()
-    if named or isinstance(module, (nn.LayerNorm, nn.GroupNorm, _NormBase)):
-        owned = [p for p in module._parameters.values() if p is not None]
-        plain = owned and not module._modules.keys() - RESERVED and all(p.dim() == 1 for p in owned)
-        return "norm" if plain else ""
-    return ""
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether it is one matrix product: nn.Linear, transformers' Conv1D, or a quantiser's linear layer."""
-    if isinstance(module, nn.Linear):
-        return True
-    names = [base.__name__ for base in type(module).__mro__[:-2]]
-    if "Conv1D" in names:
-        return hasattr(module, "nf")
-    features = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    return any("Linear" in name for name in names) and all(isinstance(f, int) for f in features)
 
 
 class Anatomy:
@@ -142,6 +64,8 @@ class Anatomy:
         self.blocks = self._find_blocks()
         self._label()
         self.parts = [part for node in self.nodes for part in self._parts_of(node)]
+        for node in self.nodes:
+            node.children = LEAF  # no cycles: the model must be freed with its last reference, not at some later collection
 
     @functools.cached_property
     def by_path(self) -> dict[str, list[Part]]:
@@ -155,9 +79,11 @@ class Anatomy:
     # -- the tree
 
     def _walk(self, module: nn.Module, path: str, parent: Node | None, index: int | None) -> Node:
-        node = Node(path, path.rpartition(".")[2], module, parent, len(self.nodes), index, kind_of(module))
+        name = path.rpartition(".")[2]
+        node = Node(path, name, module, parent, len(self.nodes), LEAF, index, kind_of(module))
         self.nodes.append(node)
         self._seen[id(module)] = node
+        children: dict[str, Node] = {}
         listed = isinstance(module, (nn.ModuleList, nn.Sequential))
         for position, (name, child) in enumerate(module._modules.items()):
             if child is None or name in RESERVED:
@@ -165,10 +91,11 @@ class Anatomy:
             below = f"{path}.{name}" if path else name
             first = self._seen.get(id(child))
             if first is None:
-                node.children[name] = self._walk(child, below, node, position if listed else None)
+                children[name] = self._walk(child, below, node, position if listed else None)
             elif first.end:  # a shared module keeps its first place; 0 would be one of its own ancestors
                 for shared in self.subtree(first):
-                    shared.aliases.append(below + shared.path[len(first.path) :])
+                    shared.aliases += (below + shared.path[len(first.path) :],)
+        node.children = children or LEAF
         node.end = len(self.nodes)
         return node
 
@@ -199,7 +126,7 @@ class Anatomy:
         for seed in seeds:
             root = seed
             for above in seed.ancestors():
-                if not ATTENTION_NAME.fullmatch(above.name):
+                if not has_name(ATTENTION_NAME, above.name):
                     break
                 root = above
             roots[root] = None
@@ -208,7 +135,7 @@ class Anatomy:
             known = node in covered or node in holding
             if (
                 not known
-                and ATTENTION_NAME.fullmatch(node.name)
+                and has_name(ATTENTION_NAME, node.name)
                 and "Att" in type(node.module).__name__
                 and self._linears(node)
             ):
@@ -222,7 +149,7 @@ class Anatomy:
         tables.discard(id(None))
         heads: dict[Node, None] = {}
         for node in self.nodes:
-            named = HEAD_NAME.fullmatch(node.name) and not self._stacked(node) and node not in in_attention
+            named = has_name(HEAD_NAME, node.name) and not self._stacked(node) and node not in in_attention
             tied = node.kind == "linear" and id(node.module._parameters.get("weight")) in tables
             if (
                 not (named or tied)
@@ -240,7 +167,7 @@ class Anatomy:
     def _holds_experts(self, node: Node) -> bool:
         """Whether it is a mixture of experts: it has a child `experts`, or shared experts, or fused ones."""
         return any(
-            EXPERTS.fullmatch(name) or fused_experts(child.module) for name, child in node.children.items()
+            has_name(EXPERTS, name) or fused_experts(child.module) for name, child in node.children.items()
         )
 
     def _find_mlps(self) -> dict[Node, None]:
@@ -252,28 +179,31 @@ class Anatomy:
                 or node in holding
                 or node in self._inside
                 or node in self._head_of
-                or not self._is_mlp(node)
+                or not is_mlp(node)
             ):
                 continue
-            placed = any(above.index is not None or above in holding for above in node.ancestors())
+            placed = any(above.index is not None for above in node.ancestors()) or self._beside_attention(
+                node.parent
+            )
             outermost = not any(above in mlps for above in node.ancestors())
             useful = any(n.kind == "linear" or fused_experts(n.module) for n in self.subtree(node))
             if placed and outermost and useful:
                 mlps[node] = None
         return mlps
 
-    def _is_mlp(self, node: Node) -> bool:
-        return bool(MLP_NAME.fullmatch(node.name) or MLP_CLASS.fullmatch(type(node.module).__name__))
+    def _beside_attention(self, node: Node | None) -> bool:
+        return node is not None and any(child in self.attentions for child in node.children.values())
 
     def _find_pairs(self) -> dict[Node, tuple[Node, Node]]:
         """MLPs written straight into a block: the block's node -> first and last map."""
-        holding = self._holding(self.attentions)
         pairs = {}
         taken = (self._inside, self._mlp_of, self._head_of)
         for node in self.nodes:
-            if node.index is None and node not in holding:
+            if node.index is None and not self._beside_attention(node):
                 continue
             for first, last in MLP_PAIRS:
+                if first.partition(".")[0] not in node.children:
+                    continue
                 up, down = node.below(first), node.below(last)
                 if (
                     up
@@ -306,15 +236,17 @@ class Anatomy:
 
     def _label(self) -> None:
         for node in self.nodes:
-            above = node.parent.block if node.parent else None
-            node.block = node if node in self.blocks else above
+            if node in self.blocks and node.parent is not None:
+                node.stack, node.layer = node.parent.path, node.index
+            elif node.parent is not None:
+                node.stack, node.layer = node.parent.stack, node.parent.layer
             if node in self.blocks:
                 node.role = "block"
             elif node.kind:
                 node.role = node.kind
             elif is_router(node) and node.module._parameters:
                 node.role = "router"
-            if node.kind == "embedding" and node in self._inside:
+            if node.kind == "embedding" and (node in self._inside or "bias" in node.name):
                 node.role = "other"  # a table of position biases
         for attention in self.attentions:
             self._label_attention(attention)
@@ -327,11 +259,8 @@ class Anatomy:
 
     def _label_attention(self, attention: Node) -> None:
         attention.role = "attention-block"
-        linears = self._linears(attention)
-        start = len(attention.path) + 1 if attention.path else 0
         roles = {
-            n: attention_part(n.name) or ("o" if ATTENTION_OUT.fullmatch(n.path[start:]) else None)
-            for n in linears
+            node: attention_part(node.name) or out_part(node, attention) for node in self._linears(attention)
         }
         understood = any(role not in (None, "o") for role in roles.values())
         understood = understood or isinstance(attention.module, nn.MultiheadAttention)
@@ -347,7 +276,7 @@ class Anatomy:
             if above in self.moes or is_router(above):
                 node.role = "router"
                 continue
-            while above is not mlp and above.parent and above.index is None and not self._is_mlp(above):
+            while above is not mlp and above.parent and not (is_mlp(above) or is_expert(above)):
                 above = above.parent
             owned.setdefault(above, []).append(node)
         for linears in owned.values():
@@ -357,7 +286,7 @@ class Anatomy:
     # -- parts
 
     def _parts_of(self, node: Node) -> Iterator[Part]:
-        groups = groups_of([node.role])
+        groups = SELECTS[node.role]
         if node in self._head_of:
             groups = frozenset({"head"}) if self._is_head(node) else frozenset()
         elif node in self._last:  # of an MLP that is no module of its own
@@ -370,22 +299,26 @@ class Anatomy:
             and node.module._parameters.get("bias") is not None
         ):
             groups |= {"biases"}
-        expert = node.kind == "linear" and node in self._mlp_of and self._is_expert(node)
+        expert = (
+            node.kind == "linear"
+            and node in self._mlp_of
+            and any(is_expert(above) for above in node.ancestors())
+        )
         role = "expert" if expert else node.role
         bypassed = is_bypassed(node)
         yield Part(node, None, role, frozenset() if bypassed else groups | {"experts"} if expert else groups)
         if node in self._head_of:
             return
         if bypassed:
-            yield Part(node, "weight", "o", groups_of(["o"]))
+            yield Part(node, "weight", "o", SELECTS["o"])
         if isinstance(node.module, nn.MultiheadAttention):
             for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
                 if node.module._parameters.get(name) is not None:
                     part = "qkv" if name == "in_proj_weight" else name[0]
-                    yield Part(node, name, part, frozenset(GROUPS[part]))
+                    yield Part(node, name, part, SELECTS[part])
         for name in fused_experts(node.module):
             own = mlp_part(node.name if name == "weight" else name) or "mlp"
-            yield Part(node, name, "expert", groups_of([own]) | {"experts"})
+            yield Part(node, name, "expert", SELECTS[own] | {"experts"})
 
     def _is_head(self, node: Node) -> bool:
         """The head itself, or its members where it is a list of heads."""
@@ -393,58 +326,3 @@ class Anatomy:
         if node in self.heads:
             return not isinstance(node.module, lists)
         return node.parent in self.heads and isinstance(node.parent.module, lists)
-
-    def _is_expert(self, node: Node) -> bool:
-        return any(
-            above.index is not None and above.parent and EXPERTS.fullmatch(above.parent.name)
-            for above in node.ancestors()
-        )
-
-
-def is_bypassed(node: Node) -> bool:
-    """Whether it is nn.MultiheadAttention's `out_proj`: torch uses its weight and never calls its forward."""
-    return (
-        node.name == "out_proj"
-        and node.parent is not None
-        and isinstance(node.parent.module, nn.MultiheadAttention)
-    )
-
-
-def is_router(node: Node) -> bool:
-    """Whether its class is one that chooses experts."""
-    return bool(ROUTER_CLASS.fullmatch(type(node.module).__name__))
-
-
-def fused_experts(module: nn.Module) -> list[str]:
-    """The names of the 3-D parameters ([experts, out, in] or [experts, in, out]) in which a module fuses experts."""
-    if "xpert" not in type(module).__name__:
-        return []
-    return [
-        name
-        for name, p in module._parameters.items()
-        if p is not None and p.dim() == 3 and "bias" not in name
-    ]
-
-
-def mlp_roles(linears: list[Node]) -> list[str]:
-    """The roles of one MLP's maps, in order: by name; where no name tells, the first goes up and the last down."""
-    roles = [mlp_part(node.name) for node in linears]
-    if "gate" in roles and "up" not in roles:
-        roles = ["up" if role == "gate" else role for role in roles]  # w1 of two maps, w1 and w2
-    unknown = [i for i, role in enumerate(roles) if role is None]
-    if unknown and "down" not in roles and len(roles) > 1:
-        roles[unknown.pop()] = "down"
-    if unknown and "up" not in roles and "gate-up" not in roles:
-        roles[unknown.pop(0)] = "up"
-    if roles.count("up") == roles.count("down") == 1 and "gate" not in roles:
-        up, down = linears[roles.index("up")], linears[roles.index("down")]
-        if features(up.module)[1] == 2 * features(down.module)[0]:
-            roles[roles.index("up")] = "gate-up"
-    return [role or "mlp" for role in roles]
-
-
-def features(module: nn.Module) -> tuple[int, int]:
-    """The input and output width of a linear layer (transformers' Conv1D stores [in, out])."""
-    if hasattr(module, "in_features"):
-        return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
-    return int(module.nx), int(module.nf)  # type: ignore[arg-type]

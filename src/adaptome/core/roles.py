@@ -7,7 +7,8 @@ module and nothing in particular outside one. All patterns are matched against w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import cache
 
 ROLES: dict[str, str] = {
     "attention": "every linear map of the attentions: q, k, v, o, or the fused ones",
@@ -121,11 +122,13 @@ HEAD_NAME = re.compile(
 )
 
 
+@cache
 def attention_part(name: str) -> str | None:
     """'q', 'k', 'v', 'kv' or 'qkv' for the name of a map that is one of them."""
     return _part(name, ATTENTION_PARTS)
 
 
+@cache
 def mlp_part(name: str) -> str | None:
     """'gate', 'up', 'gate-up' or 'down' for the name of a map that is one of them."""
     return _part(name, MLP_PARTS)
@@ -133,6 +136,12 @@ def mlp_part(name: str) -> str | None:
 
 def _part(name: str, table: Mapping[str, re.Pattern[str]]) -> str | None:
     return next((part for part, pattern in table.items() if pattern.fullmatch(name)), None)
+
+
+@cache
+def has_name(pattern: re.Pattern[str], name: str) -> bool:
+    """Whether the whole name fits; remembered, as a model repeats a few names thousands of times."""
+    return pattern.fullmatch(name) is not None
 
 
 def guess_role(name: str) -> str | None:
@@ -144,6 +153,5 @@ def guess_role(name: str) -> str | None:
     return GROUPS[part][0]
 
 
-def groups_of(roles: Iterable[str]) -> frozenset[str]:
-    """The published roles that select a match of any of the given roles."""
-    return frozenset(group for role in roles for group in GROUPS[role])
+# The same as sets, one object for each role.
+SELECTS: dict[str, frozenset[str]] = {role: frozenset(groups) for role, groups in GROUPS.items()}

@@ -26,8 +26,9 @@ from typing import TypeAlias
 
 from torch import nn
 
-from adaptome.core.anatomy import Anatomy, Part, is_bypassed
+from adaptome.core.anatomy import Anatomy
 from adaptome.core.errors import TargetError, nearest
+from adaptome.core.nodes import Part, is_bypassed
 from adaptome.core.roles import ROLES, guess_role
 
 __all__ = ["ROLES", "Match", "resolve", "role_of", "roles", "roles_of"]
@@ -85,9 +86,11 @@ def resolve(
         kept = {entry: [part for part in parts if wanted(part)] for entry, parts in kept.items()}
     for entry, parts in kept.items():
         if not parts:
+            narrowed = {"exclude": exclude, "layers": layers}
+            given = " and ".join(f"{name}={value!r}" for name, value in narrowed.items() if value is not None)
             raise TargetError(
-                f"targets={entry!r} matches {len(chosen[entry])} places in {_name(anatomy)}, and none of them is left "
-                f"after exclude={exclude!r}, layers={layers!r}.\n  Leave the entry out, or narrow less."
+                f"targets={entry!r} matches {len(chosen[entry])} places in {_name(anatomy)}, and {given} leaves none of them.\n"
+                "  Leave the entry out, or narrow less."
             )
     return _matches(part for parts in kept.values() for part in parts)
 
@@ -126,9 +129,13 @@ def role_of(model: nn.Module, path: str) -> str:
 
 
 def _matches(parts: Iterable[Part]) -> list[Match]:
-    unique = {(part.node.order, part.parameter or ""): part for part in parts}
+    unique = {(part.node.order, _position(part)): part for part in parts}
     ordered = [unique[key] for key in sorted(unique)]
-    return [Match(p.node.path, p.node.module, p.parameter, p.role, p.layer) for p in ordered]
+    return [Match(p.node.path, p.node.module, p.parameter, p.role, p.node.layer) for p in ordered]
+
+
+def _position(part: Part) -> int:
+    return -1 if part.parameter is None else list(part.node.module._parameters).index(part.parameter)
 
 
 def _entries(value: str | Sequence[str], what: str) -> list[str]:
@@ -189,6 +196,8 @@ def _plain_parameters(anatomy: Anatomy) -> Iterable[Part]:
 
 
 def _inside(part: Part, excluded: set[tuple[str, str | None]]) -> bool:
+    if not excluded:
+        return False
     if (part.node.path, part.parameter) in excluded:
         return True
     return any((node.path, None) in excluded for node in (part.node, *part.node.ancestors()))
@@ -214,7 +223,7 @@ def _layer_filter(layers: Layers, anatomy: Anatomy, parts: list[Part]) -> Callab
     for block in anatomy.blocks:
         if block.parent is not None and block.index is not None:
             length[block.parent.path] = max(length.get(block.parent.path, 0), block.index + 1)
-    stacks = {_stack(part): length[_stack(part)] for part in parts if part.node.block}
+    stacks = {part.node.stack: length[part.node.stack] for part in parts if part.node.stack is not None}
     if not stacks:
         raise TargetError(
             f"layers={layers!r}: nothing that was targeted in {_name(anatomy)} is in a stack of blocks.\n  Leave layers out."
@@ -234,12 +243,7 @@ def _layer_filter(layers: Layers, anatomy: Anatomy, parts: list[Part]) -> Callab
             f"  Layers count from 0 to {longest - 1}, or from the end, -1 to {-longest}."
         )
     allowed = {path: indices(size)[0] for path, size in stacks.items()}
-    return lambda part: part.node.block is not None and part.layer in allowed[_stack(part)]
-
-
-def _stack(part: Part) -> str:
-    block = part.node.block
-    return block.parent.path if block is not None and block.parent is not None else ""
+    return lambda part: part.node.stack is not None and part.node.layer in allowed[part.node.stack]
 
 
 def _parse_layers(layers: Layers) -> Callable[[int], tuple[set[int], bool]] | None:
@@ -271,40 +275,46 @@ def _name(anatomy: Anatomy) -> str:
 def _nothing(anatomy: Anatomy, entry: str, what: str) -> str:
     """The message for an entry without a match: what the model has instead, and what to write."""
     names = Counter(
-        _leaf(part) for part in anatomy.parts if part.groups and not part.groups & {"blocks", "norms"}
+        _leaf(part) for part in anatomy.parts if part.groups - {"blocks", "norms"} and part.paths[0]
     )
-    maps = [name for part in anatomy.parts if "all-linear" in part.groups for name in [_leaf(part)]]
+    maps = [_leaf(part) for part in anatomy.parts if "all-linear" in part.groups and part.paths[0]]
     word = entry.removeprefix("re:").rstrip("$").rpartition(".")[2].strip("*?\\()")
-    near = [name for name in nearest(word, names) if name]
-    shown = list(dict.fromkeys([*near, *maps]))[:8]
+    near = [] if entry in ROLES else nearest(word, names)
+    holds = ", ".join(f"{names[name]} {name}" for name in list(dict.fromkeys([*near, *maps]))[:8])
     here = [role for role in ROLES if any(role in part.groups for part in anatomy.parts)]
-    holds = ", ".join(f"{names[name]} {name}" for name in shown) or "no linear layers"
+    ways = _advice(anatomy, entry, word, near, here, what)
+    problem = "is a role that nothing in {} has" if entry in ROLES else "matches no module of {}"
     lines = [
-        f"{what}={entry!r} matches no module of {_name(anatomy)}.",
-        f"  It has {holds}; its roles: {', '.join(here) or 'none'}.",
+        f"{what}={entry!r} {problem.format(_name(anatomy))}.",
+        f"  It has {holds or 'no linear maps inside it'}; its roles: {', '.join(here) or 'none'}.",
     ]
-    advice = _advice(entry, word, here)
-    ways = [f"{what}={choice!r}" for choice in dict.fromkeys([*advice, *near[:1]])]
     if ways:
-        lines.append(f"  Write {' or '.join(ways)}; `adaptome inspect` lists every layer.")
+        choices = " or ".join(f"{what}={way!r}" for way in ways)
+        lines.append(f"  Write {choices}; `adaptome inspect` lists every layer.")
     return "\n".join(lines)
 
 
-def _advice(entry: str, word: str, here: list[str]) -> list[str]:
-    """The role of this model that comes nearest to what was written."""
-    likely = [guess_role(word), *nearest(entry, ROLES)]
+def _advice(
+    anatomy: Anatomy, entry: str, word: str, near: list[str], here: list[str], what: str
+) -> list[str]:
+    """What to write instead: the role that was meant and how this model calls it, or the nearest name."""
+    meant = guess_role(word)
+    if meant in here and entry not in ROLES:
+        called = [_leaf(part) for part in anatomy.parts if meant in part.groups]
+        return list(dict.fromkeys([meant, *called]))[:2]
     broader = {
-        "gate": "mlp",
+        "gate": "up",
         "experts": "mlp",
         "router": "mlp",
         "mlp-blocks": "blocks",
         "attention-blocks": "blocks",
     }
-    likely += [broader.get(entry), "all-linear", "convs"]
-    return [role for role in likely if role in here][:1]
+    close = [broader[entry]] if entry in broader else nearest(entry, ROLES)
+    general = ["all-linear", "convs"] if what == "targets" and not near else []
+    return [*[role for role in [*close, *general] if role in here][:1], *near[:1]]
 
 
 def _leaf(part: Part) -> str:
     """The last name of a part's path that says something: `to_out.0`, not `0`."""
     names = part.paths[0].split(".")
-    return ".".join(names[-2:]) if names[-1].isdigit() else names[-1]
+    return ".".join(names[-2:]) if names[-1].isdigit() or names[-1] == "weight" else names[-1]
