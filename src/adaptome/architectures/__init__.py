@@ -179,7 +179,8 @@ def _build_diffusers(config: dict[str, Any], source: str | Path, changes: dict[s
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ModelError(f"{str(source)!r} names the class {name!r}, which is no model of diffusers.")
     _known(changes, config, source)
-    model: nn.Module = cls.from_config({**config, **changes})
+    make: Any = cls.from_config  # type: ignore[attr-defined]
+    model: nn.Module = make({**config, **changes})
     return model
 
 
@@ -206,9 +207,8 @@ def _build_transformers(
     full = kinds[kind].from_dict({**config, **changes})
     cls = _model_class(config, source, task)
     options = {} if dtype is None else {"dtype": dtype}
-    model: nn.Module = (
-        cls.from_config(full, **options) if hasattr(cls, "from_config") else cls._from_config(full, **options)
-    )
+    make: Any = getattr(cls, "from_config", None) or cls._from_config  # of an Auto class, of a model class
+    model: nn.Module = make(full, **options)
     return model
 
 
