@@ -4,6 +4,7 @@
       TargetError          a target list that does not fit the model
       MethodError          an unknown method, or a setting it does not have or admit
       HostError            a layer that the method cannot be put on
+      ModelError           a model that cannot be found or built
       StateError           a verb asked in the wrong state: name taken, nothing attached, merged already
         MergeError         a merge that does not exist or would not be exact
       GradientError        adapters that no gradient reached
@@ -41,6 +42,10 @@ class MethodError(AdaptomeError, ValueError):
 
 class HostError(AdaptomeError, TypeError):
     """The method cannot be put on this kind of layer."""
+
+
+class ModelError(AdaptomeError, ValueError):
+    """A model that cannot be found or built."""
 
 
 class StateError(AdaptomeError, RuntimeError):
