@@ -16,7 +16,11 @@ from adaptome.data.readers.images import is_image_folder, read_image_folder
 from adaptome.data.splits import Split, Splits, Table, to_split
 
 Files = str | Sequence[str] | None
-ALIASES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+ALIASES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
 
 
 def load_splits(
@@ -61,11 +65,19 @@ def load_splits(
         tables = _files(wanted, format, options, mapping, prefer or {})
     else:
         raise DataError("No data: give data.name (hub id, folder or .npz file) or data.train (files).")
-    notes = [note for found in tables.values() if isinstance(found, list) for table in found for note in table.notes]
+    notes = [
+        note
+        for found in tables.values()
+        if isinstance(found, list)
+        for table in found
+        for note in table.notes
+    ]
     splits = {k: found if isinstance(found, Split) else to_split(found, k) for k, found in tables.items()}
     splits = {k: _renamed(split, k, mapping) for k, split in splits.items()}
     if "train" in splits:
-        splits = _held_out(splits, {"test": test_fraction, "validation": validation_fraction}, split_by, split_seed)
+        splits = _held_out(
+            splits, {"test": test_fraction, "validation": validation_fraction}, split_by, split_seed
+        )
     if limit is not None:
         splits = {k: split.select(range(min(limit, len(split)))) for k, split in splits.items()}
     return Splits({k: splits[k] for k in ("train", "validation", "test") if k in splits}, notes)
@@ -88,14 +100,20 @@ def _whole(
     path = Path(name).expanduser()
     if format != "hub" and path.is_file():
         if wanted:
-            raise DataError(f"data.name={name!r} is a file; then data.{next(iter(wanted))} has no meaning. Write data.train={name!r}.")
+            raise DataError(
+                f"data.name={name!r} is a file; then data.{next(iter(wanted))} has no meaning. Write data.train={name!r}."
+            )
         if format == "npz" or path.suffix.lower() == ".npz":
             return _one_by_one(read_npz(path, mapping))
         return _files({"train": name}, format, options, mapping, prefer)
     if format != "hub" and path.is_dir():
         if format == "imagefolder" or (format == "auto" and is_image_folder(path)):
             return _one_by_one(read_image_folder(path))
-        inside = {k: str(path / f) if isinstance(f, str) else [str(path / g) for g in f] for k, f in wanted.items() if f}
+        inside = {
+            k: str(path / f) if isinstance(f, str) else [str(path / g) for g in f]
+            for k, f in wanted.items()
+            if f
+        }
         return _files(inside or _split_files(path), format, options, mapping, prefer)
     if format not in ("auto", "hub") or (format == "auto" and _looks_local(name)):
         raise _missing(path, "data.name")
@@ -109,7 +127,11 @@ def _one_by_one(tables: Mapping[str, Table]) -> dict[str, list[Table]]:
 
 
 def _files(
-    wanted: dict[str, Files], format: str, options: ReadOptions, mapping: dict[str, str], prefer: Mapping[str, str]
+    wanted: dict[str, Files],
+    format: str,
+    options: ReadOptions,
+    mapping: dict[str, str],
+    prefer: Mapping[str, str],
 ) -> dict[str, list[Table]]:
     found: dict[str, list[Table]] = {}
     for split, files in wanted.items():
@@ -122,14 +144,21 @@ def _files(
 
 
 def _one_file(
-    path: Path, split: str, format: str, options: ReadOptions, mapping: dict[str, str], prefer: Mapping[str, str]
+    path: Path,
+    split: str,
+    format: str,
+    options: ReadOptions,
+    mapping: dict[str, str],
+    prefer: Mapping[str, str],
 ) -> list[Table]:
     if path.is_dir():
         return list(read_image_folder(path).values())
     kind = format if format != "auto" else ("npz" if path.suffix.lower() == ".npz" else format_of(path))
     if kind is None:
         known = ", ".join([*endings(), ".npz"])
-        raise DataError(f"{path}: the ending does not tell the format. Say data.format; endings known: {known} (and .gz).")
+        raise DataError(
+            f"{path}: the ending does not tell the format. Say data.format; endings known: {known} (and .gz)."
+        )
     if format == "auto":
         kind = prefer.get(kind, kind)
     if kind == "npz":
@@ -151,14 +180,21 @@ def _split_files(folder: Path) -> dict[str, Files]:
             found[split] = str(files[0])
     if "train" not in found:
         there = ", ".join(sorted(f.name for f in folder.iterdir())[:12]) or "nothing"
-        raise DataError(f"{folder}: no train.* file and no class folders of images. There: {there}. Name the files: data.train.")
+        raise DataError(
+            f"{folder}: no train.* file and no class folders of images. There: {there}. Name the files: data.train."
+        )
     return found
 
 
 def _looks_local(name: str) -> bool:
     """True for what cannot be a hub id: `owner/name` or `name`, without a data file's ending."""
     path = Path(name)
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix == ".npz" or bool(format_of(path))
+    return (
+        name.startswith((".", "/", "~"))
+        or name.count("/") > 1
+        or path.suffix == ".npz"
+        or bool(format_of(path))
+    )
 
 
 def _missing(path: Path, key: str) -> DataError:
@@ -167,7 +203,9 @@ def _missing(path: Path, key: str) -> DataError:
         path, folder = folder, folder.parent
     there = sorted(f.name for f in folder.iterdir())
     close = nearest(path.name, there)
-    listed = f" Near names: {', '.join(close)}." if close else f" There: {', '.join(there[:10]) or 'nothing'}."
+    listed = (
+        f" Near names: {', '.join(close)}." if close else f" There: {', '.join(there[:10]) or 'nothing'}."
+    )
     kind = "no file or folder"
     return DataError(f"{key}: {kind} {path.name!r} in {folder.resolve()}.{listed}")
 
@@ -187,12 +225,16 @@ def _renamed(split: Split, name: str, mapping: Mapping[str, str]) -> Split:
     moves = {column: wanted for wanted, column in mapping.items() if column != wanted}
     if not moves:
         return split
-    hidden = [c for c in moves.values() if c in there and c not in moves]  # the mapping wins over a column so named
+    hidden = [
+        c for c in moves.values() if c in there and c not in moves
+    ]  # the mapping wins over a column so named
     rows = split.rows.remove_columns(hidden).rename_columns(moves)
     return Split(rows, split.tables, split.origin)
 
 
-def _held_out(splits: dict[str, Split], fractions: Mapping[str, float], by: str, seed: int) -> dict[str, Split]:
+def _held_out(
+    splits: dict[str, Split], fractions: Mapping[str, float], by: str, seed: int
+) -> dict[str, Split]:
     """Take the splits that are missing out of train, as shares of the whole of it."""
     missing = {k: share for k, share in fractions.items() if k not in splits and share > 0}
     if not missing:

@@ -118,7 +118,9 @@ def to_split(tables: list[Table], name: str) -> Split:
         rows = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError) as error:
         files = ", ".join(t.file for t in tables)
-        raise DataError(f"{files}: columns differ in type between the files of the {name} split: {error}") from error
+        raise DataError(
+            f"{files}: columns differ in type between the files of the {name} split: {error}"
+        ) from error
     origin = np.concatenate(
         [np.stack([np.full(len(t.lines), i), np.arange(len(t.lines))], axis=1) for i, t in enumerate(tables)]
     )
@@ -141,7 +143,9 @@ def _column(table: Table, column: str) -> tuple[Any, Any]:
         kind = datasets.Array2D if values.ndim == 3 else datasets.Array3D
         return values, kind(shape=values.shape[1:], dtype=str(values.dtype))
     if isinstance(values, np.ndarray) and values.ndim > 4:
-        raise DataError(f"{table.file}: array {column!r} has {values.ndim} dimensions; at most 4 (rows first) are read.")
+        raise DataError(
+            f"{table.file}: array {column!r} has {values.ndim} dimensions; at most 4 (rows first) are read."
+        )
     listed = values.tolist() if isinstance(values, np.ndarray) else list(values)
     try:
         kind = pa.array(listed).type

@@ -24,7 +24,9 @@ def read_bytes(path: Path) -> bytes:
     try:
         return gzip.decompress(content)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is not a whole gzip file ({error}). Copy it again, or drop .gz from a plain file's name.") from error
+        raise DataError(
+            f"{path} is not a whole gzip file ({error}). Copy it again, or drop .gz from a plain file's name."
+        ) from error
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
@@ -37,7 +39,9 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     try:
         return content.decode(encoding).removeprefix("\ufeff")
     except LookupError as error:
-        raise DataError(f"data.encoding={encoding!r} is no encoding Python knows; e.g. utf-8, latin-1, utf-16.") from error
+        raise DataError(
+            f"data.encoding={encoding!r} is no encoding Python knows; e.g. utf-8, latin-1, utf-16."
+        ) from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(

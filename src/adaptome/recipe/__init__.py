@@ -7,7 +7,13 @@ A recipe names a model, a task, data, methods, an objective, the training, evalu
 does not say has a default. `recipe_json_schema()` is the same schema for editors.
 """
 
-from adaptome.recipe.load import load_recipe, recipe_from_yaml, recipe_json_schema, validate_methods, validate_task
+from adaptome.recipe.load import (
+    load_recipe,
+    recipe_from_yaml,
+    recipe_json_schema,
+    validate_methods,
+    validate_task,
+)
 from adaptome.recipe.schema import (
     DataSection,
     EvaluationSection,

@@ -75,7 +75,11 @@ def validate_methods(recipe: Recipe) -> None:
 def _with_sections(section: MethodSection, error: AdaptomeError) -> str:
     """The method's complaint, and the recipe's own keys where the unknown setting is near one of them."""
     own = [k for k in MethodSection.model_fields if k != "name"]
-    hints = {key: close[0] for key in section.settings if (close := nearest(key, own, 1)) and repr(key) in str(error)}
+    hints = {
+        key: close[0]
+        for key in section.settings
+        if (close := nearest(key, own, 1)) and repr(key) in str(error)
+    }
     return str(error) + "".join(f"\n  A recipe's key near {key!r}: {hint!r}." for key, hint in hints.items())
 
 
@@ -89,7 +93,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} is given twice", key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -112,11 +118,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader
+        content = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{where}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        raise RecipeError(
+            f"{where}{place}: not valid YAML: {getattr(error, 'problem', None) or error}"
+        ) from error
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise RecipeError(f"{where}: a recipe is a mapping of sections ({_sections()}); found {found}.")
@@ -131,7 +139,7 @@ def _override(content: dict[str, Any], text: str) -> None:
     if not sign or not key.strip():
         raise RecipeError(f"override {text!r}: write key=value with a dotted key, e.g. training.epochs=2.")
     try:
-        parsed = yaml.load(value, Loader=_Loader)  # noqa: S506 -- a SafeLoader
+        parsed = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {text!r}: the value is not valid YAML.") from error
     parts = key.strip().split(".")
@@ -165,7 +173,9 @@ def _set(content: dict[str, Any], parts: list[str], value: Any, text: str) -> No
         last = depth == len(parts) - 1
         if isinstance(at, list):
             if not part.isdigit() or int(part) > len(at):
-                raise RecipeError(f"override {text!r}: {'.'.join(parts[:depth])} is a list of {len(at)}; no entry {part!r}.")
+                raise RecipeError(
+                    f"override {text!r}: {'.'.join(parts[:depth])} is a list of {len(at)}; no entry {part!r}."
+                )
             step: Any = int(part)
             if step == len(at):
                 at.append({})

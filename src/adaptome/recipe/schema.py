@@ -45,11 +45,18 @@ class ModelSection(Section):
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     from_config: dict[str, Any] | None = Field(
-        None, description="settings of a transformers configuration, with model_type: random weights, for tests"
+        None,
+        description="settings of a transformers configuration, with model_type: random weights, for tests",
     )
-    tokenizer: str | None = Field(None, description="another folder or hub id for the tokenizer or image processor")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("float32", description="dtype of the base")
-    attention: str | None = Field(None, description="attn_implementation: sdpa, eager, flash_attention_2, ...")
+    tokenizer: str | None = Field(
+        None, description="another folder or hub id for the tokenizer or image processor"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "float32", description="dtype of the base"
+    )
+    attention: str | None = Field(
+        None, description="attn_implementation: sdpa, eager, flash_attention_2, ..."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
@@ -65,23 +72,30 @@ class ModelSection(Section):
 class TaskSection(OpenSection):
     """What the model learns to do; further keys are the task's own options."""
 
-    name: str = Field(description="text-classification, token-classification, causal-lm, image-classification, ...")
+    name: str = Field(
+        description="text-classification, token-classification, causal-lm, image-classification, ..."
+    )
 
 
 class DataSection(Section):
     """Where the examples are. Paths are relative to the folder the command runs in."""
 
-    name: str | None = Field(None, description="hub data set id, or a folder or .npz file that holds every split")
+    name: str | None = Field(
+        None, description="hub data set id, or a folder or .npz file that holds every split"
+    )
     config: str | None = Field(None, description="configuration of a hub data set")
     revision: str | None = Field(None, description="branch, tag or commit of a hub data set")
-    train: str | list[str] | None = Field(None, description="file(s) of the split; with a hub id, the split's name")
+    train: str | list[str] | None = Field(
+        None, description="file(s) of the split; with a hub id, the split's name"
+    )
     validation: str | list[str] | None = Field(None, description="as train")
     test: str | list[str] | None = Field(None, description="as train")
     format: Literal[
         "auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll", "imagefolder", "npz", "hub"
     ] = Field("auto", description="auto: from the file's ending")
     columns: dict[str, str] = Field(
-        default_factory=dict, description="the task's name of a column: its name in the data, e.g. {text: sentence}"
+        default_factory=dict,
+        description="the task's name of a column: its name in the data, e.g. {text: sentence}",
     )
     encoding: str = Field("utf-8", description="of text files")
     delimiter: str | None = Field(None, description="of csv files, and between token and tag in CoNLL files")
@@ -89,7 +103,9 @@ class DataSection(Section):
         "convert",
         description="CoNLL: convert IOB1 and BIOES tags to IOB2, refuse all but clean IOB2, or take tags as they are",
     )
-    validation_fraction: float = Field(0.1, ge=0, lt=1, description="share of train held out when no validation")
+    validation_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of train held out when no validation"
+    )
     test_fraction: float = Field(0.0, ge=0, lt=1, description="share of train held out when no test is given")
     split_by: Literal["hash", "seed"] = Field(
         "hash", description="hash: by content, unaffected by the order of rows; seed: a random draw"
@@ -102,12 +118,18 @@ class MethodSection(OpenSection):
     """One adaptation method; further keys are its settings (r, alpha, dropout, ...)."""
 
     name: str = Field(description="a registered method; `adaptome methods` lists them")
-    adapter: str | None = Field(None, description="name of the adapter on the model; default 'default', then the method's")
+    adapter: str | None = Field(
+        None, description="name of the adapter on the model; default 'default', then the method's"
+    )
     targets: str | list[str] | None = Field(None, description="roles, module names, globs, or 're:' patterns")
     exclude: str | list[str] | None = Field(None, description="modules to leave out, written as targets")
     layers: str | int | list[int] | None = Field(None, description="layers to adapt, e.g. [0, 1] or '4-11'")
-    train: list[str] = Field(default_factory=list, description="further base modules trained in full and saved too")
-    per_layer: dict[str, dict[str, Any]] = Field(default_factory=dict, description="settings by module pattern")
+    train: list[str] = Field(
+        default_factory=list, description="further base modules trained in full and saved too"
+    )
+    per_layer: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="settings by module pattern"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="dtype of the adapter")
 
 
@@ -124,7 +146,9 @@ class TrainingSection(Section):
     """The loop; transformers' Trainer runs it."""
 
     epochs: float = Field(3.0, gt=0, description="passes over the training data")
-    max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps, whatever epochs says")
+    max_steps: int | None = Field(
+        None, ge=1, description="stop after so many optimizer steps, whatever epochs says"
+    )
     batch_size: int = Field(16, ge=1, description="examples per device and step")
     gradient_accumulation: int = Field(1, ge=1, description="batches summed into one optimizer step")
     learning_rate: float = Field(5e-4, gt=0, description="peak learning rate of adapters and head")
@@ -144,9 +168,15 @@ class TrainingSection(Section):
     keep_checkpoints: int = Field(2, ge=1, description="older ones are removed, the best one never")
     keep_best: bool = Field(True, description="end with the weights of the best evaluation")
     metric: str | None = Field(None, description="what best means; default: the task's primary metric")
-    early_stopping: int | None = Field(None, ge=1, description="stop after so many evaluations without a better one")
-    resume: bool | str = Field(False, description="true: from the last complete checkpoint, or a checkpoint's folder")
-    fsdp: bool | dict[str, Any] = Field(False, description="shard over processes; a mapping is accelerate's fsdp_config")
+    early_stopping: int | None = Field(
+        None, ge=1, description="stop after so many evaluations without a better one"
+    )
+    resume: bool | str = Field(
+        False, description="true: from the last complete checkpoint, or a checkpoint's folder"
+    )
+    fsdp: bool | dict[str, Any] = Field(
+        False, description="shard over processes; a mapping is accelerate's fsdp_config"
+    )
     workers: int = Field(0, ge=0, description="processes that load data")
     device: Literal["auto", "cpu"] = Field("auto")
     report_to: list[str] = Field(default_factory=list, description="tensorboard, wandb, mlflow")
@@ -155,7 +185,9 @@ class TrainingSection(Section):
 class EvaluationSection(Section):
     """The evaluation after training."""
 
-    split: Literal["test", "validation", "none"] | None = Field(None, description="default: test, else validation")
+    split: Literal["test", "validation", "none"] | None = Field(
+        None, description="default: test, else validation"
+    )
     batch_size: int | None = Field(None, ge=1, description="default: that of training")
     predictions: bool = Field(False, description="write every prediction to predictions.jsonl")
 
@@ -183,7 +215,8 @@ class Recipe(Section):
     task: TaskField
     data: DataField
     methods: list[MethodField] = Field(
-        default_factory=list, description="attached in this order; none: only the head is trained. `method:` gives one"
+        default_factory=list,
+        description="attached in this order; none: only the head is trained. `method:` gives one",
     )
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     training: TrainingSection = Field(default_factory=TrainingSection)

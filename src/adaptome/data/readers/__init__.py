@@ -51,7 +51,9 @@ def find_reader(name: str) -> Reader:
     """
     _load_all()
     if name not in _READERS:
-        raise DataError(f"No reader for format {name!r}.{did_you_mean(name, _READERS)} There are: {', '.join(sorted(_READERS))}.")
+        raise DataError(
+            f"No reader for format {name!r}.{did_you_mean(name, _READERS)} There are: {', '.join(sorted(_READERS))}."
+        )
     return _READERS[name]
 
 

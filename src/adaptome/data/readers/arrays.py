@@ -10,7 +10,13 @@ import numpy as np
 from adaptome.core.errors import DataError, did_you_mean
 from adaptome.data.splits import Table
 
-_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
+_SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
 
 
 def read_npz(path: Path, columns: dict[str, str]) -> dict[str, Table]:
@@ -86,7 +92,9 @@ def _column_name(key: str, array: np.ndarray, taken: set[str], mapping: dict[str
 
 def _check_labels(path: Path, split: str, labels: np.ndarray, names: list[str]) -> None:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{path}: labels of the {split} split are {labels.dtype} {list(labels.shape)}; with `classes` they are row numbers of it.")
+        raise DataError(
+            f"{path}: labels of the {split} split are {labels.dtype} {list(labels.shape)}; with `classes` they are row numbers of it."
+        )
     bad = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if bad.size:
         raise DataError(

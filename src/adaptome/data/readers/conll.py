@@ -43,7 +43,11 @@ def read_conll(path: Path, options: ReadOptions) -> Table:
         first = first if tokens else number
         tokens.append(fields[0])
         tags.append(fields[-1])
-    notes = [f"{path}: {changed} tags were brought into IOB2 (data.tags: strict refuses them)."] if changed else []
+    notes = (
+        [f"{path}: {changed} tags were brought into IOB2 (data.tags: strict refuses them)."]
+        if changed
+        else []
+    )
     columns = {"tokens": [s[1] for s in sentences], "tags": [s[2] for s in sentences]}
     return Table(str(path), columns, [s[0] for s in sentences], notes=notes)
 
@@ -53,9 +57,13 @@ def _fields(path: Path, number: int, line: str, delimiter: str | None, width: in
     if len(fields) < 2:
         raise DataError(f"{path}, line {number}: expected a token and a tag, found {line!r}.")
     if width and len(fields) != width:
-        raise DataError(f"{path}, line {number}: {len(fields)} fields, but the lines before have {width}: {line!r}.")
+        raise DataError(
+            f"{path}, line {number}: {len(fields)} fields, but the lines before have {width}: {line!r}."
+        )
     if not fields[0].strip() or not fields[-1].strip():
-        raise DataError(f"{path}, line {number}: the {'token' if not fields[0].strip() else 'tag'} is empty: {line!r}.")
+        raise DataError(
+            f"{path}, line {number}: the {'token' if not fields[0].strip() else 'tag'} is empty: {line!r}."
+        )
     return [field.strip() for field in fields]
 
 
@@ -76,7 +84,9 @@ def _to_iob2(path: Path, first: int, tags: list[str], policy: str) -> int:
             new = "B" + new[1:]
         if new != tag:
             if policy == "strict":
-                raise DataError(f"{place}: {tag!r} after {before!r} is not IOB2. data.tags: convert makes it {new!r}.")
+                raise DataError(
+                    f"{place}: {tag!r} after {before!r} is not IOB2. data.tags: convert makes it {new!r}."
+                )
             changed += 1
         before = new
         tags[i] = new

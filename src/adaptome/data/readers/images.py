@@ -8,7 +8,14 @@ from adaptome.core.errors import DataError, MissingExtraError
 from adaptome.data.splits import Table
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+_SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -48,7 +55,13 @@ def _classes(folder: Path) -> Table:
             _check(file)
         paths += [str(f) for f in found]
         labels += [kind.name] * len(found)
-    return Table(str(folder), {"image": paths, "label": labels}, range(1, len(paths) + 1), images=("image",), places=paths)
+    return Table(
+        str(folder),
+        {"image": paths, "label": labels},
+        range(1, len(paths) + 1),
+        images=("image",),
+        places=paths,
+    )
 
 
 def _check(file: Path) -> None:

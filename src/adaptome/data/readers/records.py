@@ -46,7 +46,9 @@ def read_json(path: Path, options: ReadOptions) -> Table:
     if isinstance(content, dict):
         lists = [key for key, value in content.items() if isinstance(value, list)]
         if len(lists) != 1:
-            raise DataError(f"{path}: expected a list of objects, found an object with the keys {', '.join(content)}.")
+            raise DataError(
+                f"{path}: expected a list of objects, found an object with the keys {', '.join(content)}."
+            )
         content = content[lists[0]]
     if not isinstance(content, list):
         raise DataError(f"{path}: expected a list of objects, found {_short(repr(content))}.")
@@ -96,7 +98,9 @@ def _delimited(path: Path, options: ReadOptions, delimiter: str) -> Table:
     (_, header), *body = rows
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise DataError(f"{path}, line 1: column {twice[0]!r} stands twice in the header: {', '.join(header)}.")
+        raise DataError(
+            f"{path}, line 1: column {twice[0]!r} stands twice in the header: {', '.join(header)}."
+        )
     for number, row in body:
         if len(row) != len(header):
             raise DataError(
@@ -118,7 +122,9 @@ def _csv_rows(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str
                 rows.append((start, row))
             start = table.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}, line {start}: not a valid row ({error}). Is a quotation mark left open?") from error
+        raise DataError(
+            f"{path}, line {start}: not a valid row ({error}). Is a quotation mark left open?"
+        ) from error
     finally:
         csv.field_size_limit(limit)
     return rows
@@ -126,7 +132,9 @@ def _csv_rows(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str
 
 def _object(row: Any, place: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise DataError(f"{place}: expected an object such as {{\"text\": ...}}, found {_short(json.dumps(row))}.")
+        raise DataError(
+            f'{place}: expected an object such as {{"text": ...}}, found {_short(json.dumps(row))}.'
+        )
     return row
 
 
