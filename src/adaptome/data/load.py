@@ -79,7 +79,7 @@ def load_splits(
             splits, {"test": test_fraction, "validation": validation_fraction}, split_by, split_seed
         )
     if limit is not None:
-        splits = {k: split.select(range(min(limit, len(split)))) for k, split in splits.items()}
+        splits = {k: _drawn(split, limit, split_seed) for k, split in splits.items()}
     return Splits({k: splits[k] for k in ("train", "validation", "test") if k in splits}, notes)
 
 
@@ -109,7 +109,7 @@ def _whole(
     if format != "hub" and path.is_dir():
         if format == "imagefolder" or (format == "auto" and is_image_folder(path)):
             return _one_by_one(read_image_folder(path))
-        inside = {
+        inside: dict[str, Files] = {
             k: str(path / f) if isinstance(f, str) else [str(path / g) for g in f]
             for k, f in wanted.items()
             if f
@@ -257,6 +257,13 @@ def _held_out(
         )
     made["train"] = train.select(np.sort(order[start:]))
     return made
+
+
+def _drawn(split: Split, limit: int, seed: int) -> Split:
+    """At most `limit` rows, drawn at random since files are often sorted by label; their order stays."""
+    if len(split) <= limit:
+        return split
+    return split.select(np.sort(np.random.default_rng(seed).permutation(len(split))[:limit]))
 
 
 def _hashes(split: Split, seed: int) -> np.ndarray:

@@ -68,6 +68,8 @@ def validate_methods(recipe: Recipe) -> None:
     for number, section in enumerate(recipe.methods):
         try:
             ad.get_method(section.name, **section.settings)
+            for settings in section.per_layer.values():
+                ad.get_method(section.name, **{**section.settings, **settings})
         except MethodError as error:
             raise RecipeError(f"methods.{number}: {_with_sections(section, error)}") from error
 

@@ -20,12 +20,12 @@ from adaptome.tasks.metrics import classification_metrics
 from adaptome.tasks.models import head_modules, load_config, load_image_processor, load_pretrained
 
 
-class Options(TaskOptions):
+class ImageClassificationOptions(TaskOptions):
     image_size: int | None = Field(
-        None, ge=1, description="side in pixels; default: the image processor's own"
+        default=None, ge=1, description="side in pixels; default: the image processor's own"
     )
     labels: list[str] | None = Field(
-        None, min_length=2, description="the labels and their order; default: from train"
+        default=None, min_length=2, description="the labels and their order; default: from train"
     )
 
 
@@ -33,9 +33,8 @@ class Options(TaskOptions):
 class ImageClassification(Task):
     """Columns: image (files, or arrays [height, width(, channels)] of uint8) and label."""
 
-    Options = Options
-    options: Options
-    prefer = {}  # noqa: RUF012 -- read only
+    Options = ImageClassificationOptions
+    options: ImageClassificationOptions
 
     @property
     def primary_metric(self) -> str:

@@ -27,21 +27,23 @@ from adaptome.tasks.models import (
 from adaptome.tasks.pooling import MeanPooledClassifier, pooled_by_mean
 
 
-class Options(TaskOptions):
+class TextClassificationOptions(TaskOptions):
     max_length: int = Field(
-        256, ge=4, description="tokens kept of a text (never more than the tokenizer says)"
+        default=256, ge=4, description="tokens kept of a text (never more than the tokenizer says)"
     )
     pooling: Literal["auto", "cls", "mean"] = Field(
-        "auto",
+        default="auto",
         description="cls: the model's own head; mean: over all tokens; auto: mean where the encoder was trained so",
     )
-    multi_label: bool = Field(False, description="label is a list of any number of labels")
+    multi_label: bool = Field(default=False, description="label is a list of any number of labels")
     threshold: float = Field(
-        0.5, gt=0, lt=1, description="probability from which a label is predicted (multi_label)"
+        default=0.5, gt=0, lt=1, description="probability from which a label is predicted (multi_label)"
     )
-    dropout: float | None = Field(None, ge=0, lt=1, description="before the head; default: the model's own")
+    dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="before the head; default: the model's own"
+    )
     labels: list[str] | None = Field(
-        None, min_length=2, description="the labels and their order; default: from train"
+        default=None, min_length=2, description="the labels and their order; default: from train"
     )
 
 
@@ -49,8 +51,8 @@ class Options(TaskOptions):
 class TextClassification(Task):
     """Columns: text, label, and text_pair where two texts are compared."""
 
-    Options = Options
-    options: Options
+    Options = TextClassificationOptions
+    options: TextClassificationOptions
 
     @property
     def primary_metric(self) -> str:
@@ -123,7 +125,7 @@ class TextClassification(Task):
         if self._mean(model):
             encoder, self.new_modules = load_pretrained(AutoModel, model, config)
             if isinstance(getattr(encoder, "pooler", None), nn.Module):
-                encoder.pooler = None  # not in the path, so no gradient would reach it
+                encoder.pooler = None  # type: ignore[assignment]  # not in the path, so no gradient would reach it
             self.new_modules = ["classifier"]
             built = MeanPooledClassifier(
                 encoder, len(self.labels), self._dropout(config), self.options.multi_label

@@ -22,13 +22,15 @@ from adaptome.tasks.models import check_vocabulary, head_modules, load_config, l
 IGNORED = -100  # positions that the loss and the metrics pass over
 
 
-class Options(TaskOptions):
+class TokenClassificationOptions(TaskOptions):
     max_length: int = Field(
-        256, ge=8, description="tokens in a window; longer sentences are cut between words"
+        default=256, ge=8, description="tokens in a window; longer sentences are cut between words"
     )
-    first_subtoken_only: bool = Field(True, description="tag the first piece of a word only, not all of them")
+    first_subtoken_only: bool = Field(
+        default=True, description="tag the first piece of a word only, not all of them"
+    )
     labels: list[str] | None = Field(
-        None, min_length=2, description="the tags and their order; default: from train"
+        default=None, min_length=2, description="the tags and their order; default: from train"
     )
 
 
@@ -36,8 +38,8 @@ class Options(TaskOptions):
 class TokenClassification(Task):
     """Columns: tokens and tags, lists of equal length. Metrics over entities where the tags are IOB2."""
 
-    Options = Options
-    options: Options
+    Options = TokenClassificationOptions
+    options: TokenClassificationOptions
     prefer = {"tsv": "conll", "text": "conll"}  # noqa: RUF012 -- read only
 
     @property
