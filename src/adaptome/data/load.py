@@ -1,0 +1,288 @@
+"""Finding, reading, splitting and mapping the data of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from adaptome.core.errors import DataError, did_you_mean, nearest
+from adaptome.data.readers import ReadOptions, endings, find_reader, format_of
+from adaptome.data.readers.arrays import read_npz
+from adaptome.data.readers.images import is_image_folder, read_image_folder
+from adaptome.data.splits import Split, Splits, Table, to_split
+
+Files = str | Sequence[str] | None
+ALIASES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+
+
+def load_splits(
+    name: str | None = None,
+    *,
+    train: Files = None,
+    validation: Files = None,
+    test: Files = None,
+    config: str | None = None,
+    revision: str | None = None,
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    encoding: str = "utf-8",
+    delimiter: str | None = None,
+    tags: str = "convert",
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    split_by: Literal["hash", "seed"] = "hash",
+    split_seed: int = 0,
+    limit: int | None = None,
+    prefer: Mapping[str, str] | None = None,
+) -> Splits:
+    """Read the splits of a run; the arguments are the recipe's `data` section.
+
+    Either `name` (a folder, an .npz file or a hub id that holds every split) or `train` and the others (files) is
+    given; with a hub id, `train` and the others are names of its splits. When the data has no validation split,
+    `validation_fraction` of train is held out, likewise for test.
+
+    Args:
+        prefer: what an ending's format means for this task, e.g. {"tsv": "conll"}.
+
+    Raises:
+        DataError: names the file, and the line where there is one.
+    """
+    options = ReadOptions(encoding, delimiter, tags)
+    named: dict[str, Files] = {"train": train, "validation": validation, "test": test}
+    wanted: dict[str, Files] = {split: files for split, files in named.items() if files}
+    mapping = dict(columns or {})
+    if name is not None:
+        tables = _whole(name, wanted, format, config, revision, options, mapping, prefer or {})
+    elif "train" in wanted or wanted:
+        tables = _files(wanted, format, options, mapping, prefer or {})
+    else:
+        raise DataError("No data: give data.name (hub id, folder or .npz file) or data.train (files).")
+    notes = [
+        note
+        for found in tables.values()
+        if isinstance(found, list)
+        for table in found
+        for note in table.notes
+    ]
+    splits = {k: found if isinstance(found, Split) else to_split(found, k) for k, found in tables.items()}
+    splits = {k: _renamed(split, k, mapping) for k, split in splits.items()}
+    if "train" in splits:
+        splits = _held_out(
+            splits, {"test": test_fraction, "validation": validation_fraction}, split_by, split_seed
+        )
+    if limit is not None:
+        splits = {k: _drawn(split, limit, split_seed) for k, split in splits.items()}
+    return Splits({k: splits[k] for k in ("train", "validation", "test") if k in splits}, notes)
+
+
+# --- where the rows come from ----------------------------------------------------------------------------------------
+
+
+def _whole(
+    name: str,
+    wanted: dict[str, Files],
+    format: str,
+    config: str | None,
+    revision: str | None,
+    options: ReadOptions,
+    mapping: dict[str, str],
+    prefer: Mapping[str, str],
+) -> dict[str, Any]:
+    """Tables (or, from the hub, splits) of a source that holds all of them."""
+    path = Path(name).expanduser()
+    if format != "hub" and path.is_file():
+        if wanted:
+            raise DataError(
+                f"data.name={name!r} is a file; then data.{next(iter(wanted))} has no meaning. Write data.train={name!r}."
+            )
+        if format == "npz" or path.suffix.lower() == ".npz":
+            return _one_by_one(read_npz(path, mapping))
+        return _files({"train": name}, format, options, mapping, prefer)
+    if format != "hub" and path.is_dir():
+        if format == "imagefolder" or (format == "auto" and is_image_folder(path)):
+            return _one_by_one(read_image_folder(path))
+        inside: dict[str, Files] = {
+            k: str(path / f) if isinstance(f, str) else [str(path / g) for g in f]
+            for k, f in wanted.items()
+            if f
+        }
+        return _files(inside or _split_files(path), format, options, mapping, prefer)
+    if format not in ("auto", "hub") or (format == "auto" and _looks_local(name)):
+        raise _missing(path, "data.name")
+    from adaptome.data.hub import hub_splits
+
+    return hub_splits(name, config, revision, wanted)
+
+
+def _one_by_one(tables: Mapping[str, Table]) -> dict[str, list[Table]]:
+    return {split: [table] for split, table in tables.items()}
+
+
+def _files(
+    wanted: dict[str, Files],
+    format: str,
+    options: ReadOptions,
+    mapping: dict[str, str],
+    prefer: Mapping[str, str],
+) -> dict[str, list[Table]]:
+    found: dict[str, list[Table]] = {}
+    for split, files in wanted.items():
+        for file in [files] if isinstance(files, str) else list(files or ()):
+            path = Path(file).expanduser()
+            if not path.exists():
+                raise _missing(path, f"data.{split}")
+            found.setdefault(split, []).extend(_one_file(path, split, format, options, mapping, prefer))
+    return found
+
+
+def _one_file(
+    path: Path,
+    split: str,
+    format: str,
+    options: ReadOptions,
+    mapping: dict[str, str],
+    prefer: Mapping[str, str],
+) -> list[Table]:
+    if path.is_dir():
+        return list(read_image_folder(path).values())
+    kind = format if format != "auto" else ("npz" if path.suffix.lower() == ".npz" else format_of(path))
+    if kind is None:
+        known = ", ".join([*endings(), ".npz"])
+        raise DataError(
+            f"{path}: the ending does not tell the format. Say data.format; endings known: {known} (and .gz)."
+        )
+    if format == "auto":
+        kind = prefer.get(kind, kind)
+    if kind == "npz":
+        tables = read_npz(path, mapping)
+        return [tables[split]] if split in tables else list(tables.values())[:1]
+    return [find_reader(kind)(path, options)]
+
+
+def _split_files(folder: Path) -> dict[str, Files]:
+    """train.*, validation.* and test.* of a folder."""
+    found: dict[str, Files] = {}
+    for split, aliases in ALIASES.items():
+        files = sorted(f for f in folder.iterdir() if f.is_file() and f.name.split(".")[0].lower() in aliases)
+        if len(files) > 1:
+            raise DataError(
+                f"{folder}: {', '.join(f.name for f in files)} could all be the {split} split. Name one: data.{split}."
+            )
+        if files:
+            found[split] = str(files[0])
+    if "train" not in found:
+        there = ", ".join(sorted(f.name for f in folder.iterdir())[:12]) or "nothing"
+        raise DataError(
+            f"{folder}: no train.* file and no class folders of images. There: {there}. Name the files: data.train."
+        )
+    return found
+
+
+def _looks_local(name: str) -> bool:
+    """True for what cannot be a hub id: `owner/name` or `name`, without a data file's ending."""
+    path = Path(name)
+    return (
+        name.startswith((".", "/", "~"))
+        or name.count("/") > 1
+        or path.suffix == ".npz"
+        or bool(format_of(path))
+    )
+
+
+def _missing(path: Path, key: str) -> DataError:
+    folder = path.parent
+    while not folder.is_dir():
+        path, folder = folder, folder.parent
+    there = sorted(f.name for f in folder.iterdir())
+    close = nearest(path.name, there)
+    listed = (
+        f" Near names: {', '.join(close)}." if close else f" There: {', '.join(there[:10]) or 'nothing'}."
+    )
+    kind = "no file or folder"
+    return DataError(f"{key}: {kind} {path.name!r} in {folder.resolve()}.{listed}")
+
+
+# --- mapping and splitting -------------------------------------------------------------------------------------------
+
+
+def _renamed(split: Split, name: str, mapping: Mapping[str, str]) -> Split:
+    """Give columns the names the task uses."""
+    there = split.rows.column_names
+    for wanted, column in mapping.items():
+        if column not in there:
+            raise DataError(
+                f"{split.source}: data.columns maps {wanted!r} to {column!r}, but the {name} split has no such "
+                f"column.{did_you_mean(column, there)} Columns there: {', '.join(there)}."
+            )
+    moves = {column: wanted for wanted, column in mapping.items() if column != wanted}
+    if not moves:
+        return split
+    hidden = [
+        c for c in moves.values() if c in there and c not in moves
+    ]  # the mapping wins over a column so named
+    rows = split.rows.remove_columns(hidden).rename_columns(moves)
+    return Split(rows, split.tables, split.origin)
+
+
+def _held_out(
+    splits: dict[str, Split], fractions: Mapping[str, float], by: str, seed: int
+) -> dict[str, Split]:
+    """Take the splits that are missing out of train, as shares of the whole of it."""
+    missing = {k: share for k, share in fractions.items() if k not in splits and share > 0}
+    if not missing:
+        return splits
+    train = splits["train"]
+    if sum(missing.values()) >= 1:
+        raise DataError(f"data: holding out {sum(missing.values()):g} of train leaves nothing to train on.")
+    keys = _hashes(train, seed) if by == "hash" else np.random.default_rng(seed).permutation(len(train))
+    order, made, start = np.argsort(keys, kind="stable"), dict(splits), 0
+    for name, share in missing.items():
+        end = start + max(1, round(share * len(train)))
+        while by == "hash" and 0 < end < len(order) and keys[order[end]] == keys[order[end - 1]]:
+            end += 1  # equal rows stay together
+        made[name] = train.select(np.sort(order[start:end]))
+        start = end
+    if start >= len(train):
+        raise DataError(
+            f"{train.source}: {len(train)} rows are too few to hold out {' and '.join(missing)}. "
+            "Give the split a file of its own, or set the fraction to 0."
+        )
+    made["train"] = train.select(np.sort(order[start:]))
+    return made
+
+
+def _drawn(split: Split, limit: int, seed: int) -> Split:
+    """At most `limit` rows, drawn at random since files are often sorted by label; their order stays."""
+    if len(split) <= limit:
+        return split
+    return split.select(np.sort(np.random.default_rng(seed).permutation(len(split))[:limit]))
+
+
+def _hashes(split: Split, seed: int) -> np.ndarray:
+    """A number per row, made from its content alone: the same rows are held out whatever their order."""
+    keys = np.empty(len(split), dtype=np.uint64)
+    rows = split.rows.with_format(None)
+    images = [c for c, f in rows.features.items() if f.__class__.__name__ == "Image"]
+    for column in images:
+        rows = rows.cast_column(column, type(rows.features[column])(decode=False))
+    for i, row in enumerate(rows):
+        digest = hashlib.sha256(str(seed).encode())
+        for column in sorted(row):
+            digest.update(f"\0{column}\0{_stable(row[column])}".encode())
+        keys[i] = int.from_bytes(digest.digest()[:8], "big")
+    return keys
+
+
+def _stable(value: Any) -> str:
+    """Text of a value; of an image file, the names of it and its folder, so that moving the data changes nothing."""
+    if isinstance(value, dict) and set(value) == {"bytes", "path"} and value["path"]:
+        return "/".join(Path(value["path"]).parts[-2:])
+    return repr(value)

@@ -1,0 +1,263 @@
+"""The recipe's schema: one pydantic model per section.
+
+Every section refuses keys it does not know. The two that carry settings of something registered, `task` and
+each entry of `methods`, pass unknown keys on to it; `validate_task` and `validate_methods` check them there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+
+class OpenSection(Section):
+    """A part whose further keys are the settings of what it names."""
+
+    model_config = ConfigDict(extra="allow", validate_default=True, protected_namespaces=())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys that the schema leaves to the named task or method."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _foldered(value: Any) -> Any:
+    return {"folder": value} if isinstance(value, str) else value
+
+
+class ModelSection(Section):
+    """The base model: a name, or a configuration to build it from with random weights."""
+
+    name: str | None = Field(
+        default=None,
+        description="hub id, local folder, or 'minilm' (the sentence encoder that comes as a package)",
+    )
+    revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
+    from_config: dict[str, Any] | None = Field(
+        default=None,
+        description="settings of a transformers configuration, with model_type: random weights, for tests",
+    )
+    tokenizer: str | None = Field(
+        default=None, description="another folder or hub id for the tokenizer or image processor"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="float32", description="dtype of the base"
+    )
+    attention: str | None = Field(
+        default=None, description="attn_implementation: sdpa, eager, flash_attention_2, ..."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSection:
+        if self.from_config is None and self.name is None:
+            self.name = "minilm"
+        elif self.from_config is not None and self.name is not None:
+            raise ValueError("give either name or from_config, not both")
+        if self.from_config is not None and "model_type" not in self.from_config:
+            raise ValueError("from_config needs model_type, e.g. {model_type: bert, hidden_size: 64}")
+        return self
+
+
+class TaskSection(OpenSection):
+    """What the model learns to do; further keys are the task's own options."""
+
+    name: str = Field(
+        description="text-classification, token-classification, causal-lm, image-classification, ..."
+    )
+
+
+class DataSection(Section):
+    """Where the examples are. Paths are relative to the folder the command runs in."""
+
+    name: str | None = Field(
+        default=None, description="hub data set id, or a folder or .npz file that holds every split"
+    )
+    config: str | None = Field(default=None, description="configuration of a hub data set")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub data set")
+    train: str | list[str] | None = Field(
+        default=None, description="file(s) of the split; with a hub id, the split's name"
+    )
+    validation: str | list[str] | None = Field(default=None, description="as train")
+    test: str | list[str] | None = Field(default=None, description="as train")
+    format: Literal[
+        "auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll", "imagefolder", "npz", "hub"
+    ] = Field(default="auto", description="auto: from the file's ending")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="the task's name of a column: its name in the data, e.g. {text: sentence}",
+    )
+    encoding: str = Field(default="utf-8", description="of text files")
+    delimiter: str | None = Field(
+        default=None, description="of csv files, and between token and tag in CoNLL files"
+    )
+    tags: Literal["convert", "strict", "raw"] = Field(
+        default="convert",
+        description="CoNLL: convert IOB1 and BIOES tags to IOB2, refuse all but clean IOB2, or take tags as they are",
+    )
+    validation_fraction: float = Field(
+        default=0.1, ge=0, lt=1, description="share of train held out when no validation"
+    )
+    test_fraction: float = Field(
+        default=0.0, ge=0, lt=1, description="share of train held out when no test is given"
+    )
+    split_by: Literal["hash", "seed"] = Field(
+        default="hash", description="hash: by content, unaffected by the order of rows; seed: a random draw"
+    )
+    split_seed: int = Field(default=0, description="changes which rows are held out")
+    limit: int | None = Field(
+        default=None, ge=1, description="draw at most so many rows of every split (for trials)"
+    )
+
+
+class MethodSection(OpenSection):
+    """One adaptation method; further keys are its settings (r, alpha, dropout, ...)."""
+
+    name: str = Field(description="a registered method; `adaptome methods` lists them")
+    adapter: str | None = Field(
+        default=None, description="name of the adapter on the model; default 'default', then the method's"
+    )
+    targets: str | list[str] | None = Field(
+        default=None, description="roles, module names, globs, or 're:' patterns"
+    )
+    exclude: str | list[str] | None = Field(
+        default=None, description="modules to leave out, written as targets"
+    )
+    layers: str | int | list[int] | None = Field(
+        default=None, description="layers to adapt, e.g. [0, 1] or '4-11'"
+    )
+    train: list[str] = Field(
+        default_factory=list, description="further base modules trained in full and saved too"
+    )
+    per_layer: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="settings by module pattern"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="dtype of the adapter"
+    )
+
+
+class ObjectiveSection(Section):
+    """The loss."""
+
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the target spread over all labels"
+    )
+    completion_only_loss: bool | None = Field(
+        default=None,
+        description="causal-lm: leave the prompt out of the loss; unset: wherever there is a prompt",
+    )
+
+
+class TrainingSection(Section):
+    """The loop; transformers' Trainer runs it."""
+
+    epochs: float = Field(default=3.0, gt=0, description="passes over the training data")
+    max_steps: int | None = Field(
+        default=None, ge=1, description="stop after so many optimizer steps, whatever epochs says"
+    )
+    batch_size: int = Field(default=16, ge=1, description="examples per device and step")
+    gradient_accumulation: int = Field(default=1, ge=1, description="batches summed into one optimizer step")
+    learning_rate: float = Field(default=5e-4, gt=0, description="peak learning rate of adapters and head")
+    loraplus_ratio: float | None = Field(
+        default=None, gt=0, description="LoRA+: learning rate of B over that of A"
+    )
+    optimizer: str = Field(
+        default="adamw_torch", description="any `optim` of transformers' TrainingArguments"
+    )
+    scheduler: str = Field(default="linear", description="any `lr_scheduler_type` of transformers")
+    warmup: float = Field(
+        default=0.06, ge=0, description="below 1: share of all steps; otherwise a number of steps"
+    )
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0, description="0: no clipping")
+    bf16: bool = Field(default=False, description="autocast to bfloat16")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations: less memory, slower"
+    )
+    length_grouping: bool = Field(default=True, description="batches of examples of similar length")
+    seed: int = Field(default=0, ge=0, description="set before adapters and head are initialised")
+    logging_steps: int = Field(default=20, ge=1)
+    eval_steps: int | None = Field(default=None, ge=1, description="default: evaluate after every epoch")
+    save_steps: int | None = Field(default=None, ge=1, description="default: a checkpoint after every epoch")
+    keep_checkpoints: int = Field(default=2, ge=1, description="older ones are removed, the best one never")
+    keep_best: bool = Field(default=True, description="end with the weights of the best evaluation")
+    metric: str | None = Field(
+        default=None, description="what best means; default: the task's primary metric"
+    )
+    early_stopping: int | None = Field(
+        default=None, ge=1, description="stop after so many evaluations without a better one"
+    )
+    resume: bool | str = Field(
+        default=False, description="true: from the last complete checkpoint, or a checkpoint's folder"
+    )
+    fsdp: bool | dict[str, Any] = Field(
+        default=False, description="shard over processes; a mapping is accelerate's fsdp_config"
+    )
+    workers: int = Field(default=0, ge=0, description="processes that load data")
+    device: Literal["auto", "cpu"] = Field("auto")
+    report_to: list[str] = Field(default_factory=list, description="tensorboard, wandb, mlflow")
+
+
+class EvaluationSection(Section):
+    """The evaluation after training."""
+
+    split: Literal["test", "validation", "none"] | None = Field(
+        default=None, description="default: test, else validation"
+    )
+    batch_size: int | None = Field(default=None, ge=1, description="default: that of training")
+    predictions: bool = Field(default=False, description="write every prediction to predictions.jsonl")
+
+
+class OutputSection(Section):
+    """What is written, and where."""
+
+    folder: str = Field(
+        default="runs/adaptome", description="checkpoints, adapter, metrics and the recipe itself"
+    )
+    overwrite: bool = Field(default=False, description="start over in a folder that holds a finished run")
+
+
+# `task: causal-lm` stands for `task: {name: causal-lm}`, and so on.
+ModelField = Annotated[ModelSection, BeforeValidator(_named, json_schema_input_type=str | ModelSection)]
+TaskField = Annotated[TaskSection, BeforeValidator(_named, json_schema_input_type=str | TaskSection)]
+DataField = Annotated[DataSection, BeforeValidator(_named, json_schema_input_type=str | DataSection)]
+MethodField = Annotated[MethodSection, BeforeValidator(_named, json_schema_input_type=str | MethodSection)]
+OutputField = Annotated[OutputSection, BeforeValidator(_foldered, json_schema_input_type=str | OutputSection)]
+
+
+class Recipe(Section):
+    """Model + task + data + methods + objective + training + evaluation + output."""
+
+    title: str | None = Field(default=None, description="one line for reports")
+    model: ModelField = ModelSection()
+    task: TaskField
+    data: DataField
+    methods: list[MethodField] = Field(
+        default_factory=list,
+        description="attached in this order; none: only the head is trained. `method:` gives one",
+    )
+    objective: ObjectiveSection = ObjectiveSection()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    output: OutputField = OutputSection()
+
+    def to_yaml(self, full: bool = False) -> str:
+        """The recipe as YAML that `recipe_from_yaml` reads back to an equal recipe.
+
+        Args:
+            full: write the defaults too, so that the run can be repeated when a default changes.
+        """
+        content = self.model_dump(mode="json", exclude_defaults=not full)
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,191 @@
+"""The task's contract and its registry."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from adaptome.core.errors import RecipeError, did_you_mean
+
+
+class ModelSpec(Protocol):
+    """What a task reads of a recipe's `model` section."""
+
+    name: str | None
+    revision: str | None
+    from_config: dict[str, Any] | None
+    tokenizer: str | None
+    dtype: str
+    attention: str | None
+
+
+class TaskOptions(BaseModel):
+    """A task's options in a recipe; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+@dataclass
+class Prepared:
+    """A task's data, ready for the Trainer.
+
+    splits: tokenised data sets by name. collator: rows -> padded batch; None leaves it to the trainer.
+    length_column: rows' lengths, for length-grouped batches. remove_unused_columns: as in TrainingArguments.
+    notes: what preparing changed, for the user to read.
+    """
+
+    splits: dict[str, Any]
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None
+    labels: list[str] | None = None
+    length_column: str | None = None
+    remove_unused_columns: bool = True
+    notes: list[str] = field(default_factory=list)
+
+    def __getitem__(self, split: str) -> Any:
+        return self.splits[split]
+
+    def get(self, split: str) -> Any | None:
+        return self.splits.get(split)
+
+
+class Task(ABC):
+    """What to learn: how data becomes batches, which model class learns it, and how it is measured.
+
+    A subclass sets the class variables and writes the abstract methods. Its state is its options and, once
+    `prepare` has seen the data, its labels; `to_dict` and `task_from_dict` carry both to another process.
+    """
+
+    name: ClassVar[str] = ""
+    Options: ClassVar[type[TaskOptions]] = TaskOptions
+    trainer: ClassVar[Literal["trainer", "sft"]] = "trainer"  # transformers' Trainer or TRL's SFTTrainer
+    greater_is_better: ClassVar[bool] = True
+    prefer: ClassVar[Mapping[str, str]] = {}  # what an ending's format means here, e.g. {"tsv": "conll"}
+
+    def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):
+        self.options = options
+        self.labels: list[str] | None = list(labels) if labels is not None else None
+        self.new_modules: list[str] = []  # modules that the checkpoint had no weights for
+
+    @property
+    @abstractmethod
+    def primary_metric(self) -> str:
+        """The metric that decides which checkpoint is best."""
+
+    @abstractmethod
+    def load_processor(self, model: ModelSpec) -> Any:
+        """The tokenizer or image processor that goes with the model."""
+
+    @abstractmethod
+    def prepare(self, splits: Any, processor: Any) -> Prepared:
+        """Tokenise `splits` (of `adaptome.data.load_splits`). Labels come from train, unless already known.
+
+        Raises:
+            DataError: a column or label that is missing or unknown; names file and line.
+        """
+
+    @abstractmethod
+    def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
+        """The base model with a head for this task's labels."""
+
+    @abstractmethod
+    def metrics(self, result: Any) -> dict[str, float]:
+        """Metrics of an EvalPrediction: `predictions` (as `reduce` left them) and `label_ids`."""
+
+    @abstractmethod
+    def predict(
+        self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32
+    ) -> list[Any]:
+        """Readable predictions, one for each input."""
+
+    def head_patterns(self, model: nn.Module) -> list[str]:
+        """Modules to train in full beside the adapters: the head, and what the checkpoint had no weights for."""
+        return []
+
+    def reduce(self, logits: Any, labels: Tensor) -> Tensor:
+        """Applied to each evaluation batch's logits, so that not all of them are kept in memory."""
+        return logits[0] if isinstance(logits, tuple) else logits
+
+    def from_logs(self, logs: Mapping[str, float]) -> dict[str, float]:
+        """Metrics that follow from an evaluation's logs (with their `eval_` prefix)."""
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name, options and labels as JSON values; `task_from_dict` undoes it."""
+        return {"name": self.name, "options": self.options.model_dump(mode="json"), "labels": self.labels}
+
+
+_TASKS: dict[str, type[Task]] = {}
+
+
+def register_task(name: str) -> Callable[[type[Task]], type[Task]]:
+    """Register a task class under `name`."""
+
+    def put(task: type[Task]) -> type[Task]:
+        task.name = name
+        _TASKS[name] = task
+        return task
+
+    return put
+
+
+def tasks() -> dict[str, type[Task]]:
+    """All registered tasks by name: those here and those of installed packages."""
+    package = importlib.import_module("adaptome.tasks")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"adaptome.tasks.{module.name}")
+    for point in entry_points(group="adaptome.tasks"):
+        if point.name not in _TASKS:
+            point.load()
+    return dict(sorted(_TASKS.items()))
+
+
+def get_task(name: str, labels: Sequence[str] | None = None, **options: Any) -> Task:
+    """The task registered as `name`.
+
+    Raises:
+        RecipeError: no such task, or an option it does not have or admit.
+    """
+    known = tasks()
+    if name not in known:
+        raise RecipeError(
+            f"task {name!r} is not known.{did_you_mean(name, known)} There are: {', '.join(known)}."
+        )
+    task = known[name]
+    try:
+        checked = task.Options(**options)
+    except ValidationError as error:
+        raise RecipeError(_explain(name, task.Options, error)) from error
+    return task(checked, labels)
+
+
+def task_from_dict(saved: Mapping[str, Any]) -> Task:
+    """The task that `Task.to_dict` described."""
+    return get_task(saved["name"], saved["labels"], **saved["options"])
+
+
+def _explain(name: str, options: type[TaskOptions], error: ValidationError) -> str:
+    known = list(options.model_fields)
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            hint = did_you_mean(key, known) or f" Its options: {', '.join(known)}."
+            lines.append(f"unknown key 'task.{key}' for {name}.{hint}")
+        else:
+            lines.append(f"task.{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}.")
+    return "\n  ".join(lines)
+
+
+def argmax(predictions: Any) -> np.ndarray:
+    """Label numbers from logits [..., labels] or, already reduced, label numbers themselves."""
+    array = np.asarray(predictions[0] if isinstance(predictions, tuple) else predictions)
+    return array.argmax(-1) if np.issubdtype(array.dtype, np.floating) else array

