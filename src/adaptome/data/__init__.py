@@ -1,0 +1,1 @@
+"""Data: tasks made on the spot."""
