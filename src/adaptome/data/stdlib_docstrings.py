@@ -19,8 +19,9 @@ import sys
 import sysconfig
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from adaptome.core.errors import DataError
 
@@ -60,6 +61,16 @@ class DocstringTask:
             "validation": len(self.validation),
             "test": len(self.test),
         }
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DocstringTask:
+        """The task that `to_dict` gave, also after JSON."""
+        splits = {name: tuple(Example(**e) for e in values[name]) for name in ("train", "validation", "test")}
+        return cls(labels=tuple(values["labels"]), **splits)
 
 
 def docstring_task(

@@ -41,16 +41,18 @@ class Bars:
         values: name to value, zero or more; None where there is none.
         spec: how the values are written, such as ".1%" or ",.0f".
         ranges: name to (low, high), drawn as a whisker: a confidence interval.
+        one_colour: the names are not the series that other charts of the page colour.
     """
 
     title: str
     values: Mapping[str, float | None]
     spec: str = ".4g"
     ranges: Mapping[str, tuple[float, float]] | None = None
+    one_colour: bool = False
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2, 2.5 or 5 times a power of ten apart) that cover low..high.
+    """Round numbers (1, 2 or 5 times a power of ten apart) that cover low..high.
 
     >>> ticks(0.31, 0.82)
     [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
@@ -58,8 +60,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     if high <= low:
         low, high = low - 0.5, low + 0.5
     power = 10.0 ** math.floor(math.log10((high - low) / about))
-    # The step nearest to the wished number of intervals that is not finer than twice it.
-    step = next(s * power for s in (1, 2, 2.5, 5, 10) if (high - low) / (s * power) <= about + 1)
+    step = next(s * power for s in (1, 2, 5, 10) if (high - low) / (s * power) <= about + 1)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
 
@@ -106,7 +107,6 @@ def bars(panel: Bars, figure: str) -> str:
     }
     ranges = panel.ranges or {}
     largest = max([*values.values(), *(high for _, high in ranges.values())], default=0.0) or 1.0
-    length = WIDTH - 4
     drawn = []
     for i, name in enumerate(panel.values):
         y = top + i * row
@@ -115,15 +115,15 @@ def bars(panel: Bars, figure: str) -> str:
         drawn.append(
             f'<text x="0" y="{y + 13}" class="name">{escape(name)}</text>'
             f'<text x="{WIDTH}" y="{y + 13}" text-anchor="end" class="value">{escape(text)}</text>'
-            f'<rect class="track" x="0" y="{y + 20}" width="{length}" height="14" rx="3"/>'
+            f'<rect class="track" x="0" y="{y + 20}" width="{WIDTH}" height="14" rx="3"/>'
         )
         if value is not None:
-            width = max(value / largest * length, 1.5)
+            width = max(value / largest * WIDTH, 1.5)
             drawn.append(
-                f'<rect class="bar c{i % COLOURS}" x="0" y="{y + 20}" width="{width:.1f}" height="14" rx="3"/>'
+                f'<rect class="bar c{0 if panel.one_colour else i % COLOURS}" x="0" y="{y + 20}" width="{width:.1f}" height="14" rx="3"/>'
             )
         if name in ranges:
-            low, high = (bound / largest * length for bound in ranges[name])
+            low, high = (bound / largest * WIDTH for bound in ranges[name])
             drawn.append(
                 f'<path class="whisker" d="M{low:.1f} {y + 27}H{high:.1f}M{low:.1f} {y + 22}v10M{high:.1f} {y + 22}v10"/>'
             )

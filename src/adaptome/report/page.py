@@ -7,11 +7,11 @@ is no script. It follows the reader's light or dark setting.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from adaptome.core.files import write_atomic
 from adaptome.report import charts, tables
 from adaptome.report.style import STYLE
 
@@ -111,21 +111,10 @@ class Report:
             + "\n</main>\n</body>\n</html>\n"
         )
 
-    def write(self, path: str | Path) -> Path:
-        """Writes the document; the file appears whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, staged = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(self.html())
-                # mkstemp makes the file private; give it the permissions any new file has here.
-                os.chmod(staged, 0o666 & ~_umask())
-            os.replace(staged, path)
-        except BaseException:
-            Path(staged).unlink(missing_ok=True)
-            raise
-        return path
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the document; the file appears whole or not at all. Missing folders are made."""
+        Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
+        return write_atomic(path, self.html())
 
     def _add(self, html: str) -> Report:
         self._parts.append(html)
@@ -141,9 +130,3 @@ class Report:
     def _close_section(self) -> None:
         if self._open:
             self._parts.append("</section>")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

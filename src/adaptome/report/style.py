@@ -37,11 +37,13 @@ th,td{padding:.45rem .9rem;text-align:left;vertical-align:top;border-top:1px sol
 thead tr:first-child>*{border-top:0}
 thead th{color:var(--soft);font-weight:600;font-size:.85rem;vertical-align:bottom}
 tbody th{font-weight:600}
-.number{text-align:right;white-space:nowrap}
+.number{text-align:right}
+.number,.short{white-space:nowrap}
+.long{min-width:17rem}
 td strong{color:var(--good)}
 .settings th{font-weight:500;white-space:nowrap}
 .settings td{overflow-wrap:anywhere}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:1rem;margin:0 0 1.5rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,23rem),1fr));gap:1rem;margin:0 0 1.5rem}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.9rem}
 figcaption{font-weight:600;font-size:.95rem;margin-bottom:.5rem}
 figure>svg{display:block;width:100%;height:auto}
@@ -71,6 +73,7 @@ svg text.name{fill:var(--ink);font-size:13px}
 .confusion .recall{color:var(--soft);padding-right:.7rem}
 .unseen{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
 .scroll{position:relative}
-@media (max-width:40rem){body{padding-top:1.25rem}th,td{padding:.4rem .6rem}}
+@media (max-width:40rem){body{padding-top:1.25rem}th,td{padding:.4rem .6rem}
+  svg text,svg text.name,svg text.value{font-size:15px}}
 @media print{body{max-width:none;padding:0}section,figure,.scroll{break-inside:avoid}.scroll{overflow:visible}}
 """

@@ -56,7 +56,8 @@ def table(
             if value is not None and value == winners.get(column):
                 text = f'<strong>{text}</strong><span class="unseen"> (best)</span>'
             tag, scope = ("th", ' scope="row"') if i == 0 else ("td", "")
-            cells.append(f"<{tag}{scope}{_class(is_number, 'number')}>{text}</{tag}>")
+            kind_of_cell = "number" if is_number else "long" if len(text) > 40 else "short"
+            cells.append(f'<{tag}{scope} class="{kind_of_cell}">{text}</{tag}>')
         body.append(f"<tr>{''.join(cells)}</tr>")
     return _scroll(
         f'<table class="{kind}"><caption>{escape(caption)}</caption>'
