@@ -56,8 +56,12 @@ def load_base(labels: int) -> tuple[SentenceClassifier, Any]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # the pooler in the file, told as unexpected, is expected here
     folder = encoder_folder()
-    encoder = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    # The mean of the token states stands in for BERT's own pooler; a layer that never runs must not be adapted.
+    encoder = AutoModel.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32, add_pooling_layer=False
+    )
     return SentenceClassifier(encoder, labels), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 

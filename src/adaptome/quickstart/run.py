@@ -54,7 +54,7 @@ def quickstart(
     settings, console = settings or Settings(), console or Console()
     encoder_folder()
     output = Path(output)
-    with atomic_folder(output, only=[*FILES, "probe", *ad.methods()]) as folder:
+    with atomic_folder(output, only=[*FILES, "probe", *ad.list_methods()]) as folder:
         start = time.perf_counter()
         with _progress(console) as progress:
             task = _build(progress, settings)
