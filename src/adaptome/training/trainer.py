@@ -74,6 +74,7 @@ class AdapterCheckpoints(Trainer):
         if not any(isinstance(callback, AdaptomeCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(AdaptomeCallback())
         self._finite = FiniteLoss()
+        self._loss_probed = False
         self._own_checkpoints = False
         self._resumed: Path | None = None
         self._stopped_before = False
@@ -173,6 +174,8 @@ class AdapterCheckpoints(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The Trainer's loss; while training, the methods' own terms are added to it."""
+        if model.training and not self._loss_probed:
+            self._probe_loss(model, inputs, num_items_in_batch)
         result = super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
         penalty = ad.penalty(self.model) if model.training else None
         if penalty is None:
@@ -183,6 +186,24 @@ class AdapterCheckpoints(Trainer):
         if scaled:  # otherwise training_step divides the sum
             penalty = penalty / self.current_gradient_accumulation_steps
         return (result[0] + penalty, *result[1:]) if return_outputs else result + penalty
+
+    def _probe_loss(self, model: nn.Module, inputs: Any, items: Any) -> None:
+        """Find out whether the model divides its loss by the accumulated batch's number of items.
+
+        The Trainer takes every model whose forward has **kwargs for one that does, so that for the others
+        (most classifiers) accumulated gradients come out as many times too large as batches were accumulated.
+        """
+        self._loss_probed = True
+        alone = self.args.gradient_accumulation_steps == 1 and self.args.world_size == 1
+        if alone or items is None or not self.model_accepts_loss_kwargs or self.compute_loss_func is not None:
+            return
+        state = self._random_state()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            model.eval()
+            losses = [Trainer.compute_loss(self, model, dict(inputs), num_items_in_batch=n) for n in (items, items * 2)]
+            model.train()
+        set_random_state(state, self._devices())
+        self.model_accepts_loss_kwargs = not torch.equal(losses[0], losses[1])
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that `args.optim` names, over `optim.parameter_groups`."""
