@@ -145,6 +145,22 @@ def test_a_new_folder_killed_at_any_call_is_absent_or_whole(tmp_path):
     assert every_kill(work, check) >= 8
 
 
+def test_a_removed_folder_is_whole_or_gone_after_a_kill(tmp_path):
+    path, seen = tmp_path / "adapter", []
+
+    def check(n):
+        seen.append(contents(path))
+        assert seen[-1] in (None, OLD), n
+        sweep_staging(tmp_path)
+        assert not list(tmp_path.glob(".*"))
+        with atomic_folder(path) as staging:
+            fill(staging, OLD)
+
+    fill(path, OLD)
+    assert every_kill(lambda: files.remove_folder(path), check) >= 4
+    assert None in seen and OLD in seen
+
+
 def test_every_file_is_synced_before_its_folder_takes_the_name(tmp_path, monkeypatch):
     events, names = [], {}
     real_open, real_fsync, real_rename = os.open, os.fsync, os.rename

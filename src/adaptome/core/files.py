@@ -118,6 +118,15 @@ def sweep_staging(parent: str | os.PathLike[str], name: str | None = None) -> li
     return swept
 
 
+def remove_folder(path: str | os.PathLike[str]) -> None:
+    """Delete a folder so that its name is gone in one step: a kill leaves all of it or a hidden leftover."""
+    path = _real(path)
+    leaving = path.with_name(f".{path.name}.staging-{os.getpid()}")
+    with _cleaned(leaving, _remove_tree):
+        os.rename(path, leaving)
+        sync_folder(path.parent)
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()

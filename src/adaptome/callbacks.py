@@ -1,0 +1,119 @@
+"""What an adapted model needs from a training loop: for transformers, for Lightning, and for a loop of your own.
+
+    after_backward(model, step)            own loop, between backward and the optimizer's step
+    after_step(model, step, total)         own loop, after the optimizer's step
+    AdaptomeCallback()                     transformers.Trainer(callbacks=[...]); `AdaptomeTrainer` has it already
+    LightningCallback()                    lightning.Trainer(callbacks=[...])
+
+Both do two things: after the first backward they check that a gradient reached every adapter, and after every
+optimizer step they drive the methods' schedules.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+import adaptome as ad
+from adaptome.core.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["AdaptomeCallback", "LightningCallback", "after_backward", "after_step"]
+
+
+def after_backward(model: nn.Module, step: int) -> None:
+    """Check the gradients of step 1.
+
+    Args:
+        model: with its adapters; may be wrapped.
+        step: the optimizer step about to be made, from 1.
+
+    Raises:
+        GradientError: no gradient reached some adapters.
+    """
+    if step == 1:
+        ad.check_gradients(model)
+
+
+def after_step(model: nn.Module, step: int, total: int) -> None:
+    """Drive the methods' schedules.
+
+    Args:
+        model: with its adapters; may be wrapped.
+        step: optimizer steps made, from 1.
+        total: optimizer steps planned.
+    """
+    ad.on_step(model, step, total)
+
+
+def _transformers_callback() -> type:
+    try:
+        from transformers import TrainerCallback
+    except ImportError as error:
+        raise MissingExtraError("transformers", "train") from error
+
+    class AdaptomeCallback(TrainerCallback):
+        """Drives an adapted model in transformers' Trainer."""
+
+        def __init__(self) -> None:
+            self._checked = False
+
+        def on_pre_optimizer_step(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
+            if not self._checked:  # a resumed run does not begin at step 1
+                after_backward(kwargs["model"], 1)
+                self._checked = True
+
+        def on_step_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
+            after_step(kwargs["model"], state.global_step, state.max_steps)
+
+    return AdaptomeCallback
+
+
+def _lightning_callback() -> type:
+    try:
+        from lightning.pytorch import Callback
+    except ImportError:
+        try:
+            from pytorch_lightning import Callback
+        except ImportError as error:
+            raise MissingExtraError("lightning", "lightning") from error
+
+    class LightningCallback(Callback):
+        """Drives an adapted model in Lightning's Trainer, with automatic or manual optimization."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._checked = False
+            self._driven = 0
+
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            if not self._checked:
+                after_backward(pl_module, 1)
+                self._checked = True
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            step = int(trainer.global_step)
+            if step > self._driven:  # a batch that was only accumulated is no step
+                after_step(pl_module, step, int(trainer.estimated_stepping_batches))
+                self._driven = step
+
+    return LightningCallback
+
+
+_LAZY = {"AdaptomeCallback": _transformers_callback, "LightningCallback": _lightning_callback}
+
+
+def __getattr__(name: str) -> Any:
+    """The framework's callback class, made when first asked for, so that this module needs neither framework."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = made = _LAZY[name]()
+    made.__qualname__, made.__module__ = name, __name__
+    return made

@@ -1,0 +1,41 @@
+"""Optimizer groups: LoRA+'s faster B, and weight decay only where it makes sense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, weight_decay: float = 0.0, ratio: float | None = None
+) -> list[dict[str, Any]]:
+    """The trainable parameters in groups for any torch optimizer; each parameter once.
+
+    LoRA+ (Hayou et al. 2024, arXiv:2402.12354) trains the output-side factor `B` with `ratio` times the
+    learning rate of the input-side `A`. Vectors (biases, norms, scales, magnitudes) are not decayed.
+
+    Args:
+        model: with its adapters attached.
+        lr: learning rate of everything but `B`.
+        weight_decay: of matrices.
+        ratio: learning rate of parameters named `B` over `lr`; None for 1.
+
+    Returns:
+        Groups with `params`, `param_names`, `lr` and `weight_decay`, without empty ones, in an order that
+        depends on the names alone, so that a resumed run builds the same groups.
+    """
+    groups: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():  # tied parameters come once
+        if parameter.requires_grad:
+            fast = ratio is not None and name.rsplit(".", 1)[-1] == "B"
+            groups.setdefault((fast, parameter.ndim > 1), []).append((name, parameter))
+    return [
+        {
+            "params": [parameter for _, parameter in sorted(members, key=lambda m: m[0])],
+            "param_names": sorted(name for name, _ in members),
+            "lr": lr * ratio if fast and ratio is not None else lr,
+            "weight_decay": weight_decay if matrix else 0.0,
+        }
+        for (fast, matrix), members in sorted(groups.items())
+    ]
