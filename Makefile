@@ -30,14 +30,12 @@ $(VENV)/made: $(STALE)
 
 $(VENV)/quickstart: $(VENV)/made $(LOCK)
 	@echo "Installing into $(VENV) (torch and transformers; a minute or more)"
-	@$(INSTALL) 'setuptools>=77'
-	@$(INSTALL) --no-build-isolation --editable '.[quickstart]'
+	@$(INSTALL) --editable '.[quickstart]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/made $(LOCK)
 	@echo "Installing into $(VENV) (with everything the tests use; some minutes)"
-	@$(INSTALL) 'setuptools>=77'
-	@$(INSTALL) --no-build-isolation --editable '.[dev]'
+	@$(INSTALL) --editable '.[dev]'
 	@touch $(VENV)/quickstart $@
 
 .PHONY: stale help quickstart test test-all lint types docs docs-serve format generate check lock clean
