@@ -52,7 +52,7 @@ Class = type[ad.Method]
 def methods_table() -> str:
     """Every method in one line, its name linked to its file."""
     lines = ["| method | what it does | merge | as LoRA | paper |", "| --- | --- | --- | --- | --- |"]
-    for name, cls in ad.methods().items():
+    for name, cls in ad.list_methods().items():
         lines.append(
             f"| [`{name}`]({source(cls)}) | {tell(cls)} | {MERGE[cls.merge]} | {EXPORT[cls.export]} | {paper(cls)} |"
         )
@@ -109,9 +109,9 @@ def methods_index() -> str:
     """The page that lists all methods by category."""
     parts = [
         "# Methods",
-        "Every method of the registry. `adaptome methods` prints the same list; `ad.methods()` returns the classes.",
+        "Every method of the registry. `adaptome methods` prints the same list; `ad.list_methods()` returns the classes.",
     ]
-    by_category = itertools.groupby(sorted(ad.methods().values(), key=lambda c: (c.category, c.name)), lambda c: c.category)
+    by_category = itertools.groupby(sorted(ad.list_methods().values(), key=lambda c: (c.category, c.name)), lambda c: c.category)
     for category, classes in by_category:
         rows = [f"| [{c.__name__}]({c.name}.md) | `{c.name}` | {tell(c)} | {MERGE[c.merge]} |" for c in classes]
         parts.append(f"## {category.capitalize()}\n\n| method | name | what it does | merge |\n| --- | --- | --- | --- |\n" + "\n".join(rows))

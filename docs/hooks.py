@@ -25,12 +25,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {page: from_root(name) for name, page in ROOT_PAGES.items()}
     pages["methods/index.md"] = generate.methods_index()
     pages["reference/cli.md"] = generate.commands_page()
-    for name, cls in ad.methods().items():
+    for name, cls in ad.list_methods().items():
         pages[f"methods/{name}.md"] = generate.method_page(cls)
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
     section: list[Any] = next(entry["Methods"] for entry in config.nav or [] if "Methods" in entry)
-    section += [{cls.__name__: f"methods/{name}.md"} for name, cls in ad.methods().items()]
+    section += [{cls.__name__: f"methods/{name}.md"} for name, cls in ad.list_methods().items()]
     return files
 
 
@@ -46,7 +46,7 @@ def _relink(link: re.Match[str]) -> str:
     if target.startswith("docs/"):
         return f"]({target.removeprefix('docs/')}{anchor})"
     method = re.fullmatch(r"src/adaptome/methods/(?:\w+/)*(\w+)\.py", target)
-    by_module = {generate.source(cls): key for key, cls in ad.methods().items()}
+    by_module = {generate.source(cls): key for key, cls in ad.list_methods().items()}
     if method and target in by_module:
         return f"](methods/{by_module[target]}.md{anchor})"
     return f"](https://github.com/adaptome/adaptome/blob/main/{target}{anchor})"
