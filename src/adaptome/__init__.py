@@ -8,50 +8,94 @@
 Every method's class is an attribute (`ad.LoRA`, `ad.DoRA`); `ad.list_methods()` lists them all.
 """
 
-from typing import Any
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from adaptome.core import errors
-from adaptome.core.adapter import Adapter, Frozen
-from adaptome.core.checkpoint import LoadReport, load, save
 from adaptome.core.errors import AdaptomeError
-from adaptome.core.hosts import Host
-from adaptome.core.merging import MergeReport, merge, unmerge
-from adaptome.core.method import Method, get_method, list_methods, option, register
-from adaptome.core.model import (
-    Attachment,
-    activate,
-    active,
-    adapters,
-    attach,
-    check_gradients,
-    detach,
-    disabled,
-    on_step,
-    parameters_of,
-    penalty,
-    plan,
-    set_trainable,
-    trainable,
-)
-from adaptome.core.plan import Entry, Plan, Report
-from adaptome.core.steer import steer, steered
-from adaptome.interop.peft import ExportReport, export
+
+if TYPE_CHECKING:
+    from adaptome.core.adapter import Adapter, Frozen
+    from adaptome.core.checkpoint import LoadReport, load, save
+    from adaptome.core.hosts import Host
+    from adaptome.core.merging import MergeReport, merge, unmerge
+    from adaptome.core.method import Method, get_method, list_methods, option, register
+    from adaptome.core.model import (
+        Attachment,
+        activate,
+        active,
+        adapters,
+        attach,
+        check_gradients,
+        detach,
+        disabled,
+        on_step,
+        parameters_of,
+        penalty,
+        plan,
+        set_trainable,
+        trainable,
+    )
+    from adaptome.core.plan import Entry, Plan, Report
+    from adaptome.core.steer import steer, steered
+    from adaptome.interop.peft import ExportReport, export
 
 __version__ = "0.1.0"
-
 __all__ = [
     "Adapter", "AdaptomeError", "Attachment", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "Report",
     "activate", "active", "adapters", "attach", "check_gradients", "detach", "disabled", "errors", "export", "get_method", "list_methods", "load", "merge",
     "on_step", "option", "parameters_of", "penalty", "plan", "register", "save", "set_trainable", "steer", "steered", "trainable", "unmerge",
 ]  # fmt: skip
 
+# Where the names above live. They are imported when first used, so that what needs none of them, as
+# `adaptome --help`, does not wait for torch.
+_HOMES = {
+    "adaptome.core.adapter": ("Adapter", "Frozen"),
+    "adaptome.core.checkpoint": ("LoadReport", "load", "save"),
+    "adaptome.core.hosts": ("Host",),
+    "adaptome.core.merging": ("MergeReport", "merge", "unmerge"),
+    "adaptome.core.method": ("Method", "get_method", "list_methods", "option", "register"),
+    "adaptome.core.model": (
+        "Attachment",
+        "activate",
+        "active",
+        "adapters",
+        "attach",
+        "check_gradients",
+        "detach",
+        "disabled",
+        "on_step",
+        "parameters_of",
+        "penalty",
+        "plan",
+        "set_trainable",
+        "trainable",
+    ),
+    "adaptome.core.plan": ("Entry", "Plan", "Report"),
+    "adaptome.core.steer": ("steer", "steered"),
+    "adaptome.interop.peft": ("ExportReport", "export"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
 
 def __getattr__(name: str) -> Any:
-    """Method classes by name, found through the registry."""
-    if name[:1].isupper():
-        for method in list_methods().values():
-            if method.__name__ == name:
-                return method
+    """A public name from its module; a method's class by its name, found through the registry."""
+    if name in _HOME:
+        value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+        return value
+    if name.startswith("_"):
+        raise AttributeError(f"module 'adaptome' has no attribute {name!r}.")
+    from adaptome.core.method import list_methods
+
+    classes = {method.__name__: method for method in list_methods().values()}
+    if name in classes:
+        return classes[name]
     raise AttributeError(
-        f"module 'adaptome' has no attribute {name!r}.{errors.did_you_mean(name, [*__all__, *(m.__name__ for m in list_methods().values())])}"
+        f"module 'adaptome' has no attribute {name!r}.{errors.did_you_mean(name, [*__all__, *classes])}"
     )
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -98,7 +98,9 @@ def _lightning_callback() -> type:
                 after_backward(pl_module, 1)
                 self._checked = True
 
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             step = int(trainer.global_step)
             if step > self._driven:  # a batch that was only accumulated is no step
                 after_step(pl_module, step, int(trainer.estimated_stepping_batches))

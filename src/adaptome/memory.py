@@ -215,7 +215,9 @@ _OPTIMIZERS: dict[str, Callable[[Tensor], int]] = {
     "adamw": lambda p: 2 * p.numel() * p.element_size(),
     "adam": lambda p: 2 * p.numel() * p.element_size(),
     # bitsandbytes: two moments of one byte, an fp32 maximum per 256 elements; small tensors stay in fp32
-    "adamw-8bit": lambda p: 2 * (p.numel() + 4 * -(-p.numel() // 256)) if p.numel() >= 4096 else 8 * p.numel(),
+    "adamw-8bit": lambda p: (
+        2 * (p.numel() + 4 * -(-p.numel() // 256)) if p.numel() >= 4096 else 8 * p.numel()
+    ),
     "adafactor": lambda p: 4 * _rows_and_columns(p),
     "lion": lambda p: p.numel() * p.element_size(),
     "sgd": lambda p: 0,

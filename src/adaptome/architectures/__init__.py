@@ -112,7 +112,9 @@ def _read(source: str | Path) -> dict[str, Any]:
     path = Path(source)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"The folder {str(path)!r} holds no config.json.\n  Give the folder of a saved model.")
+            raise ModelError(
+                f"The folder {str(path)!r} holds no config.json.\n  Give the folder of a saved model."
+            )
         path = path / "config.json"
     if path.is_file():
         return _parse(path)
@@ -135,7 +137,9 @@ def _parse(path: Path) -> dict[str, Any]:
 def _from_hub(source: str) -> Path:
     """Fetch `config.json` of a hub id (or find it in the local cache)."""
     close = nearest(source.rsplit("/", 1)[-1].lower(), names())
-    known = f"Built-in names near it: {', '.join(close)}." if close else f"Built-in names: {', '.join(names())}."
+    known = (
+        f"Built-in names near it: {', '.join(close)}." if close else f"Built-in names: {', '.join(names())}."
+    )
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HFValidationError
@@ -203,7 +207,11 @@ def _build_transformers(
             f"have.{did_you_mean(kind, kinds)}\n  Code from the hub is never run; update transformers, or give the model itself."
         )
     defaults = kinds[kind]()
-    _known(changes, {**defaults.to_dict(), **config, **dict.fromkeys(defaults.attribute_map), "num_labels": 0}, source)
+    _known(
+        changes,
+        {**defaults.to_dict(), **config, **dict.fromkeys(defaults.attribute_map), "num_labels": 0},
+        source,
+    )
     full = kinds[kind].from_dict({**config, **changes})
     cls = _model_class(config, source, task)
     options = {} if dtype is None else {"dtype": dtype}
@@ -217,7 +225,9 @@ def _model_class(config: dict[str, Any], source: str | Path, task: str | None) -
 
     if task is not None:
         if task not in TASKS:
-            raise ModelError(f"There is no task {task!r}.{did_you_mean(task, TASKS)}\n  Known: {', '.join(TASKS)}.")
+            raise ModelError(
+                f"There is no task {task!r}.{did_you_mean(task, TASKS)}\n  Known: {', '.join(TASKS)}."
+            )
         return getattr(transformers, TASKS[task])
     named = (config.get("architectures") or [None])[0]
     if named is None:

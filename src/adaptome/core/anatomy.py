@@ -23,6 +23,7 @@ from adaptome.core.nodes import (
     RESERVED,
     Node,
     Part,
+    class_name,
     fused_experts,
     is_bypassed,
     is_expert,
@@ -136,7 +137,7 @@ class Anatomy:
             if (
                 not known
                 and has_name(ATTENTION_NAME, node.name)
-                and "Att" in type(node.module).__name__
+                and "Att" in class_name(node.module)
                 and self._linears(node)
             ):
                 roots[node] = None

@@ -80,6 +80,11 @@ class Part:
         return [f"{path}.{self.parameter}".lstrip(".") for path in paths]
 
 
+def class_name(module: nn.Module) -> str:
+    """The name of the module's class; of an adapted one, of the class it had before."""
+    return getattr(type(module), "_base", type(module)).__name__
+
+
 def kind_of(module: nn.Module) -> str:
     """'linear', 'conv', 'norm', 'embedding', or '' for anything else."""
     if is_linear(module):
@@ -88,7 +93,7 @@ def kind_of(module: nn.Module) -> str:
         return "conv"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding"
-    named = "norm" in type(module).__name__.lower()
+    named = "norm" in class_name(module).lower()
     if named or isinstance(module, (nn.LayerNorm, nn.GroupNorm, _NormBase)):
         owned = [p for p in module._parameters.values() if p is not None]
         plain = owned and not module._modules.keys() - RESERVED and all(p.dim() == 1 for p in owned)
@@ -133,17 +138,17 @@ def is_bypassed(node: Node) -> bool:
 
 def is_mlp(node: Node) -> bool:
     """Whether it is named, or its class is named, as an MLP or a mixture of them."""
-    return has_name(MLP_NAME, node.name) or has_name(MLP_CLASS, type(node.module).__name__)
+    return has_name(MLP_NAME, node.name) or has_name(MLP_CLASS, class_name(node.module))
 
 
 def is_router(node: Node) -> bool:
     """Whether its class is one that chooses experts."""
-    return has_name(ROUTER_CLASS, type(node.module).__name__)
+    return has_name(ROUTER_CLASS, class_name(node.module))
 
 
 def fused_experts(module: nn.Module) -> list[str]:
     """The names of the 3-D parameters ([experts, out, in] or [experts, in, out]) in which a module fuses experts."""
-    if "xpert" not in type(module).__name__:
+    if "xpert" not in class_name(module):
         return []
     return [
         name

@@ -46,4 +46,6 @@ def run_job(
             return dict(told["result"])
         complaints.seek(0)
         words = told.get("error") or "".join(complaints.readlines()[-5:]).strip() or "it said nothing"
-    raise TrainingError(f"the {job} process for {argument!r} ended with status {process.returncode}:\n  {words}")
+    raise TrainingError(
+        f"the {job} process for {argument!r} ended with status {process.returncode}:\n  {words}"
+    )

@@ -18,7 +18,13 @@ def random_state(devices: list[torch.device]) -> dict[str, Any]:
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": [str(kind), torch.tensor(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "numpy": [
+            str(kind),
+            torch.tensor(keys.astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
         "torch": torch.random.get_rng_state(),
         "cuda": [torch.cuda.get_rng_state(device) for device in devices],
     }

@@ -62,7 +62,9 @@ class AdapterCheckpoints(Trainer):
         self.loraplus_ratio = loraplus_ratio
         model = kwargs.get("model", args[0] if args else None)
         if isinstance(model, str):
-            raise TrainingError(f"model={model!r} is a name: load the model and attach an adapter to it first.")
+            raise TrainingError(
+                f"model={model!r} is a name: load the model and attach an adapter to it first."
+            )
         if model is not None:
             _require_trainable(model)
         with accepted_quantized(model), kept_dtypes(model):
@@ -82,7 +84,12 @@ class AdapterCheckpoints(Trainer):
 
     # -- the run -------------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: Any = None,
+    ) -> Any:
         """Train; with `resume_from_checkpoint=True` from the last good checkpoint, or from the start if none is.
 
         Raises:
@@ -136,7 +143,9 @@ class AdapterCheckpoints(Trainer):
         settings = self.args.activation_checkpointing_kwargs or {}
         if not (self.args.activation_checkpointing and settings.get("use_reentrant")):
             return
-        if getattr(self.model, "main_input_name", None) != "input_ids" and hasattr(self.model, "enable_input_require_grads"):
+        if getattr(self.model, "main_input_name", None) != "input_ids" and hasattr(
+            self.model, "enable_input_require_grads"
+        ):
             self.model.enable_input_require_grads()
 
     def _init_training_state(self, max_steps: Any, *args: Any, **kwargs: Any) -> tuple[int, int]:
@@ -172,17 +181,23 @@ class AdapterCheckpoints(Trainer):
             self._stop_if_not_finite()
         return loss
 
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The Trainer's loss; while training, the methods' own terms are added to it."""
         if model.training and not self._loss_probed:
             self._probe_loss(model, inputs, num_items_in_batch)
-        result = super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        result = super().compute_loss(
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
         penalty = ad.penalty(self.model) if model.training else None
         if penalty is None:
             return result
         scaled = self.loss_is_scaled_for_ga
         if scaled is None:
-            scaled = (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or self.compute_loss_func is not None
+            scaled = (
+                self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            ) or self.compute_loss_func is not None
         if scaled:  # otherwise training_step divides the sum
             penalty = penalty / self.current_gradient_accumulation_steps
         return (result[0] + penalty, *result[1:]) if return_outputs else result + penalty
@@ -200,7 +215,10 @@ class AdapterCheckpoints(Trainer):
         state = self._random_state()
         with torch.no_grad(), self.compute_loss_context_manager():
             model.eval()
-            losses = [Trainer.compute_loss(self, model, dict(inputs), num_items_in_batch=n) for n in (items, items * 2)]
+            losses = [
+                Trainer.compute_loss(self, model, dict(inputs), num_items_in_batch=n)
+                for n in (items, items * 2)
+            ]
             model.train()
         set_random_state(state, self._devices())
         self.model_accepts_loss_kwargs = not torch.equal(losses[0], losses[1])
@@ -209,7 +227,9 @@ class AdapterCheckpoints(Trainer):
         """The optimizer that `args.optim` names, over `optim.parameter_groups`."""
         chosen = model if model is not None else self.model
         if self.optimizer is None:
-            kind, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, chosen)
+            kind, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+                self.args, chosen
+            )
             own = {"params", "model", "optimizer_dict"} & set(settings)
             if own or is_optimizer_factory(kind):
                 return super().create_optimizer(model)
@@ -237,7 +257,10 @@ class AdapterCheckpoints(Trainer):
             highest = self.accelerator.reduce(torch.tensor(step, device=self.args.device), "sum")
             step = step or int(highest > 0) * self.state.global_step
         if step:
-            self._stop(f"the loss became NaN or infinite at step {step}", "Lower the learning rate or max_grad_norm, train in bf16 or fp32 rather than fp16, or look at that step's data.")
+            self._stop(
+                f"the loss became NaN or infinite at step {step}",
+                "Lower the learning rate or max_grad_norm, train in bf16 or fp32 rather than fp16, or look at that step's data.",
+            )
 
     def _stop(self, what: str, advice: str) -> None:
         good = last_good(Path(self.args.output_dir))
@@ -260,9 +283,17 @@ class AdapterCheckpoints(Trainer):
         if self.hp_search_backend is None and trial is None:
             self.store_flos()
         adapters = gathered_adapters(self.model)
-        bad = [f"{name}: {k}" for name, a in adapters.items() for k, t in a.tensors.items() if not torch.isfinite(t).all()]
+        bad = [
+            f"{name}: {k}"
+            for name, a in adapters.items()
+            for k, t in a.tensors.items()
+            if not torch.isfinite(t).all()
+        ]
         if bad:
-            self._stop(f"{bad[0]} became NaN or infinite by step {self.state.global_step}", "Lower the learning rate or max_grad_norm.")
+            self._stop(
+                f"{bad[0]} became NaN or infinite by step {self.state.global_step}",
+                "Lower the learning rate or max_grad_norm.",
+            )
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         best = folder.with_name(f"checkpoint-{self.state.best_global_step}")
         if self.state.best_global_step and (best == folder or best.is_dir()):
@@ -308,7 +339,9 @@ class AdapterCheckpoints(Trainer):
     # -- loading -------------------------------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        restore_adapters(model if model is not None else self.model, Path(resume_from_checkpoint) / "adapters")
+        restore_adapters(
+            model if model is not None else self.model, Path(resume_from_checkpoint) / "adapters"
+        )
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))
@@ -356,7 +389,9 @@ class AdaptomeTrainer(AdapterCheckpoints):
 
 def _require_trainable(model: nn.Module) -> None:
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise TrainingError(f"nothing of this {type(model).__name__} trains.\n  Attach an adapter first: ad.attach(model, 'lora').")
+        raise TrainingError(
+            f"nothing of this {type(model).__name__} trains.\n  Attach an adapter first: ad.attach(model, 'lora')."
+        )
     if not ad.adapters(model):
         raise TrainingError(
             f"this {type(model).__name__} has no adapter, and these checkpoints hold adapters only.\n"
@@ -366,9 +401,15 @@ def _require_trainable(model: nn.Module) -> None:
 
 def _refuse_settings(trainer: AdapterCheckpoints) -> None:
     if trainer.is_deepspeed_enabled:
-        raise TrainingError("DeepSpeed keeps its own checkpoints, which hold the base too.\n  Shard with FSDP: fsdp=True.")
+        raise TrainingError(
+            "DeepSpeed keeps its own checkpoints, which hold the base too.\n  Shard with FSDP: fsdp=True."
+        )
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is not None and int(getattr(plugin, "fsdp_version", 1)) != 2:
-        raise TrainingError("FSDP 1 flattens parameters, and adapters cannot be told from the base.\n  Set fsdp_config={'version': 2}.")
+        raise TrainingError(
+            "FSDP 1 flattens parameters, and adapters cannot be told from the base.\n  Set fsdp_config={'version': 2}."
+        )
     if trainer.args.push_to_hub:
-        raise TrainingError("push_to_hub=True uploads checkpoints with their optimizer.\n  Upload the folder of ad.save instead.")
+        raise TrainingError(
+            "push_to_hub=True uploads checkpoints with their optimizer.\n  Upload the folder of ad.save instead."
+        )

@@ -1,0 +1,70 @@
+"""The typer application, put together from the files of this folder."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+import adaptome
+from adaptome import cli
+
+_HELP = """Adapt foundation models with few trained parameters.
+
+Start with `adaptome quickstart`: a real model on real data, without network, in minutes on a CPU."""
+
+
+def build() -> typer.Typer:
+    """The application with every command found in this folder."""
+    app = typer.Typer(
+        help=_HELP,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_common)
+    for name in commands():
+        importlib.import_module(f"{cli.__name__}.{name}").register(app)
+    return app
+
+
+def commands() -> list[str]:
+    """Names of the files that hold a command (those not opening with an underscore), sorted."""
+    return sorted(m.name for m in pkgutil.iter_modules(cli.__path__) if not m.name.startswith("_"))
+
+
+def _print_versions(wanted: bool) -> None:
+    if not wanted:
+        return
+    libraries = [f"{name} {found}" for name in ("torch", "transformers") if (found := _installed(name))]
+    print(
+        f"adaptome {adaptome.__version__} ({', '.join([*libraries, 'Python ' + platform.python_version()])})"
+    )
+    raise typer.Exit
+
+
+def _installed(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_versions, is_eager=True, help="Show versions and exit."),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show the whole traceback of a failure; goes anywhere on the line."),
+    ] = False,
+) -> None:
+    # `debug` is taken off the line before it gets here (cli.main); it is declared for the help.
+    del version, debug

@@ -1,0 +1,53 @@
+"""What the commands share for showing results: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")
+]
+
+
+def print_json(result: Any) -> None:
+    """Print `result` as JSON, indented, keys as they come; NaN and infinity are refused (ValueError)."""
+    print(json.dumps(result, indent=2, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    """Print rows under their column names; numbers stand to the right with thousands separators.
+
+    Args:
+        columns: the heading of each column.
+        rows: as many cells per row as there are columns; a cell is shown by `str`, integers as 1,234.
+        title: a line above the table.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = [list(row) for row in rows]
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric or index == 0)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    Console(markup=False, highlight=False, soft_wrap=False).print(table)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)

@@ -1,0 +1,75 @@
+"""`adaptome methods`: what can be attached."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from adaptome.cli._output import JsonOption, print_json, print_table
+
+
+def register(app: typer.Typer) -> None:
+    """Put the command on the application."""
+    app.command("methods")(methods)
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="One method, to see its settings and its equation.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the adaptation methods, or tell all about one."""
+    from adaptome.core.method import list_methods, method_class
+
+    if name is not None:
+        cls = method_class(name)
+        if json:
+            print_json(cls.about())
+        else:
+            _tell(cls)
+        return
+    known = [cls.about() for cls in list_methods().values()]
+    if json:
+        print_json(known)
+        return
+    print_table(
+        ("method", "family", "what it does", "merge", "as LoRA"),
+        [
+            (m["name"], m["subcategory"] or m["category"], _short(m["summary"]), m["merge"], m["export"])
+            for m in known
+        ],
+    )
+    print(f"\n{len(known)} methods; `adaptome methods NAME` tells all about one.")
+
+
+def _short(summary: str) -> str:
+    """The summary without the method's name in front and the full stop behind."""
+    before, colon, after = summary.partition(": ")
+    return (after if colon and len(before) < 40 else summary).rstrip(".")
+
+
+def _tell(cls: Any) -> None:
+    import inspect
+
+    about = cls.about()
+    print(inspect.cleandoc(cls.__doc__ or ""), end="\n\n")
+    keys = (
+        "merge",
+        "export",
+        "identity_at_init",
+        "inference_overhead",
+        "hosts",
+        "admits_packed",
+        "default_targets",
+    )
+    print_table(("property", "value"), [(key.replace("_", " "), _words(about[key])) for key in keys])
+    if about["options"]:
+        rows = [(o["name"], o["type"], repr(o["default"]), o.get("help", "")) for o in about["options"]]
+        print()
+        print_table(("setting", "type", "default", "meaning"), rows)
+
+
+def _words(value: Any) -> Any:
+    return ", ".join(value) if isinstance(value, (list, tuple)) else value
