@@ -52,9 +52,12 @@ class Adapter(nn.Module):
 class WeightAdapter(Adapter):
     """An adapter that changes parameters of its layer; it merges by writing what `changed` returns."""
 
-    changes = ("weight",)
     #: whether `forward` gives the same result without building the changed parameters
     fast: bool = False
+
+    def __init__(self, host: Host):
+        super().__init__(host)
+        self.changes = (host.parameter,)
 
     def changed(self, name: str, value: Tensor) -> Tensor:
         """The layer's parameter `name` in canonical form, as this adapter makes it from `value` (its value before)."""
