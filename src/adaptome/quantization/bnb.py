@@ -65,14 +65,15 @@ def _repack_4bit(layer: nn.Module, value: Any, weight: Tensor) -> nn.Parameter:
         return Params4bit(weight.to(value.dtype), requires_grad=False, **settings)
     nested = getattr(state, "original_nested", state.nested) if getattr(state, "packing_format_for_cpu", False) else state.nested
     dtype = state.original_dtype if getattr(state, "packing_format_for_cpu", False) else state.dtype
-    made = Params4bit(
+    made: Any = Params4bit(
         weight.to(torch.float32).contiguous(),
         requires_grad=False,
         blocksize=state.blocksize,
         compress_statistics=nested,
         quant_type=state.quant_type,
         quant_storage=getattr(value, "quant_storage", value.dtype),
-    ).to(value.device)
+    )
+    made = made.to(value.device)
     made.quant_state.dtype = dtype  # quantised from float32, but dequantised to what it was before
     return made
 
@@ -94,14 +95,15 @@ def _repack_8bit(layer: nn.Module, value: Any, weight: Tensor) -> nn.Parameter:
     return Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
 
 
-def install(layer: nn.Module, value: Any, parameter: str) -> None:
+def install(layer: nn.Module, value: nn.Parameter, parameter: str) -> None:
     """Put the value on the layer and set the copy of its statistics that the layer keeps."""
     if _kind(layer, value) == "Params4bit":
         layer._parameters[parameter] = value
         if "quant_state" in layer.__dict__:
             layer.__dict__["quant_state"] = getattr(value, "quant_state", None)
         return
-    state, old = getattr(layer, "state", None), layer._parameters.get(parameter)
+    state: Any = getattr(layer, "state", None)
+    old: Any = layer._parameters.get(parameter)
     if state is not None:
         # The first forward moves the statistics from the parameter to the layer. The old parameter takes its own along, so that
         # it can come back; the new one brings its own.
