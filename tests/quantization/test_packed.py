@@ -277,3 +277,12 @@ def test_a_format_that_cannot_be_written_says_so():
     layer.weight.__class__ = Foreign
     with pytest.raises(MergeError, match="full-precision base"):
         packed.repack(layer, torch.randn(OUT, IN))
+
+
+def test_layers_that_pass_no_gradient_are_told():
+    layer = _torchao(ao().Int8DynamicActivationInt8WeightConfig())
+    x = torch.randn(5, IN, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is None  # the fact that the warning tells
+    with pytest.warns(UserWarning, match=r"^1: torchao .* no gradient"):
+        packed.settle(nn.Sequential(int8(), layer))

@@ -15,6 +15,8 @@ the dense weight is for methods that ask for it, and writing it is for merging.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -104,9 +106,21 @@ def settle(model: nn.Module) -> None:
 
     On processors with AVX512-BF16, bitsandbytes repacks a 4-bit weight in place at its first forward in evaluation: the scales are
     rounded to bfloat16, and no gradient passes through the layer any more. Training after an evaluation would then be silently cut off.
+
+    Layers that torchao runs on quantised activations never pass a gradient on. Nothing can be done about it here but
+    to warn, once a model.
     """
-    for module in model.modules():
+    deaf = []
+    for name, module in model.named_modules():
         bnb.settle(module)
+        deaf += [name or "the root" for value in module._parameters.values() if value is not None and torchao.stops_gradients(value)]
+    if deaf:
+        shown = ", ".join(deaf[:3]) + (f" and {len(deaf) - 3} more" if len(deaf) > 3 else "")
+        warnings.warn(
+            f"{shown}: torchao quantises the activations of these layers and passes no gradient to their inputs, so adapters below them would "
+            "train on wrong gradients. Inference is as it should be; to train, quantise weights only (Int8WeightOnlyConfig, IntxWeightOnlyConfig).",
+            stacklevel=4,
+        )
 
 
 def release(model: nn.Module) -> None:

@@ -60,6 +60,12 @@ def install(layer: nn.Module, value: nn.Parameter, parameter: str) -> None:
     layer._parameters[parameter] = value
 
 
+def stops_gradients(value: Tensor) -> bool:
+    """Whether the format quantises activations too, by operations that have no gradient."""
+    settings = ("act_quant_kwargs", "activation_quantization")
+    return fits(nn.Module(), value) and any(getattr(value, name, None) is not None for name in settings)
+
+
 # -- reading -------------------------------------------------------------------------------------------------------
 
 _READERS: dict[str, Callable[[Any], Tensor]] = {
