@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from adaptome.core.errors import HostError, MergeError
 from adaptome.core.hosts import Host
@@ -136,12 +137,17 @@ class Adapted:
         instance = self.__dict__.get("_instance_forward")
         if instance is not None:
             return instance(*args, **kwargs)
-        if self._overrides and self._host.packed:
-            frozen = Frozen(self, ())
-            return self._host.run_dense(
-                frozen.weight(), frozen.weight("bias") if self._host.has("bias") else None, *args, **kwargs
-            )
+        if self._host.parameter in self._overrides and self._host.packed:
+            if torch.is_grad_enabled():
+                # The backward dequantises again, so that training does not hold a dense weight for every layer.
+                return checkpoint(self._run_dense, *args, use_reentrant=False, **kwargs)
+            return self._run_dense(*args, **kwargs)
         return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def _run_dense(self, *args: Any, **kwargs: Any) -> Any:
+        frozen = Frozen(self, ())
+        bias = frozen.weight("bias") if self._host.has("bias") else None
+        return self._host.run_dense(frozen.weight(), bias, *args, **kwargs)
 
     def train(self, mode: bool = True) -> Any:
         """As the base's, but the running statistics of a frozen batch norm stay as they are."""
@@ -197,7 +203,9 @@ def put(host: Host, name: str, adapter: Adapter) -> None:
     key = _key(name, host)
     getattr(layer, ATTRIBUTE)[key] = adapter
     readable = set(type(layer)._readable)  # type: ignore[attr-defined]
-    wanted = readable | set(() if host.packed else (n for n in adapter.changes if host.has(n)))
+    # A packed weight is a code that only its own library reads: another value is run densely, see frozen_forward.
+    unread = {host.parameter} if host.packed else set()
+    wanted = readable | ({n for n in adapter.changes if host.has(n)} - unread)
     if wanted != readable:
         swap(layer, adapted_class(layer._base, tuple(sorted(wanted))))  # type: ignore[attr-defined, arg-type]
 

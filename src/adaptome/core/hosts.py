@@ -342,6 +342,13 @@ class EmbeddingHost(Host):
         added = self.expand(z.to(y.dtype), B) * scale
         return y + (added * factor).to(y.dtype)
 
+    def run_dense(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        layer = self.layer
+        if layer.max_norm is not None:
+            return super().run_dense(weight, bias, x)
+        factor = getattr(layer, "embed_scale", getattr(layer, "scalar_embed_scale", 1.0))
+        return F.embedding(x, weight.t(), layer.padding_idx) * factor
+
 
 class NormHost(Host):
     """LayerNorm, RMSNorm, GroupNorm, BatchNorm and models' own norms: a weight and perhaps a bias, both [dim]."""

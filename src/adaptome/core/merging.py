@@ -191,7 +191,7 @@ def _merge_layer(
         raise MergeError(
             f"{path}: its weights are offloaded or on the meta device; load the model fully to merge."
         )
-    if host.packed and not requantise:
+    if host.packed and not requantise and any(host.parameter in a.changes for a in stack):
         raise MergeError(
             f"{path} is quantised ({type(layer._base).__name__}): merging means dequantising, adding and quantising again, which changes the outputs.\n"
             "  Pass requantise=True to do that and be told the error, merge into the full-precision base, or keep the adapter attached."
@@ -203,7 +203,8 @@ def _merge_layer(
     error = None
     for parameter in dict.fromkeys(p for a in stack for p in a.changes if host.has(p)):
         adapters = [a for a in stack if parameter in a.changes]
-        error = _write(layer, host, parameter, adapters, path) or error
+        made = _write(layer, host, parameter, adapters, path)
+        error = made if made is not None else error
     if before is None:
         return None, error
     after = _run(layer, probe)
@@ -241,7 +242,7 @@ def _write(layer: Any, host: Host, parameter: str, adapters: list[WeightAdapter]
         )
     layer.__dict__.setdefault("_unmerged", {}).setdefault(parameter, old)
     if is_packed:
-        layer._parameters[parameter] = packed.repack(layer, value, parameter)
+        packed.install(layer, packed.repack(layer, value, parameter), parameter)
         return packed.requantisation_error(layer, value)
     layer._parameters[parameter] = nn.Parameter(value.to(old.dtype).contiguous(), requires_grad=False)
     return None
@@ -249,7 +250,7 @@ def _write(layer: Any, host: Host, parameter: str, adapters: list[WeightAdapter]
 
 def _put_back(layer: Any) -> None:
     for parameter, old in layer.__dict__.pop("_unmerged", {}).items():
-        layer._parameters[parameter] = old
+        packed.install(layer, old, parameter)
 
 
 def _probe(host: Host) -> Tensor | None:

@@ -24,6 +24,7 @@ from adaptome.core.method import Method, get_method
 from adaptome.core.plan import Entry, Plan, Report, count
 from adaptome.core.targets import Match, resolve
 from adaptome.core.trained import Trained, trained
+from adaptome.quantization import packed
 
 STATE, SHARED = "_adaptome", "adaptome_shared"
 Targets = str | Sequence[str]
@@ -364,6 +365,7 @@ def _freeze(root: nn.Module) -> State:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             swap.prepare(module, host_of(module, path))
             module.train(False)
+    packed.settle(root)
     root.__dict__[STATE] = state
     return state
 
@@ -433,6 +435,7 @@ def forget(root: nn.Module, names: Sequence[str]) -> None:
         if isinstance(module, Adapted):
             swap.restore(module)
             module.training = root.training
+    packed.release(root)
     _ignore_on_save(root)
     del root.__dict__[STATE]
     parameters = dict(root.named_parameters())
