@@ -107,6 +107,8 @@ def roles_of(model: nn.Module) -> Callable[[str], str]:
     known: dict[str, str] = {}
     for part in Anatomy(model).parts:
         known.update(dict.fromkeys(part.paths, part.role))
+        if part.parameter and part.node.role == "other":  # a module of fused experts is what its parameters are
+            known.update(dict.fromkeys([part.node.path, *part.node.aliases], part.role))
 
     def role(path: str) -> str:
         names = path.split(".")
@@ -165,6 +167,10 @@ def _find(anatomy: Anatomy, entry: str, what: str) -> list[Part]:
     else:
         fits = _pattern(entry, what)
         found = [part for part in anatomy.parts if _fits(part, fits, anatomy)]
+        covered = {part.node for part in found if part.parameter}
+        found = [
+            part for part in found if not (_is_bypassed(part) and part.node in covered)
+        ]  # its weight is there
         found = found or [part for part in _plain_parameters(anatomy) if _fits(part, fits, anatomy)]
     if not found:
         raise TargetError(_nothing(anatomy, entry, what))
@@ -203,9 +209,12 @@ def _inside(part: Part, excluded: set[tuple[str, str | None]]) -> bool:
     return any((node.path, None) in excluded for node in (part.node, *part.node.ancestors()))
 
 
+def _is_bypassed(part: Part) -> bool:
+    return part.parameter is None and is_bypassed(part.node)
+
+
 def _refuse_bypassed(entry: str, parts: list[Part]) -> None:
-    paths = [part.node.path for part in parts if part.parameter is None and is_bypassed(part.node)]
-    if paths:
+    if paths := [part.node.path for part in parts if _is_bypassed(part)]:
         raise TargetError(
             f"targets={entry!r} names {paths[0]!r}, the output map of an nn.MultiheadAttention"
             + (f" (and {len(paths) - 1} more)" if len(paths) > 1 else "")
