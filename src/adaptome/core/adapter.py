@@ -35,12 +35,21 @@ class Adapter(nn.Module):
     changes: tuple[str, ...] = ()
     #: tensors (parameters or buffers) that are never saved because the settings and the seed rebuild them
     rebuilt: ClassVar[tuple[str, ...]] = ()
+    #: parameters that the method never trains
+    frozen: ClassVar[tuple[str, ...]] = ()
     #: the share of the adapter's effect, set by `activate(weights=...)`
     strength: float = 1.0
 
-    def __init__(self, host: Host):
+    def __init__(self, host: Host, shared: nn.Module | None = None):
         super().__init__()
         self.host = host
+        # in a tuple, so that it is no submodule: the model's root holds it, once for all adapters
+        self._shared = (shared,)
+
+    @property
+    def shared(self) -> Any:
+        """The method's state that all its adapters use."""
+        return self._shared[0]
 
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
         """Run the layer with the adapter around it."""
@@ -56,8 +65,8 @@ class WeightAdapter(Adapter):
     #: whether `forward` gives the same result without building the changed parameters
     fast: bool = False
 
-    def __init__(self, host: Host):
-        super().__init__(host)
+    def __init__(self, host: Host, shared: nn.Module | None = None):
+        super().__init__(host, shared)
         self.changes = (host.parameter,)
 
     def changed(self, name: str, value: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from adaptome.core.errors import (
     nearest,
 )
 from adaptome.core.files import atomic_folder, sha256
-from adaptome.core.method import method_class
+from adaptome.core.method import build, method_class
 from adaptome.core.model import (
     Attachment,
     attach,
@@ -382,14 +382,13 @@ def _attach_described(model: nn.Module, manifest: dict[str, Any], name: str, che
     dtype = manifest.get("dtype")
     attach(
         model,
-        method_class(manifest["method"]),
+        build(method_class(manifest["method"]), manifest["settings"]),
         name,
         targets=[f"={path}" for path in manifest["targets"]],
         train=manifest.get("train", ()),
         per_layer=manifest.get("per_layer"),
         dtype=None if dtype is None else getattr(torch, dtype),
         seed=manifest["seed"],
-        **manifest["settings"],
     )
     return how
 

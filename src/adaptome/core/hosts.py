@@ -57,6 +57,8 @@ class Host:
     ):
         self.layer, self.path, self.role, self.index = layer, path, role, index
         self.parameter = parameter or "weight"
+        #: whether the weight is stored quantised; told once, for forwards ask it
+        self.packed = self.has(self.parameter) and packed.is_packed(layer, self.parameter)
 
     # -- where it is ---------------------------------------------------------------------------------------------
 
@@ -90,11 +92,6 @@ class Host:
             yield own
         yield from self.layer.parameters()
         yield from self.layer.buffers()
-
-    @property
-    def packed(self) -> bool:
-        """Whether the weight is stored quantised."""
-        return self.has("weight") and packed.is_packed(self.layer, self.parameter)
 
     def has(self, parameter: str) -> bool:
         """Whether the layer owns this parameter."""

@@ -104,7 +104,7 @@ class Method:
     def on_step(
         self, adapters: Mapping[str, Adapter], shared: nn.Module | None, step: int, total: int
     ) -> None:
-        """Called after optimiser step `step` of `total` (1-based): schedules, growth, redraws."""
+        """Called before training with step 0 (or the step a run resumes from), then after every optimiser step: schedules, growth, redraws."""
 
     def penalty(self, adapters: Mapping[str, Adapter], shared: nn.Module | None) -> Any:
         """A term to add to the loss (a scalar tensor), or None."""
@@ -181,7 +181,7 @@ class Method:
                 "name": f.name,
                 "default": f.default,
                 "type": str(f.type),
-                **{k: v for k, v in f.metadata.items()},
+                **f.metadata,
             }
             for f in dataclasses.fields(cls)  # type: ignore[arg-type]
         ]
@@ -238,6 +238,7 @@ def _check_bounds(value: Any, bounds: Mapping[str, Any], where: str) -> None:
 # -- the registry ----------------------------------------------------------------------------------------------------
 
 _REGISTRY: dict[str, type[Method]] = {}
+_ATTACH_ARGUMENTS = {"model", "method", "name", "targets", "exclude", "layers", "train", "per_layer", "dtype", "seed", "budget"}
 M = TypeVar("M", bound=type[Method])
 
 
@@ -256,6 +257,9 @@ def register(name: str, **about: Any) -> Callable[[M], M]:
                     f"register({name!r}): unknown attribute {key!r}.{did_you_mean(key, vars(Method))}"
                 )
             setattr(cls, key, value)
+        taken = _ATTACH_ARGUMENTS & set(cls.__annotations__)
+        if taken:
+            raise MethodError(f"register({name!r}): settings {sorted(taken)} have the names of ad.attach's own arguments; choose others.")
         known = _REGISTRY.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise MethodError(f"a method named {name!r} is registered already, by {known.__module__}.")

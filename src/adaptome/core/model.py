@@ -309,7 +309,7 @@ def attach(
     )  # fmt: skip
     state = _freeze(root) if state is None else state
     for adapter in [*built.values(), *heads.values()]:
-        swap.put(adapter.host, name, adapter)
+        swap.put(adapter.host, name, adapter.train(root.training))
     if shared is not None:
         if not hasattr(root, SHARED):
             root.add_module(SHARED, nn.ModuleDict())
@@ -557,7 +557,10 @@ def trainable(model: nn.Module) -> Report:
 
 
 def on_step(model: nn.Module, step: int, total: int) -> None:
-    """Drive the methods' schedules (rank growth, redraws, ...): call after optimiser step `step` of `total`, from 1."""
+    """Drive the methods' schedules (rank growth, redraws, ...).
+
+    Call with step 0 (or the step a run resumes from) before training, then after each optimiser step `step` of `total`.
+    """
     for name in active(model):
         attachment = attachment_of(model, name)
         attachment.method.on_step(attachment.adapters, attachment.shared, step, total)

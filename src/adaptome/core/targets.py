@@ -107,7 +107,9 @@ def roles_of(model: nn.Module) -> Callable[[str], str]:
     known: dict[str, str] = {}
     for part in Anatomy(model).parts:
         known.update(dict.fromkeys(part.paths, part.role))
-        if part.parameter and part.node.role == "other":  # a module of fused experts is what its parameters are
+        if (
+            part.parameter and part.node.role == "other"
+        ):  # a module of fused experts is what its parameters are
             known.update(dict.fromkeys([part.node.path, *part.node.aliases], part.role))
 
     def role(path: str) -> str:
@@ -161,7 +163,7 @@ def _entries(value: str | Sequence[str], what: str) -> list[str]:
 
 def _find(anatomy: Anatomy, entry: str, what: str) -> list[Part]:
     if entry.startswith("="):
-        found = [part for part in anatomy.by_path.get(entry[1:], ())]
+        found = anatomy.by_path.get(entry[1:], [])
     elif entry in ROLES:
         found = [part for part in anatomy.parts if entry in part.groups]
     else:

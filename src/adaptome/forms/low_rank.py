@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptome.core.adapter import Frozen, WeightAdapter
@@ -25,10 +25,11 @@ class LowRank(WeightAdapter):
         host: where it sits.
         scale: of the update.
         dropout: probability, on the adapter's input (embeddings: on the reduced activations).
+        shared: the method's state that all its adapters use.
     """
 
-    def __init__(self, host: Host, scale: float = 1.0, dropout: float = 0.0):
-        super().__init__(host)
+    def __init__(self, host: Host, scale: float = 1.0, dropout: float = 0.0, shared: nn.Module | None = None):
+        super().__init__(host, shared)
         self.scale, self.dropout = scale, dropout
         self.fast = host.has_product
 

@@ -44,9 +44,10 @@ def lora_factors(attachment: Attachment, rank: int | None = None) -> dict[str, F
 @torch.no_grad()
 def _factors(adapter: Adapter, attachment: Attachment, rank: int | None) -> Factors:
     method, name = attachment.method.name, adapter.host.name
-    exact: Any = getattr(adapter, "as_lora", None)
+    as_lora: Any = getattr(adapter, "as_lora", None)
+    exact = as_lora() if as_lora is not None else None
     if exact is not None:
-        A, B = exact()
+        A, B = exact
         return Factors(A.float().cpu(), B.float().cpu(), 0.0)
     if not isinstance(adapter, WeightAdapter) or attachment.method.export == "none":
         raise MergeError(

@@ -393,7 +393,7 @@ def _pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
 def _reshaped(attachment: Attachment, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convolution kernels as the factors are stored here, [r, in * k] and [out, r]."""
     wanted = tensors_of(attachment)
-    fits = {k: v for k, v in tensors.items()}
+    fits = dict(tensors)
     for key, place in wanted.items():
         value = fits.get(key)
         if (

@@ -53,7 +53,11 @@ def dense(layer: nn.Module, value: Any, dtype: torch.dtype) -> Tensor:
 
 def repack(layer: nn.Module, value: Any, weight: Tensor) -> nn.Parameter:
     """The weight quantised as the value is."""
-    return _repack_8bit(layer, value, weight) if _kind(layer, value) == "Int8Params" else _repack_4bit(layer, value, weight)
+    return (
+        _repack_8bit(layer, value, weight)
+        if _kind(layer, value) == "Int8Params"
+        else _repack_4bit(layer, value, weight)
+    )
 
 
 def _repack_4bit(layer: nn.Module, value: Any, weight: Tensor) -> nn.Parameter:
@@ -61,9 +65,15 @@ def _repack_4bit(layer: nn.Module, value: Any, weight: Tensor) -> nn.Parameter:
 
     state = _state(layer, value)
     if state is None:  # to be quantised at its first move to a device, with the settings it carries
-        settings = {k: getattr(value, k) for k in ("blocksize", "compress_statistics", "quant_type", "quant_storage")}
+        settings = {
+            k: getattr(value, k) for k in ("blocksize", "compress_statistics", "quant_type", "quant_storage")
+        }
         return Params4bit(weight.to(value.dtype), requires_grad=False, **settings)
-    nested = getattr(state, "original_nested", state.nested) if getattr(state, "packing_format_for_cpu", False) else state.nested
+    nested = (
+        getattr(state, "original_nested", state.nested)
+        if getattr(state, "packing_format_for_cpu", False)
+        else state.nested
+    )
     dtype = state.original_dtype if getattr(state, "packing_format_for_cpu", False) else state.dtype
     made: Any = Params4bit(
         weight.to(torch.float32).contiguous(),
@@ -84,7 +94,9 @@ def _repack_8bit(layer: nn.Module, value: Any, weight: Tensor) -> nn.Parameter:
 
     codes, scales = _rows(layer, value)
     if codes is None or scales is None:
-        return Int8Params(weight.to(value.dtype), requires_grad=value.requires_grad, has_fp16_weights=value.has_fp16_weights)
+        return Int8Params(
+            weight.to(value.dtype), requires_grad=value.requires_grad, has_fp16_weights=value.has_fp16_weights
+        )
     half = weight.to(torch.float16)
     if not torch.isfinite(half).all():
         raise MergeError(

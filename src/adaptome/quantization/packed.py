@@ -29,12 +29,16 @@ _LIBRARIES = (bnb, torchao)
 def is_packed(layer: nn.Module, parameter: str = "weight") -> bool:
     """Whether the layer stores this parameter quantised, or will on its first move to a device."""
     value = layer._parameters.get(parameter)
-    return value is not None and (any(library.fits(layer, value) for library in _LIBRARIES) or _foreign(value))
+    return value is not None and (
+        any(library.fits(layer, value) for library in _LIBRARIES) or _foreign(value)
+    )
 
 
 def _foreign(value: Tensor) -> bool:
     """Bytes of a format that is not known here: told as packed, so that nobody takes codes for a weight."""
-    return not (value.is_floating_point() or value.is_complex()) or (value.is_floating_point() and value.element_size() == 1)
+    return not (value.is_floating_point() or value.is_complex()) or (
+        value.is_floating_point() and value.element_size() == 1
+    )
 
 
 def dense(layer: nn.Module, parameter: str = "weight", dtype: torch.dtype | None = None) -> Tensor:
@@ -76,12 +80,16 @@ def repack(layer: nn.Module, weight: Tensor, parameter: str = "weight") -> nn.Pa
     """
     value = _value(layer, parameter)
     if value.device.type == "meta":
-        raise MergeError(f"{type(layer).__name__}.{parameter} is on the meta device: it has no bits to change; load the model first.")
+        raise MergeError(
+            f"{type(layer).__name__}.{parameter} is on the meta device: it has no bits to change; load the model first."
+        )
     for library in _LIBRARIES:
         if library.fits(layer, value):
             expected = library.shape(layer, value)
             if tuple(weight.shape) != expected:
-                raise MergeError(f"{type(layer).__name__}.{parameter} stands for a weight {list(expected)}, not {list(weight.shape)}.")
+                raise MergeError(
+                    f"{type(layer).__name__}.{parameter} stands for a weight {list(expected)}, not {list(weight.shape)}."
+                )
             return library.repack(layer, value, weight.detach().to(value.device))
     raise _unknown(layer, value, parameter)
 
@@ -113,7 +121,11 @@ def settle(model: nn.Module) -> None:
     deaf = []
     for name, module in model.named_modules():
         bnb.settle(module)
-        deaf += [name or "the root" for value in module._parameters.values() if value is not None and torchao.stops_gradients(value)]
+        deaf += [
+            name or "the root"
+            for value in module._parameters.values()
+            if value is not None and torchao.stops_gradients(value)
+        ]
     if deaf:
         shown = ", ".join(deaf[:3]) + (f" and {len(deaf) - 3} more" if len(deaf) > 3 else "")
         warnings.warn(

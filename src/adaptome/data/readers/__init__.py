@@ -37,7 +37,7 @@ def reader(name: str, *endings: str) -> Callable[[Reader], Reader]:
 
     def put(read: Reader) -> Reader:
         _READERS[name] = read
-        _ENDINGS.update({ending: name for ending in endings})
+        _ENDINGS.update(dict.fromkeys(endings, name))
         return read
 
     return put

@@ -1,0 +1,131 @@
+"""Hydra: a parallel and a sequential low-rank branch on each layer, merged into its weight."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adaptome.core.adapter import Frozen, WeightAdapter
+from adaptome.core.errors import MergeError, MethodError
+from adaptome.core.hosts import Host
+from adaptome.core.method import Method, option, register
+from adaptome.forms.low_rank import kaiming
+
+
+@register(
+    "hydra",
+    subcategory="low-rank, parallel and sequential",
+    hosts=("linear",),
+    default_targets="down",
+    source="Kim et al. 2023, arXiv:2309.06922",
+)
+class Hydra(Method):
+    r"""Hydra: a parallel and a sequential low-rank branch on each layer, merged into its weight.
+
+        y = f(x) + s (Bp (Ap x + ap) + bp) + s (Bs (As f(x) + as) + bs),    f(x) = W x + b
+        W' = W + s (P + S W),  b' = b + s (S b + Bp ap + bp + Bs as + bs),   P = Bp Ap, S = Bs As
+
+    shapes      W [out, in]; Ap [r, in], Bp [out, r]; As [q, out], Bs [out, q]; ap [r], as [q], bp, bs [out] with `bias`
+    init        Bp, Bs and all branch biases 0: starts as the base; Ap, As 'kaiming' (a = sqrt 5), 'normal' N(0, 0.02^2) or 'xavier'
+    parameters  r (in + out) + 2 q out, and r + q + 2 out with `bias`: 331,776 for RoBERTa-base, down, r = 4, q = 8
+    special     q = 0 is LoRA, r = 0 is a sequential low-rank adapter
+    merge       exact; export: LoRA of rank r + q, exact on layers without bias (the sequential branch changes the bias too)
+    source      Kim et al. 2023, arXiv:2309.06922
+    """
+
+    r: int = option(4, at_least=0, help="rank of the parallel branch")
+    q: int = option(8, at_least=0, help="rank of the sequential branch")
+    scale: float = option(1.0, help="s, on both branches and their biases")
+    bias: bool = option(
+        False, help="branch biases (the authors' vision code has them); needs layers with a bias"
+    )
+    dropout: float = option(0.0, at_least=0, below=1, help="between down- and up-projection")
+    init: Literal["kaiming", "normal", "xavier"] = option("kaiming", help="of the down-projections")
+
+    def validate(self) -> None:
+        if self.r + self.q == 0:
+            raise MethodError("hydra: r and q are both 0; at least one branch is needed.")
+
+    def admits(self, host: Host) -> str | None:
+        needs = self.bias and host.kind == "linear" and not host.has("bias")
+        return super().admits(host) or (
+            "its branch biases need a layer with a bias to merge into; set bias=False" if needs else None
+        )
+
+    def parameters(self, host: Host) -> int:
+        factors = self.r * (host.fan_in + host.fan_out) + 2 * self.q * host.fan_out
+        return factors + self.bias * sum(rank + host.fan_out for rank in (self.r, self.q) if rank)
+
+    def adapter(self, host: Host, shared: nn.Module | None = None) -> HydraAdapter:
+        return HydraAdapter(self, host)
+
+
+class HydraAdapter(WeightAdapter):
+    """Both branches of one layer."""
+
+    fast = True
+
+    def __init__(self, method: Hydra, host: Host):
+        super().__init__(host)
+        self.scale, self.dropout = method.scale, method.dropout
+        self.changes = ("weight", "bias") if host.has("bias") else ("weight",)
+        for branch, rank, width in (("p", method.r, host.fan_in), ("s", method.q, host.fan_out)):
+            A = nn.Parameter(_drawn(torch.empty(rank, width), method.init)) if rank else None
+            self.register_parameter(f"A{branch}", A)
+            self.register_parameter(
+                f"B{branch}", nn.Parameter(torch.zeros(host.fan_out, rank)) if rank else None
+            )
+            biased = method.bias and rank
+            self.register_parameter(f"a{branch}", nn.Parameter(torch.zeros(rank)) if biased else None)
+            self.register_parameter(f"b{branch}", nn.Parameter(torch.zeros(host.fan_out)) if biased else None)
+
+    def branch(self, name: str, h: Tensor) -> Tensor | float:
+        """`B (A h + a) + b` of one branch; 0 when it has rank 0."""
+        A, B, a, b = (self._parameters[k + name] for k in "ABab")
+        if A is None or B is None:
+            return 0.0
+        z = F.linear(h, A.to(h.dtype), None if a is None else a.to(h.dtype))
+        return F.linear(
+            F.dropout(z, self.dropout, self.training), B.to(h.dtype), None if b is None else b.to(h.dtype)
+        )
+
+    def forward(self, frozen: Frozen, x: Tensor) -> Tensor:
+        y: Tensor = frozen(x)
+        return y + (self.scale * self.strength) * (self.branch("p", x.to(y.dtype)) + self.branch("s", y))
+
+    def changed(self, name: str, value: Tensor) -> Tensor:
+        with torch.autocast(value.device.type, enabled=False):
+            if name == "weight":
+                P = self.Bp.to(value) @ self.Ap.to(value) if self.Ap is not None else 0.0
+                S = self.Bs.to(value) @ (self.As.to(value) @ value) if self.As is not None else 0.0
+                return value + self.scale * (P + S)
+            # the bias is what the branches make of x = 0, where f(x) = b
+            zero = value.new_zeros(self.host.fan_in)
+            training, self.training = self.training, False
+            added = self.branch("p", zero) + self.branch("s", value)
+            self.training = training
+            return value + self.scale * added
+
+    def as_lora(self) -> tuple[Tensor, Tensor]:
+        """A = [Ap; As W], B = s [Bp, Bs].
+
+        Raises:
+            MergeError: on a layer with a bias, which the sequential branch changes too.
+        """
+        if "bias" in self.changes:
+            raise MergeError(
+                f"hydra on {self.host.name} changes the bias as well as the weight: LoRA has no place for that.\n  Merge it into the model instead."
+            )
+        W = self.host.weight().float()
+        A = [self.Ap.detach()] * (self.Ap is not None) + [self.As.detach() @ W] * (self.As is not None)
+        B = [self.Bp.detach()] * (self.Bp is not None) + [self.Bs.detach()] * (self.Bs is not None)
+        return torch.cat(A), torch.cat(B, 1) * (self.scale * self.strength)
+
+
+def _drawn(A: Tensor, init: str) -> Tensor:
+    if init == "kaiming":
+        return kaiming(A)
+    return nn.init.normal_(A, std=0.02) if init == "normal" else nn.init.xavier_uniform_(A)

@@ -1,0 +1,89 @@
+"""VeRA: two trained vectors per layer between frozen random factors that all layers share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core.hosts import Host
+from adaptome.core.method import Method, option, register
+from adaptome.forms.low_rank import LowRank
+
+
+class SharedFactors(nn.Module):
+    """Frozen random A [r, widest in] and B [widest out, r], rebuilt from a seed and never stored."""
+
+    rebuilt = ("A", "B")
+
+    def __init__(self, r: int, hosts: Sequence[Host], seed: int):
+        super().__init__()
+        generator = None if torch.get_default_device().type == "meta" else torch.Generator().manual_seed(seed)
+        A, B = torch.empty(r, max(h.fan_in for h in hosts)), torch.empty(max(h.fan_out for h in hosts), r)
+        self.register_buffer("A", nn.init.kaiming_uniform_(A, a=5**0.5, generator=generator))
+        self.register_buffer("B", nn.init.kaiming_uniform_(B, a=5**0.5, generator=generator))
+
+
+@register(
+    "vera",
+    subcategory="low-rank, shared random factors",
+    export="low-rank",
+    hosts=("linear", "conv", "embedding"),
+    source="Kopiczko et al. 2023, arXiv:2310.11454, section 3",
+)
+class VeRA(Method):
+    r"""VeRA: two trained vectors per layer between frozen random factors that all layers share.
+
+        y = W x + diag(b) B diag(d) A x
+
+    shapes      A [r, in], B [out, r] frozen, the corner of one pair for all layers; d [r], b [out]
+    init        A, B Kaiming-uniform(a = sqrt 5) from `projection_seed` (not stored), d = `d_initial`, b = 0: starts as the base
+    parameters  r + out per layer: 278,528 for LLaMA-2-7B, q and v, r = 256
+    merge       exact; export: peft-lora, exact
+    source      Kopiczko et al. 2023, arXiv:2310.11454, section 3
+    """
+
+    r: int = option(256, at_least=1, help="rank; costs one number each")
+    d_initial: float = option(0.1, help="the start of d")
+    dropout: float = option(0.0, at_least=0, below=1, help="on the adapter's input")
+    projection_seed: int = option(0, help="draws the shared factors")
+
+    def parameters(self, host: Host) -> int:
+        return self.r + host.fan_out
+
+    def shared(self, hosts: Sequence[Host]) -> nn.Module:
+        return SharedFactors(self.r, hosts, self.projection_seed)
+
+    def adapter(self, host: Host, shared: nn.Module | None = None) -> LowRank:
+        return VeRAAdapter(self, host, shared)
+
+
+class VeRAAdapter(LowRank):
+    """d and b of one layer."""
+
+    def __init__(self, method: VeRA, host: Host, shared: nn.Module | None):
+        super().__init__(host, 1.0, method.dropout, shared)
+        self.d = nn.Parameter(torch.full((method.r,), method.d_initial))
+        self.b = nn.Parameter(torch.zeros(host.fan_out))
+
+    def corner(self) -> tuple[Tensor, Tensor]:
+        """The layer's part of the shared factors: A [r, in], B [out, r]."""
+        return self.shared.A[:, : self.host.fan_in], self.shared.B[: self.host.fan_out]
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        A, B = self.corner()
+        return self.d[:, None] * A, self.b[:, None] * B
+
+    def add_product(self, y: Tensor, x: Tensor) -> Tensor:
+        """d acts on the r activations, so that nothing of x's width is saved for it."""
+        A, B = self.corner()
+        x = (
+            nn.functional.dropout(x.to(y.dtype), self.dropout, self.training)
+            if self.host.kind != "embedding"
+            else x
+        )
+        z = self.host.reduce(x, A)
+        channels = self.d.repeat(getattr(self.host.layer, "groups", 1))
+        z = z * (self.host.along_output(channels) if self.host.kind == "conv" else channels).to(z.dtype)
+        return self.host.add_expanded(y, z, self.b[:, None] * B, self.strength)
