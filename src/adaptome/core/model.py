@@ -311,13 +311,20 @@ def attach(
     for adapter in [*built.values(), *heads.values()]:
         swap.put(adapter.host, name, adapter.train(root.training))
     if shared is not None:
-        if not hasattr(root, SHARED):
-            root.add_module(SHARED, nn.ModuleDict())
-        getattr(root, SHARED)[name] = shared
+        home = _shared_home(root, hosts)
+        if not hasattr(home, SHARED):
+            home.add_module(SHARED, nn.ModuleDict())
+        getattr(home, SHARED)[name] = shared.train(root.training)
     state.attachments[name] = attachment
     state.active.append(name)
     _rearrange(root)
     return made
+
+
+def _shared_home(root: nn.Module, hosts: Sequence[Host]) -> nn.Module:
+    """Where shared state is registered: on the root, unless the root runs or lists all its children."""
+    listing = isinstance(root, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+    return hosts[0].layer if listing else root
 
 
 def _build(
@@ -417,10 +424,10 @@ def forget(root: nn.Module, names: Sequence[str]) -> None:
         state.active = [n for n in state.active if n != name]
         for adapter in attachment.all().values():
             swap.take(adapter.host, name)
-        if attachment.shared is not None:
-            del getattr(root, SHARED)[name]
-    if hasattr(root, SHARED) and not getattr(root, SHARED):
-        delattr(root, SHARED)
+        for home in [m for m in root.modules() if name in getattr(m, SHARED, ())]:
+            del getattr(home, SHARED)[name]
+            if not getattr(home, SHARED):
+                delattr(home, SHARED)
     if state.attachments:
         for module in list(root.modules()):
             if (

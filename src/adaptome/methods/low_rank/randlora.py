@@ -96,8 +96,8 @@ class RandLoRAAdapter(LowRank):
         self.gamma = nn.Parameter(torch.full((self.n, self.m), 1 / max(self.n, self.m)))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        P = _Scaled.apply(self.shared.A[:, : self.m], self.lambda_, self.gamma)
-        Q = self.shared.B[: self.M, : self.n].flatten(1)
+        P = _Scaled.apply(self.shared.A[:, : self.m].to(self.gamma.dtype), self.lambda_, self.gamma)
+        Q = self.shared.B[: self.M, : self.n].flatten(1).to(self.gamma.dtype)
         return (P, Q) if self.host.fan_in == self.m else (Q.t(), P.t())
 
     def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
