@@ -297,6 +297,10 @@ FAMILIES: dict[str, Family] = {
         "DebertaV2", "deberta", 2, attn("attention", "self.query_proj", "self.key_proj", "self.value_proj", "output.dense"),
         linear=["pooler.dense"],
     ),
+    "deberta": Family(
+        text("Deberta:ForMaskedLM", **TEXT),
+        [("deberta.encoder.layer.#", 3, fused("attention", "self.in_proj", "output.dense"), INTERMEDIATE)], 7, 2, rest={"head": ["cls"]},
+    ),
     "esm": bert("Esm", "esm", 2, head=["classifier", "esm.contact_head"]),
     "mpnet": bert("MPNet", "mpnet", 2, attn("attention.attn", *"qkvo") | {"attention-blocks": ["attention"]}),
     "bert-mlm": Family(
@@ -459,6 +463,7 @@ def written(match: Match) -> str:
 def test_every_role_is_what_the_architecture_says(name):
     found = roles(model_of(name))
     counts = {role: len(found.pop(role, [])) for role in ("norms", "embeddings", "convs")}
+    found.pop("biases", None)  # a role of parameters, not of places
     assert {role: sorted(map(written, matches)) for role, matches in found.items()} == FAMILIES[
         name
     ].expected()
@@ -485,3 +490,18 @@ def test_matches_come_in_module_order_and_once(name):
     assert places == sorted(places)
     assert len({(match.path, match.parameter) for match in matches}) == len(matches)
     assert all(model.get_submodule(match.path) is match.module for match in matches)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_biases_are_those_of_maps_convolutions_and_norms_outside_the_heads(name):
+    model, found = model_of(name), roles(model_of(name))
+    heads = [match.path for match in found.get("head", [])]
+    expected = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "bias", None), nn.Parameter)
+        and "Router" not in type(module).__name__
+        and not any(path == head or path.startswith(f"{head}.") for head in heads)
+        and type(module).__name__ != "NonDynamicallyQuantizableLinear"
+    ]
+    assert [match.path for match in found.get("biases", [])] == expected

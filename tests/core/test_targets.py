@@ -115,6 +115,15 @@ def test_a_match_says_module_role_and_layer():
     assert (head.path, head.role, head.layer) == ("lm_head", "head", None)
 
 
+def test_an_equals_sign_means_that_path_alone():
+    model = Decoder(2)
+    model.mlp = nn.Linear(8, 8)
+    assert paths(model, "=mlp") == ["mlp"]
+    assert paths(moe(), "=layers.1.mlp.experts.down_proj") == ["layers.1.mlp.experts.down_proj"]
+    assert "Write targets='q' or targets='q_proj'" in message(model, "=layers.0.self_attn.c_attn")
+    assert "never calls it" in message(encoder(), "=layers.0.self_attn.out_proj")
+
+
 def test_a_shared_module_is_found_by_each_of_its_paths_and_given_once():
     model = Decoder(3)
     model.layers[2] = model.layers[0]
@@ -172,6 +181,9 @@ def test_experts_as_modules_have_roles_and_their_router_is_no_mlp():
     assert paths(model, "router") == ["layers.0.mlp.gate", "layers.1.mlp.gate"]
     assert not set(paths(model, "router")) & set(paths(model, "all-linear"))
     assert paths(model, "mlp-blocks") == ["layers.0.mlp", "layers.1.mlp"]
+    for block in model.layers:  # as in Switch Transformers
+        block.mlp.experts = nn.ModuleDict({f"expert_{i}": e for i, e in enumerate(block.mlp.experts)})
+    assert len(resolve(model, "experts")) == len(resolve(model, "mlp")) == 2 * 3 * 3
 
 
 def encoder() -> nn.Module:

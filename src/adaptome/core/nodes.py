@@ -124,7 +124,9 @@ def out_part(node: Node, attention: Node) -> str | None:
 
 def is_expert(node: Node) -> bool:
     """Whether it is one expert in a list of them."""
-    listed = node.parent is not None and isinstance(node.parent.module, (nn.ModuleList, nn.ModuleDict, nn.Sequential))
+    listed = node.parent is not None and isinstance(
+        node.parent.module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+    )
     return listed and node.parent is not None and has_name(EXPERTS, node.parent.name)
 
 
