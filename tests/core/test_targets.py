@@ -241,6 +241,18 @@ def test_names_that_no_table_holds_are_read_from_their_places():
     assert paths(model, "blocks") == ["0", "1"]
 
 
+def test_one_map_alone_is_a_layer_whatever_its_class_is_called():
+    class MLPLayer(nn.Module):  # LeViT wraps each linear layer like this
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+    model = Decoder(2)
+    model.layers[0].projection = MLPLayer()
+    assert paths(model, "linear") == ["layers.0.projection.linear"]
+    assert paths(model, "mlp-blocks") == ["layers.0.mlp", "layers.1.mlp"]
+
+
 def test_quantised_linear_layers_are_linear():
     class QuantLinear(nn.Module):  # no nn.Linear, as in GPTQ
         def __init__(self):

@@ -187,7 +187,10 @@ class Anatomy:
                 node.parent
             )
             outermost = not any(above in mlps for above in node.ancestors())
-            useful = any(n.kind == "linear" or fused_experts(n.module) for n in self.subtree(node))
+            inside = self.subtree(node)  # one map alone is a layer, whatever its class is called
+            useful = sum(n.kind == "linear" for n in inside) > 1 or any(
+                fused_experts(n.module) for n in inside
+            )
             if placed and outermost and useful:
                 mlps[node] = None
         return mlps
