@@ -57,6 +57,7 @@ class FusedExperts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.zeros(3, 24, 8))
         self.gate_up_proj_bias = nn.Parameter(torch.zeros(3, 24))
         self.down_proj = nn.Parameter(torch.zeros(3, 8, 12))
+        self.down_proj_bias = nn.Parameter(torch.zeros(3, 1, 8))
 
 
 def paths(model, targets, **settings):
@@ -251,6 +252,13 @@ def test_one_map_alone_is_a_layer_whatever_its_class_is_called():
     model.layers[0].projection = MLPLayer()
     assert paths(model, "linear") == ["layers.0.projection.linear"]
     assert paths(model, "mlp-blocks") == ["layers.0.mlp", "layers.1.mlp"]
+
+
+def test_w1_is_the_gate_where_there_is_a_w3_and_the_first_map_where_not():
+    model = Decoder(2)
+    for block, names in zip(model.layers, (("w1", "w2"), ("w1", "w2", "w3")), strict=True):
+        block.mlp = nn.ModuleDict({name: nn.Linear(8, 8) for name in names})
+    assert [m.role for m in resolve(model, "mlp")] == ["up", "down", "gate", "down", "up"]
 
 
 def test_quantised_linear_layers_are_linear():
