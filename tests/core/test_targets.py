@@ -57,6 +57,7 @@ class FusedExperts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.zeros(3, 24, 8))
         self.gate_up_proj_bias = nn.Parameter(torch.zeros(3, 24))
         self.down_proj = nn.Parameter(torch.zeros(3, 8, 12))
+        self.down_proj_bias = nn.Parameter(torch.zeros(3, 1, 8))
 
 
 def paths(model, targets, **settings):
@@ -113,6 +114,15 @@ def test_a_match_says_module_role_and_layer():
     q, head = resolve(model, ["layers.1.self_attn.q_proj", "head"])
     assert (q.module, q.parameter, q.role, q.layer) == (model.layers[1].self_attn.q_proj, None, "q", 1)
     assert (head.path, head.role, head.layer) == ("lm_head", "head", None)
+
+
+def test_an_equals_sign_means_that_path_alone():
+    model = Decoder(2)
+    model.mlp = nn.Linear(8, 8)
+    assert paths(model, "=mlp") == ["mlp"]
+    assert paths(moe(), "=layers.1.mlp.experts.down_proj") == ["layers.1.mlp.experts.down_proj"]
+    assert "Write targets='q' or targets='q_proj'" in message(model, "=layers.0.self_attn.c_attn")
+    assert "never calls it" in message(encoder(), "=layers.0.self_attn.out_proj")
 
 
 def test_a_shared_module_is_found_by_each_of_its_paths_and_given_once():
@@ -172,6 +182,9 @@ def test_experts_as_modules_have_roles_and_their_router_is_no_mlp():
     assert paths(model, "router") == ["layers.0.mlp.gate", "layers.1.mlp.gate"]
     assert not set(paths(model, "router")) & set(paths(model, "all-linear"))
     assert paths(model, "mlp-blocks") == ["layers.0.mlp", "layers.1.mlp"]
+    for block in model.layers:  # as in Switch Transformers
+        block.mlp.experts = nn.ModuleDict({f"expert_{i}": e for i, e in enumerate(block.mlp.experts)})
+    assert len(resolve(model, "experts")) == len(resolve(model, "mlp")) == 2 * 3 * 3
 
 
 def encoder() -> nn.Module:
@@ -227,6 +240,25 @@ def test_names_that_no_table_holds_are_read_from_their_places():
         ("0.mlp.3", "down"),
     ]
     assert paths(model, "blocks") == ["0", "1"]
+
+
+def test_one_map_alone_is_a_layer_whatever_its_class_is_called():
+    class MLPLayer(nn.Module):  # LeViT wraps each linear layer like this
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+    model = Decoder(2)
+    model.layers[0].projection = MLPLayer()
+    assert paths(model, "linear") == ["layers.0.projection.linear"]
+    assert paths(model, "mlp-blocks") == ["layers.0.mlp", "layers.1.mlp"]
+
+
+def test_w1_is_the_gate_where_there_is_a_w3_and_the_first_map_where_not():
+    model = Decoder(2)
+    for block, names in zip(model.layers, (("w1", "w2"), ("w1", "w2", "w3")), strict=True):
+        block.mlp = nn.ModuleDict({name: nn.Linear(8, 8) for name in names})
+    assert [m.role for m in resolve(model, "mlp")] == ["up", "down", "gate", "down", "up"]
 
 
 def test_quantised_linear_layers_are_linear():

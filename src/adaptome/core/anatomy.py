@@ -187,7 +187,10 @@ class Anatomy:
                 node.parent
             )
             outermost = not any(above in mlps for above in node.ancestors())
-            useful = any(n.kind == "linear" or fused_experts(n.module) for n in self.subtree(node))
+            inside = self.subtree(node)  # one map alone is a layer, whatever its class is called
+            useful = sum(n.kind == "linear" for n in inside) > 1 or any(
+                fused_experts(n.module) for n in inside
+            )
             if placed and outermost and useful:
                 mlps[node] = None
         return mlps
@@ -260,9 +263,11 @@ class Anatomy:
 
     def _label_attention(self, attention: Node) -> None:
         attention.role = "attention-block"
-        roles = {
-            node: attention_part(node.name) or out_part(node, attention) for node in self._linears(attention)
-        }
+        roles = {}
+        for node in self._linears(attention):
+            # in_proj is a common name; inside an attention it makes q, k and v, as in nn.MultiheadAttention
+            part = "qkv" if node.name == "in_proj" else attention_part(node.name)
+            roles[node] = part or out_part(node, attention)
         understood = any(role not in (None, "o") for role in roles.values())
         understood = understood or isinstance(attention.module, nn.MultiheadAttention)
         for node, role in roles.items():

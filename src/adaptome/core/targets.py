@@ -107,9 +107,8 @@ def roles_of(model: nn.Module) -> Callable[[str], str]:
     known: dict[str, str] = {}
     for part in Anatomy(model).parts:
         known.update(dict.fromkeys(part.paths, part.role))
-        if (
-            part.parameter and part.node.role == "other"
-        ):  # a module of fused experts is what its parameters are
+        # a module of fused experts is what its parameters are
+        if part.parameter and part.node.role == "other":
             known.update(dict.fromkeys([part.node.path, *part.node.aliases], part.role))
 
     def role(path: str) -> str:
@@ -163,7 +162,7 @@ def _entries(value: str | Sequence[str], what: str) -> list[str]:
 
 def _find(anatomy: Anatomy, entry: str, what: str) -> list[Part]:
     if entry.startswith("="):
-        found = anatomy.by_path.get(entry[1:], [])
+        found = list(anatomy.by_path.get(entry[1:], ()))
     elif entry in ROLES:
         found = [part for part in anatomy.parts if entry in part.groups]
     else:
@@ -289,7 +288,7 @@ def _nothing(anatomy: Anatomy, entry: str, what: str) -> str:
         _leaf(part) for part in anatomy.parts if part.groups - {"blocks", "norms"} and part.paths[0]
     )
     maps = [_leaf(part) for part in anatomy.parts if "all-linear" in part.groups and part.paths[0]]
-    word = entry.removeprefix("re:").rstrip("$").rpartition(".")[2].strip("*?\\()")
+    word = entry.removeprefix("re:").removeprefix("=").rstrip("$").rpartition(".")[2].strip("*?\\()")
     near = [] if entry in ROLES else nearest(word, names)
     holds = ", ".join(f"{names[name]} {name}" for name in list(dict.fromkeys([*near, *maps]))[:8])
     here = [role for role in ROLES if any(role in part.groups for part in anatomy.parts)]

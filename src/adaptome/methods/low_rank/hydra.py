@@ -119,7 +119,7 @@ class HydraAdapter(WeightAdapter):
             raise MergeError(
                 f"hydra on {self.host.name} changes the bias as well as the weight: LoRA has no place for that.\n  Merge it into the model instead."
             )
-        W = self.host.weight().float()
+        W = self.host.weight().to((self.Ap if self.As is None else self.As).dtype)
         A = [self.Ap.detach()] * (self.Ap is not None) + [self.As.detach() @ W] * (self.As is not None)
         B = [self.Bp.detach()] * (self.Bp is not None) + [self.Bs.detach()] * (self.Bs is not None)
         return torch.cat(A), torch.cat(B, 1) * (self.scale * self.strength)
