@@ -28,6 +28,7 @@ class Table:
     names: dict[str, list[str]] = field(default_factory=dict)
     images: tuple[str, ...] = ()  # columns of image files' paths
     notes: list[str] = field(default_factory=list)  # what the reader changed, for the user to read
+    line_per_item: bool = False  # a row's lists have their items on successive lines
     places: Sequence[str] | None = None  # overrides file, unit and line, e.g. an image's own path
 
 
@@ -49,13 +50,18 @@ class Split:
     def source(self) -> str:
         return ", ".join(t.file for t in self.tables)
 
-    def where(self, row: int, item: int = 0) -> str:
-        """Place of a row in its file; `item` lines further for rows that span lines."""
+    def where(self, row: int, item: int | None = None) -> str:
+        """Place of a row in its file, or of an item of the list in it."""
         table, index = (int(n) for n in self.origin[row])
         found = self.tables[table]
         if found.places is not None:
             return found.places[index]
-        return f"{found.file}, {found.unit} {found.lines[index] + item}"
+        line = found.lines[index]
+        if item is None:
+            return f"{found.file}, {found.unit} {line}"
+        if found.line_per_item:
+            return f"{found.file}, {found.unit} {line + item}"
+        return f"{found.file}, {found.unit} {line}, item {item + 1}"
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Split:
         """The rows at `indices`, in that order."""

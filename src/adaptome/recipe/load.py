@@ -191,7 +191,9 @@ def _set(content: dict[str, Any], parts: list[str], value: Any, text: str) -> No
         below = at[step] if isinstance(at, list) else at.get(step)
         if below is None:
             below = {}
-        elif isinstance(below, str):  # `model: minilm` stands for {name: minilm}
+        elif isinstance(below, str) and (
+            depth == 0 or parts[:depth] == ["methods"]
+        ):  # `task: x` is {name: x}
             below = {_SHORT.get(parts[0], "name"): below}
         at[step] = below
         at = below
@@ -229,24 +231,39 @@ def _copy(value: Any) -> Any:
 
 
 def _explain(error: ValidationError, where: str) -> str:
-    lines = [_explain_one(dict(e)) for e in error.errors()]
-    unique = list(dict.fromkeys(lines))
-    return f"{where}: " + "\n  ".join(unique)
+    problems: dict[str, list[dict[str, Any]]] = {}
+    for problem in error.errors():
+        loc = _fields_of([str(part) for part in problem["loc"]])
+        problems.setdefault(".".join(loc), []).append({**problem, "loc": loc})
+    return f"{where}: " + "\n  ".join(_explain_one(key, found) for key, found in problems.items())
 
 
-def _explain_one(problem: dict[str, Any]) -> str:
-    loc = [str(part) for part in problem["loc"]]
-    key = ".".join(loc)
-    kind, given = problem["type"], problem.get("input")
+def _explain_one(key: str, problems: list[dict[str, Any]]) -> str:
+    """One sentence on a key; several problems are the members of a union that did not fit."""
+    first = problems[0]
+    loc, kind, given = first["loc"], first["type"], first.get("input")
     if kind == "extra_forbidden":
         return f"unknown key {key!r}.{_near_key(loc)}"
     if kind == "missing":
         return f"{key!r} is missing.{_about(loc)}"
     if kind == "value_error":
-        return f"{key or 'recipe'}: {problem['ctx']['error']}."
-    message = problem["msg"][0].lower() + problem["msg"][1:]
+        return f"{key or 'recipe'}: {first['ctx']['error']}."
+    message = ", or ".join(p["msg"][0].lower() + p["msg"][1:] for p in problems)
     hint = did_you_mean(str(given), re.findall(r"'([^']+)'", message)) if kind == "literal_error" else ""
-    return f"{key}={given!r}: {message}.{hint}{_about(loc) if not hint else ''}"
+    return f"{key}={given!r}: {message}.{hint or _about(loc)}"
+
+
+def _fields_of(loc: list[str]) -> list[str]:
+    """A problem's place without what pydantic adds after the field: the member of a union that was tried."""
+    here: type[Section] | None = Recipe
+    for depth, part in enumerate(loc):
+        if here is None:
+            return loc[:depth]
+        if part.isdigit():
+            continue
+        field = here.model_fields.get(part)
+        here = next(_models_in(field.annotation), None) if field else None
+    return loc
 
 
 def _near_key(loc: list[str]) -> str:

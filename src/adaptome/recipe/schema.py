@@ -206,7 +206,7 @@ class TrainingSection(Section):
         default=False, description="shard over processes; a mapping is accelerate's fsdp_config"
     )
     workers: int = Field(default=0, ge=0, description="processes that load data")
-    device: Literal["auto", "cpu"] = Field("auto")
+    device: Literal["auto", "cpu"] = "auto"
     report_to: list[str] = Field(default_factory=list, description="tensorboard, wandb, mlflow")
 
 

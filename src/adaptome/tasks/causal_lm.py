@@ -263,9 +263,11 @@ def _check_chat(place: str, messages: Any, ends: bool = True) -> None:
             f'{place}: a chat is a list of messages such as {{"role": "user", "content": ...}}; found {messages!r}.'
         )
     for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            keys = ", ".join(message) if isinstance(message, dict) else repr(message)
-            raise DataError(f"{place}: message {number} needs role and content; it has {keys}.")
+        # Arrow fills keys that only other rows have with None; a call of a tool may have no content.
+        given = {k for k, v in message.items() if v is not None} if isinstance(message, dict) else set()
+        if not {"role", "content"} <= given and not {"role", "tool_calls"} <= given:
+            found = ", ".join(sorted(given)) or repr(message)
+            raise DataError(f"{place}: message {number} needs role and content; it has {found}.")
         if message["role"] not in ROLES:
             raise DataError(
                 f"{place}: message {number} has the role {message['role']!r}.{did_you_mean(message['role'], ROLES)} "

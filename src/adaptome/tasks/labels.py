@@ -102,20 +102,25 @@ def numbers(split: Split, name: str, column: str, labels: LabelSet) -> list[Any]
         if isinstance(value, list):
             made.append([_number(split, name, row, i, v, labels, known) for i, v in enumerate(value)])
         else:
-            made.append(_number(split, name, row, 0, value, labels, known))
+            made.append(_number(split, name, row, None, value, labels, known))
     return made
 
 
 def _number(
-    split: Split, name: str, row: int, item: int, value: Any, labels: LabelSet, known: Sequence[str] | None
+    split: Split,
+    name: str,
+    row: int,
+    item: int | None,
+    value: Any,
+    labels: LabelSet,
+    known: Sequence[str] | None,
 ) -> int:
     number = labels.number(value, known)
     if number is None:
         readable = label_name(value, known)
         there = ", ".join(labels.names[:12]) + (", ..." if len(labels.names) > 12 else "")
-        lines = "tokens" in split.rows.column_names and "row" not in split.where(row)  # one token, one line
         raise DataError(
-            f"{split.where(row, item if lines else 0)}: label {readable!r} of the {name} split is not among the "
+            f"{split.where(row, item)}: label {readable!r} of the {name} split is not among the "
             f"{len(labels.names)} labels of train.{did_you_mean(readable, labels.names)}\n  Labels: {there}."
         )
     return number

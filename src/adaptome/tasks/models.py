@@ -24,11 +24,11 @@ def resolve(name: str) -> str:
         RecipeError: the name reads as a local path, and there is no such folder.
     """
     if name in PACKAGED and not Path(name).is_dir():
-        module, folder, distribution = PACKAGED[name]
+        module, inside, distribution = PACKAGED[name]
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
             raise MissingExtraError(distribution, "quickstart")
-        return str(Path(spec.origin).parent / folder)
+        return str(Path(spec.origin).parent / inside)
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)

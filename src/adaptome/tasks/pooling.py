@@ -33,11 +33,12 @@ class MeanPooledClassifier(nn.Module):
     def __init__(self, encoder: nn.Module, labels: int, dropout: float = 0.1, multi_label: bool = False):
         super().__init__()
         self.encoder = encoder
-        self.config: Any = encoder.config
+        config: Any = encoder.config
+        self.config = config
         self.multi_label = multi_label
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(self.config.hidden_size, labels)
-        nn.init.normal_(self.classifier.weight, std=getattr(self.config, "initializer_range", 0.02))
+        self.classifier = nn.Linear(config.hidden_size, labels)
+        nn.init.normal_(self.classifier.weight, std=getattr(config, "initializer_range", 0.02))
         nn.init.zeros_(self.classifier.bias)
         reference = next(encoder.parameters())
         self.classifier.to(dtype=reference.dtype, device=reference.device)

@@ -49,7 +49,7 @@ def read_conll(path: Path, options: ReadOptions) -> Table:
         else []
     )
     columns = {"tokens": [s[1] for s in sentences], "tags": [s[2] for s in sentences]}
-    return Table(str(path), columns, [s[0] for s in sentences], notes=notes)
+    return Table(str(path), columns, [s[0] for s in sentences], notes=notes, line_per_item=True)
 
 
 def _fields(path: Path, number: int, line: str, delimiter: str | None, width: int) -> list[str]:
