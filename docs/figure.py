@@ -47,7 +47,9 @@ def line_chart(xs: Sequence[int], ys: Sequence[int], x_label: str, y_label: str)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     parts.append(f'<polyline points="{path}" fill="none" stroke="#3f51b5" stroke-width="2"/>')
     for (x, y), value in zip(points, ys, strict=True):
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="#3f51b5"><title>{value:,}</title></circle>')
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="#3f51b5"><title>{value:,}</title></circle>'
+        )
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text></svg>')
     return "".join(parts)

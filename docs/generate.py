@@ -15,6 +15,9 @@ import inspect
 import itertools
 import re
 import sys
+import types
+import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
-    "RoBERTa-base": ("RobertaConfig", {"vocab_size": 50265, "type_vocab_size": 1, "max_position_embeddings": 514}),
+    "RoBERTa-base": (
+        "RobertaConfig",
+        {"vocab_size": 50265, "type_vocab_size": 1, "max_position_embeddings": 514},
+    ),
     "ViT-B/16": ("ViTConfig", {}),
 }
 Class = type[ad.Method]
@@ -111,10 +117,17 @@ def methods_index() -> str:
         "# Methods",
         "Every method of the registry. `adaptome methods` prints the same list; `ad.list_methods()` returns the classes.",
     ]
-    by_category = itertools.groupby(sorted(ad.list_methods().values(), key=lambda c: (c.category, c.name)), lambda c: c.category)
+    by_category = itertools.groupby(
+        sorted(ad.list_methods().values(), key=lambda c: (c.category, c.name)), lambda c: c.category
+    )
     for category, classes in by_category:
-        rows = [f"| [{c.__name__}]({c.name}.md) | `{c.name}` | {tell(c)} | {MERGE[c.merge]} |" for c in classes]
-        parts.append(f"## {category.capitalize()}\n\n| method | name | what it does | merge |\n| --- | --- | --- | --- |\n" + "\n".join(rows))
+        rows = [
+            f"| [{c.__name__}]({c.name}.md) | `{c.name}` | {tell(c)} | {MERGE[c.merge]} |" for c in classes
+        ]
+        parts.append(
+            f"## {category.capitalize()}\n\n| method | name | what it does | merge |\n| --- | --- | --- | --- |\n"
+            + "\n".join(rows)
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -138,7 +151,8 @@ def method_page(cls: Class) -> str:
         "## About",
         about(cls),
         "## Source",
-        f"```python\n{inspect.getsource(sys.modules[cls.__module__]).rstrip()}\n```".replace("```python", "```{ .python .no-run }", 1),
+        f"The whole of `{source(cls)}`:",
+        f"<!-- not run: the method's file -->\n```python\n{inspect.getsource(sys.modules[cls.__module__]).rstrip()}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -180,13 +194,27 @@ def options(cls: Class) -> str:
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     if not fields:
         return "None."
+    hints = typing.get_type_hints(cls)
     words = {"at_least": "≥", "above": ">", "at_most": "≤", "below": "<", "choices": "one of"}
     lines = ["| name | type | default | admits | meaning |", "| --- | --- | --- | --- | --- |"]
     for field in fields:
         bounds = ", ".join(f"{words[k]} {field.metadata[k]}" for k in words if k in field.metadata)
-        kind = cell(str(field.type))
-        lines.append(f"| `{field.name}` | `{kind}` | `{field.default!r}` | {cell(bounds)} | {cell(field.metadata.get('help', ''))} |")
+        kind = cell(_type(hints[field.name]))
+        lines.append(
+            f"| `{field.name}` | `{kind}` | `{field.default!r}` | {cell(bounds)} | {cell(field.metadata.get('help', ''))} |"
+        )
     return "\n".join(lines)
+
+
+def _type(hint: Any) -> str:
+    """A setting's type as it is written in code: `int`, `float | 'learned'`."""
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(map(_type, typing.get_args(hint)))
+    if hint is type(None):
+        return "None"
+    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
 
 
 @functools.cache
@@ -230,7 +258,9 @@ def counts(cls: Class) -> str:
         count = planned(cls, model)
         total = sum(p.numel() for p in _model(model).parameters())
         shown = "none of its targets" if count is None else f"{count:,}"
-        lines.append(f"| {model} | {shown} | {'' if count is None else f'{100 * count / (total + count):.3f} %'} |")
+        lines.append(
+            f"| {model} | {shown} | {'' if count is None else f'{100 * count / (total + count):.3f} %'} |"
+        )
     text = "With the default settings and targets, by formula, at the real sizes:\n\n" + "\n".join(lines)
     option = size_option(cls)
     if option is None:
@@ -261,6 +291,36 @@ def about(cls: Class) -> str:
     return "\n".join(["| | |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in rows.items())])
 
 
+# -- parts of pages written by hand --------------------------------------------------------------------------------
+
+
+def roles_table() -> str:
+    """Every role that targets may name."""
+    from adaptome.core.roles import ROLES
+
+    return "\n".join(
+        [
+            "| role | selects |",
+            "| --- | --- |",
+            *(f"| `{name}` | {cell(text)} |" for name, text in ROLES.items()),
+        ]
+    )
+
+
+def api() -> str:
+    """Every public name: the verbs first, then the classes."""
+    parts = []
+    for title, classes in (("Functions", False), ("Classes", True)):
+        names = [
+            n for n in sorted(ad.__all__) if n != "errors" and inspect.isclass(getattr(ad, n)) is classes
+        ]
+        parts += [f"## {title}", *(f"::: adaptome.{name}" for name in names)]
+    return "\n\n".join(parts)
+
+
+PARTS: dict[str, Callable[[], str]] = {"methods": methods_table, "roles": roles_table, "api": api}
+
+
 # -- the pages of the commands -------------------------------------------------------------------------------------
 
 
@@ -280,7 +340,11 @@ def commands_page() -> str:
     for name, command in sorted(group.commands.items()):
         context = click.Context(command, info_name=f"adaptome {name}")
         usage = " ".join(["adaptome", name, *command.collect_usage_pieces(context)])
-        rows = [f"| `{_flag(p)}` | {cell(getattr(p, 'help', '') or '')} |" for p in command.params if p.name != "help"]
+        rows = [
+            f"| `{_flag(p)}` | {cell(getattr(p, 'help', '') or '')} |"
+            for p in command.params
+            if p.name != "help"
+        ]
         parts += [f"## {name}", inspect.cleandoc(command.help or ""), f"```text\n{usage}\n```"]
         if rows:
             parts.append("\n".join(["| argument | meaning |", "| --- | --- |", *rows]))
@@ -289,7 +353,11 @@ def commands_page() -> str:
 
 def _flag(parameter: Any) -> str:
     names = [*parameter.opts, *parameter.secondary_opts]
-    return ", ".join(names) if parameter.param_type_name == "option" else parameter.human_readable_name
+    return (
+        ", ".join(names)
+        if parameter.param_type_name == "option"
+        else (parameter.metavar or parameter.name.upper())
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -301,8 +369,12 @@ def main(arguments: list[str]) -> int:
         path.write_text(new, encoding="utf-8")
         return 0
     if old != new:
-        difference = difflib.unified_diff(old.splitlines(), new.splitlines(), "README.md", "generated", lineterm="")
-        print("\n".join(difference), "\nREADME.md is out of date; run: make generate", file=sys.stderr, sep="\n")
+        difference = difflib.unified_diff(
+            old.splitlines(), new.splitlines(), "README.md", "generated", lineterm=""
+        )
+        print(
+            "\n".join(difference), "\nREADME.md is out of date; run: make generate", file=sys.stderr, sep="\n"
+        )
     return int(old != new)
 
 

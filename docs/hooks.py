@@ -36,17 +36,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def from_root(name: str) -> str:
     """The text of a file at the repository's root, with its links as a page of the site needs them."""
-    return re.sub(r"\]\(([^)#:\s]+)(#[^)]*)?\)", _relink, (generate.ROOT / name).read_text(encoding="utf-8"))
+    pages = ROOT_PAGES | {generate.source(cls): f"methods/{key}.md" for key, cls in ad.list_methods().items()}
+
+    def relink(link: re.Match[str]) -> str:
+        label, target, anchor = link[1], link[2], link[3] or ""
+        page = pages.get(target, target.removeprefix("docs/"))
+        # a file that is no page of the site, such as the licence, is named without a link
+        return f"[{label}]({page}{anchor})" if page.endswith(".md") else label
+
+    text = (generate.ROOT / name).read_text(encoding="utf-8")
+    return re.sub(r"\[([^]]+)\]\(([^)#:\s]+)(#[^)]*)?\)", relink, text)
 
 
-def _relink(link: re.Match[str]) -> str:
-    target, anchor = link[1], link[2] or ""
-    if target in ROOT_PAGES:
-        return f"]({ROOT_PAGES[target]}{anchor})"
-    if target.startswith("docs/"):
-        return f"]({target.removeprefix('docs/')}{anchor})"
-    method = re.fullmatch(r"src/adaptome/methods/(?:\w+/)*(\w+)\.py", target)
-    by_module = {generate.source(cls): key for key, cls in ad.list_methods().items()}
-    if method and target in by_module:
-        return f"](methods/{by_module[target]}.md{anchor})"
-    return f"](https://github.com/adaptome/adaptome/blob/main/{target}{anchor})"
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Fill what a page leaves to be computed."""
+    for name, make in generate.PARTS.items():
+        if f"<!-- generated: {name} -->" in markdown:
+            markdown = generate.fill(markdown, name, make())
+    return markdown

@@ -1,0 +1,94 @@
+"""Every code block of the README, CONTRIBUTING and the documentation runs, in order, page by page."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import types
+
+import pytest
+import transformers
+
+from adaptome.core import method
+
+from .pages import blocks, pages, small_model
+
+PAGES = pages()
+#: languages that are shown and not run
+SHOWN = {"text", "yaml", "json", "toml"}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder to write in, small models under the hub's names, and a registry that forgets what a page registers."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification"):
+        auto = getattr(transformers, name)
+        monkeypatch.setattr(auto, "from_pretrained", classmethod(small_model))
+    method.list_methods()
+    monkeypatch.setattr(method, "_REGISTRY", dict(method._REGISTRY))
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_blocks_run(page, workplace, monkeypatch):
+    namespace = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", namespace)
+    for block in blocks(PAGES[page]):
+        if block.reason is not None or block.language in SHOWN:
+            continue
+        where = f"{page}, line {block.line}"
+        if block.language == "python":
+            exec(compile("\n" * (block.line - 1) + block.code, page, "exec"), vars(namespace))
+        elif block.language == "bash":
+            run_commands(block.code, where)
+        else:
+            pytest.fail(
+                f"{where}: a block of {block.language or 'no language'} is neither run nor known as shown only"
+            )
+    for name, value in list(vars(namespace).items()):
+        if name.startswith("test_"):
+            value()
+
+
+def run_commands(code: str, where: str) -> None:
+    """Run every line, each a command of ours, in the current folder."""
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        assert words[0] == "adaptome", (
+            f"{where}: `{line}` is no adaptome command; mark the block <!-- not run: why -->"
+        )
+        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, (
+            f"{where}: `{line}` exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
+
+
+def test_the_blocks_of_a_page_are_all_found():
+    text = "a\n```python\nx = 1\n```\n<!-- not run: slow -->\n```bash\nmake\n```\n1. item\n\n    ```python\n    y = 2\n    ```\n"
+    first, second, third = blocks(text)
+    assert (first.language, first.code, first.line, first.reason) == ("python", "x = 1\n", 3, None)
+    assert (second.language, second.code, second.reason) == ("bash", "make\n", "slow")
+    assert (third.code, third.line) == ("y = 2\n", 12)
+    for page, content in PAGES.items():
+        assert content.count("```") == 2 * len(blocks(content)), page
+
+
+def test_a_new_method_is_found_by_its_file_alone(tmp_path):
+    """CONTRIBUTING's worked example, as a file: attached, told by the command line and documented, with nothing else touched."""
+    example = next(b for b in blocks(PAGES["CONTRIBUTING.md"]) if b.language == "python")
+    (tmp_path / "half_lora.py").write_text(example.code, encoding="utf-8")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"import adaptome.methods; adaptome.methods.__path__.append({str(tmp_path)!r})\n"
+        "import adaptome as ad\n"
+        "assert ad.HalfLoRA.name == 'half-lora'\n"
+        "from adaptome.cli import main\n"
+        "main(['methods', 'half-lora'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Half LoRA: a low-rank update" in done.stdout
