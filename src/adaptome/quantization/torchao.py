@@ -102,7 +102,7 @@ def _mapping(value: Any) -> Any:
 
 def _int8(value: Any, weight: Tensor) -> Tensor:
     kept = ("act_quant_kwargs", "act_quant_scale", "act_quant_zero_point", "act_pre_scale", "reduce_range")
-    return type(value).from_hp(weight, _granularity(value), _mapping(value), **{k: getattr(value, k) for k in kept})
+    return type(value).from_hp(weight, _granularity(value), _mapping(value), **{k: getattr(value, k) for k in kept if hasattr(value, k)})
 
 
 def _intx(value: Any, weight: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def _block_error(value: Any, weight: Tensor) -> Tensor:
 
 def _float8(value: Any, weight: Tensor) -> Tensor:
     kept = ("mm_config", "kernel_preference", "act_quant_kwargs")
-    return type(value).from_hp(weight, value.qdata.dtype, _granularity(value), **{k: getattr(value, k) for k in kept})
+    return type(value).from_hp(weight, value.qdata.dtype, _granularity(value), **{k: getattr(value, k) for k in kept if hasattr(value, k)})
 
 
 def _nf4(value: Any, weight: Tensor) -> Tensor:
