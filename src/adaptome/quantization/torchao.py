@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from adaptome.core.errors import MergeError
 
@@ -16,7 +15,8 @@ from adaptome.core.errors import MergeError
 def fits(layer: nn.Module, value: Tensor) -> bool:
     """Whether the value is a quantised tensor subclass."""
     cls = type(value)
-    if cls in (Tensor, nn.Parameter) or not is_traceable_wrapper_subclass(value):
+    # asked of the class: under torch.compile the value itself answers as a plain tensor
+    if cls in (Tensor, nn.Parameter) or not hasattr(cls, "__tensor_flatten__"):
         return False
     known = cls.__name__ in _READERS or cls.__module__.startswith("torchao.")
     return known or (not cls.__module__.startswith("torch.") and cls.dequantize is not Tensor.dequantize)
