@@ -39,14 +39,14 @@ def dense(layer: nn.Module, value: Any, dtype: torch.dtype) -> Tensor:
     if _kind(layer, value) == "Int8Params":
         codes, scales = _rows(layer, value)
         if codes is None or scales is None:
-            return value.detach().as_subclass(Tensor).to(dtype, copy=True)
+            return value.detach().to(dtype, copy=True)
         return (codes.float() * (scales.float().unsqueeze(1) * (1.0 / 127.0))).to(dtype)
     state = _state(layer, value)
     if state is None:
-        return value.detach().as_subclass(Tensor).to(dtype, copy=True)
+        return value.detach().to(dtype, copy=True)
     from bitsandbytes.functional import dequantize_4bit
 
-    data, state = _plain(value.data.as_subclass(Tensor), copy.copy(state))
+    data, state = _plain(value.data, copy.copy(state))
     state.dtype = torch.float32
     return dequantize_4bit(data, state).to(dtype)
 

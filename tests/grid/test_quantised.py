@@ -1,0 +1,338 @@
+"""Every registered method on every quantised base, against the same method on the dense weights that the base stands for."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import adaptome as ad
+from adaptome.core.adapter import Adapted
+from adaptome.core.hosts import host_of
+from adaptome.quantization import packed
+
+IN, HIDDEN, OUT = 64, 128, 96
+
+
+class Network(nn.Module):
+    """Two layers to quantise and one to keep; the widths all differ."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(48, IN)
+        self.up_proj = nn.Linear(IN, HIDDEN)
+        self.norm = nn.LayerNorm(HIDDEN)
+        self.down_proj = nn.Linear(HIDDEN, OUT, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(self.norm(self.up_proj(torch.tanh(self.embed(x)))))
+
+
+LAYERS = ["up_proj", "down_proj"]
+
+
+def _bnb(make):
+    bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+
+    def quantise(model):
+        for name in LAYERS:
+            old = model.get_submodule(name)
+            new = make(bnb.nn, old.in_features, old.out_features, old.bias is not None)
+            new.load_state_dict(old.state_dict())
+            model.add_module(name, new.to("cpu"))
+
+    return quantise
+
+
+def _four_bit(nested):
+    return lambda: _bnb(lambda nn4, i, o, bias: nn4.Linear4bit(i, o, bias=bias, quant_type="nf4", compress_statistics=nested))
+
+
+def _eight_bit():
+    return _bnb(lambda nn8, i, o, bias: nn8.Linear8bitLt(i, o, bias=bias, has_fp16_weights=False))
+
+
+def _torchao(config):
+    def make():
+        ao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+        return lambda model: ao.quantize_(model, config(ao), filter_fn=lambda _, name: name in LAYERS)
+
+    return make
+
+
+#: base -> what makes the function that quantises LAYERS of a network
+BASES = {
+    "bnb-nf4": _four_bit(False),
+    "bnb-nf4-nested": _four_bit(True),
+    "bnb-int8": _eight_bit,
+    "torchao-int8": _torchao(lambda ao: ao.Int8WeightOnlyConfig()),
+    "torchao-int4": _torchao(lambda ao: ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(32))),
+}
+METHODS = [
+    name
+    for name, method in ad.list_methods().items()
+    if method.admits_packed and {"linear", "module"} & set(method.hosts)
+]
+
+
+@pytest.fixture(params=BASES)
+def base(request):
+    """A quantised network in training mode, where no library quantises the activations as well."""
+    torch.manual_seed(0)
+    model = Network()
+    BASES[request.param]()(model)
+    return model.train()
+
+
+def dense_twin(base):
+    """The same network with plain layers that hold the dequantised weights."""
+    twin = Network().train()
+    for name, module in base.named_children():
+        own = twin.get_submodule(name)
+        if name not in LAYERS:
+            own.load_state_dict(module.state_dict())
+            continue
+        own.weight.data = packed.dense(module)
+        if own.bias is not None:
+            own.bias.data = module.bias.data.clone()
+    return twin
+
+
+def attach(model, method, layers=LAYERS):
+    wanted = [n for n in layers if ad.get_method(method).admits(host_of(model.get_submodule(n), n)) is None]
+    if not wanted:
+        pytest.skip(f"{method} admits no quantised linear layer")
+    ad.attach(model, method, targets=wanted, seed=1)
+    return model
+
+
+def shake(model, seed=2):
+    """Move every trained number off its start."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in ad.parameters_of(model).values():
+            value.add_(0.05 * torch.randn(value.shape, generator=generator))
+    return model
+
+
+def run(model, x):
+    torch.manual_seed(5)  # for methods with dropout
+    return model(x)
+
+
+def bits(model):
+    """Every byte of the base, the statistics of the packed weights included."""
+    found = {}
+    for name, module in model.named_modules():
+        if ".adaptome" in f".{name}":
+            continue
+        for key, value in module._parameters.items():
+            if value is None:
+                continue
+            inner = value.__tensor_flatten__()[0] if hasattr(value, "__tensor_flatten__") else ()
+            tensors = {k: getattr(value, k) for k in inner} or {"": value.data}
+            state = getattr(value, "quant_state", None)
+            tensors |= state.as_dict(packed=True) if state is not None else {}
+            scales = getattr(value, "SCB", None)
+            if hasattr(value, "SCB"):
+                tensors["SCB"] = scales if scales is not None else module.state.SCB
+            found |= {f"{name}.{key}.{k}": v.clone() for k, v in tensors.items() if isinstance(v, torch.Tensor)}
+    return found
+
+
+def assert_same_bits(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]), key
+
+
+X = torch.randn(7, 3, 48, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_starts_as_the_base(base, method):
+    before = run(base, X)
+    attach(base, method)
+    if ad.list_methods()[method].identity_at_init:
+        assert_close(run(base, X), before, rtol=1e-4, atol=1e-5)
+    with ad.disabled(base):
+        assert torch.equal(run(base, X), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_forward_and_gradients_are_those_of_the_dense_weights(base, method):
+    twin = attach(dense_twin(base), method)
+    shake(attach(base, method))
+    shake(twin)
+    results = []
+    for model in (base, twin):
+        y = run(model, X)
+        y.square().mean().backward()
+        assert all(p.grad is None for n, p in model.named_parameters() if not p.requires_grad)
+        results.append((y, {n: p.grad for n, p in ad.parameters_of(model).items()}))
+    (y, gradients), (expected, expected_gradients) = results
+    assert_close(y, expected, rtol=1e-3, atol=1e-4)
+    assert gradients.keys() == expected_gradients.keys() and gradients
+    for name, gradient in gradients.items():
+        assert_close(gradient, expected_gradients[name], rtol=2e-3, atol=2e-5)
+    ad.check_gradients(base)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_lowers_the_loss_and_leaves_the_base_alone(base, method):
+    attach(base, method)
+    before = bits(base)
+    optimiser = torch.optim.Adam(list(ad.parameters_of(base).values()), lr=3e-3)
+    target, losses = torch.randn(7, 3, OUT, generator=torch.Generator().manual_seed(4)), []
+    for step in range(8):
+        if step == 4:  # an evaluation in between must not disturb the training
+            base.eval()
+            with torch.no_grad():
+                run(base, X)
+            base.train()
+        loss = (run(base, X) - target).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        ad.check_gradients(base)
+        optimiser.step()
+        ad.on_step(base, step + 1, 8)
+        losses.append(loss.item())
+    assert losses[-1] < losses[3] < losses[0]
+    assert_same_bits(bits(base), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_merging_requantises_tells_the_error_and_comes_back(base, method):
+    shake(attach(base, method))
+    before, adapted = bits(base), run(base, X)
+    if ad.list_methods()[method].merge == "none":
+        with pytest.raises(ad.errors.MergeError, match="cannot be merged"):
+            ad.merge(base, requantise=True)
+        return
+    changed = {n: any(base.get_submodule(n)._host.parameter in a.changes for a in base.get_submodule(n).adaptome.values()) for n in LAYERS if isinstance(base.get_submodule(n), Adapted)}
+    if any(changed.values()):
+        with pytest.raises(ad.errors.MergeError, match="requantise=True"):
+            ad.merge(base)
+        assert_same_bits(bits(base), before)
+    report = ad.merge(base, requantise=any(changed.values()))
+    assert set(report.requantised) == {n for n, weight in changed.items() if weight}
+    assert all(0 < error < 0.15 for error in report.requantised.values())
+    merged = run(base, X)
+    assert (merged - adapted).norm() / adapted.norm() < 0.25
+    assert_close(merged, run(dense_twin(base), X), rtol=1e-3, atol=1e-4)  # what is stored is what runs
+    ad.unmerge(base)
+    assert_same_bits(bits(base), before)
+    assert torch.equal(run(base, X), adapted)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_adapters_load_on_the_quantised_and_on_the_dense_base(base, method, tmp_path):
+    fresh, twin = copy.deepcopy(base), dense_twin(base)
+    expected = run(shake(attach(base, method)), X)
+    ad.save(base, tmp_path / "adapter")
+    ad.load(fresh, tmp_path / "adapter")
+    assert torch.equal(run(fresh, X), expected)
+    ad.load(twin, tmp_path / "adapter")
+    assert_close(run(twin, X), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_detaching_restores_everything(base, method):
+    before, classes, output = bits(base), [type(m) for m in base.modules()], run(base, X)
+    keys, parameters = list(base.state_dict()), list(base.parameters())
+    shake(attach(base, method))
+    run(base, X)
+    ad.detach(base)
+    assert [type(m) for m in base.modules()] == classes
+    assert list(base.state_dict()) == keys
+    assert all(a is b for a, b in zip(parameters, base.parameters(), strict=True))
+    assert_same_bits(bits(base), before)
+    assert torch.equal(run(base, X), output)
+
+
+# -- what holds for the mechanism, shown with the two kinds of forward: fast (lora) and dense (dora after lora) -----
+
+
+@pytest.mark.parametrize("methods", [("lora",), ("dora",), ("lora", "dora"), ("lora", "bitfit")])
+def test_stacks_equal_the_stack_on_the_dense_weights(base, methods):
+    twin = dense_twin(base)
+    for model in (base, twin):
+        for number, method in enumerate(methods):
+            ad.attach(model, method, name=method, targets=["up_proj"] if method == "bitfit" else LAYERS, seed=number)
+            generator = torch.Generator().manual_seed(number)
+            for value in ad.parameters_of(model, method).values():
+                value.data.add_(0.05 * torch.randn(value.shape, generator=generator))
+    assert_close(run(base, X), run(twin, X), rtol=1e-3, atol=1e-4)
+    adapted = run(base, X)
+    ad.merge(base, requantise=True)
+    assert (run(base, X) - adapted).norm() / adapted.norm() < 0.25
+    ad.unmerge(base)
+    assert torch.equal(run(base, X), adapted)
+
+
+def test_a_merge_that_is_kept_leaves_a_plain_quantised_model(base):
+    classes = [type(m) for m in base.modules()]
+    shake(attach(base, "lora"))
+    report = ad.merge(base, keep=False, requantise=True)
+    assert report.requantised and [type(m) for m in base.modules()] == classes
+    assert all(packed.is_packed(base.get_submodule(n)) for n in LAYERS)
+    assert_close(run(base, X), run(dense_twin(base), X), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_copies_run_alone(base, method):
+    shake(attach(base, method))
+    expected = run(base, X)
+    other = copy.deepcopy(base)
+    assert torch.equal(run(other, X), expected)
+    shake(other)
+    assert not torch.equal(run(other, X), expected) and torch.equal(run(base, X), expected)
+
+
+def test_pickled_models_run(base, request):
+    if "extra_repr" in base.up_proj.__dict__:
+        with pytest.raises((AttributeError, pickle.PicklingError)):
+            pickle.dumps(base)
+        pytest.skip("torchao puts a partial on the layers it quantises, which cannot be pickled, adapted or not")
+    shake(attach(base, "lora"))
+    assert torch.equal(run(pickle.load(io.BytesIO(pickle.dumps(base))), X), run(base, X))
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_autocast_trains(base, method):
+    shake(attach(base, method))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = run(base, X)
+    assert_close(y.float(), run(base, X), rtol=0.1, atol=0.1)
+    y.float().square().mean().backward()
+    ad.check_gradients(base)
+    assert all(torch.isfinite(p.grad).all() and p.grad.dtype == torch.float32 for p in ad.parameters_of(base).values() if p.grad is not None)
+
+
+@pytest.mark.parametrize("methods", [("lora",), ("dora", "lora", "dora")])
+def test_gradient_checkpointing_changes_nothing(base, methods):
+    for number, method in enumerate(methods):
+        ad.attach(base, method, name=f"{method}{number}", targets=LAYERS, seed=number)
+    names = [f"{method}{number}" for number, method in enumerate(methods)]
+    found = []
+    for recompute in (False, True):
+        base.zero_grad()
+        y = torch.utils.checkpoint.checkpoint(base, X, use_reentrant=False) if recompute else base(X)
+        y.square().mean().backward()
+        found.append([p.grad.clone() for n in names for p in ad.parameters_of(base, n).values()])
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_compiled_models_give_the_same(base, method):
+    shake(attach(base, method))
+    expected = run(base, X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(base, backend="aot_eager")
+        assert_close(run(compiled, X), expected, rtol=1e-4, atol=1e-5)
