@@ -39,7 +39,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        return asdict(self)
+        return {**asdict(self), "methods": list(self.methods)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:

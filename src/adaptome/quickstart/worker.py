@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import adaptome as ad
-from adaptome.core.errors import AdaptomeError
+from adaptome.core.errors import AdaptomeError, CheckpointError
 from adaptome.core.files import write_atomic
 from adaptome.data.stdlib_docstrings import DocstringTask
 from adaptome.quickstart.model import (
@@ -87,7 +87,16 @@ def save(
 
 
 def predict(folder: Path, sentence: str) -> dict[str, Any]:
-    """Loads what `save` wrote onto a fresh base model and classifies a sentence."""
+    """Loads what `save` wrote onto a fresh base model and classifies a sentence.
+
+    Raises:
+        CheckpointError: there is no such folder, or what it holds cannot be used.
+    """
+    if not (folder / CLASSIFIER).is_file():
+        raise CheckpointError(
+            f"{folder} holds no classifier of a quickstart ({CLASSIFIER} is not there).\n"
+            f"  Name the folder of one method, such as quickstart-output/lora."
+        )
     about = json.loads((folder / CLASSIFIER).read_text(encoding="utf-8"))
     torch.set_num_threads(available_cores())
     model, tokenizer = load_base(len(about["labels"]))
