@@ -21,7 +21,7 @@ from adaptome.core.errors import MissingExtraError
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["AdaptomeCallback", "LightningCallback", "after_backward", "after_step"]
+__all__ = ["AdaptomeCallback", "LightningCallback", "after_backward", "after_step"]  # noqa: F822, made when asked for
 
 
 def after_backward(model: nn.Module, step: int) -> None:
@@ -98,7 +98,9 @@ def _lightning_callback() -> type:
                 after_backward(pl_module, 1)
                 self._checked = True
 
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             step = int(trainer.global_step)
             if step > self._driven:  # a batch that was only accumulated is no step
                 after_step(pl_module, step, int(trainer.estimated_stepping_batches))

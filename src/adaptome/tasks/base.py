@@ -169,7 +169,9 @@ def get_task(name: str, labels: Sequence[str] | None = None, **options: Any) -> 
 
 def task_from_dict(saved: Mapping[str, Any]) -> Task:
     """The task that `Task.to_dict` described."""
-    return get_task(saved["name"], saved["labels"], **saved["options"])
+    # a task may have an option of the name `labels`; those that prepare found or took from it are in saved["labels"]
+    options = {key: value for key, value in saved["options"].items() if key != "labels"}
+    return get_task(saved["name"], saved["labels"], **options)
 
 
 def _explain(name: str, options: type[TaskOptions], error: ValidationError) -> str:

@@ -63,7 +63,9 @@ def restore_adapters(model: nn.Module, folder: Path) -> None:
     for name, attachment in here.items():
         manifest = read_manifest(folder / name)
         _check_same(attachment, manifest, folder / name)
-        _check_base(find_root(model), manifest["base"], manifest["base"].get("id"), tuple(manifest.get("heads", ())))
+        _check_base(
+            find_root(model), manifest["base"], manifest["base"].get("id"), tuple(manifest.get("heads", ()))
+        )
         fill(attachment, read_tensors(folder / name, manifest), str(folder / name))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from adaptome.core.errors import MissingExtraError, RecipeError
 from adaptome.recipe import Recipe
@@ -47,7 +48,8 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
         "dataloader_num_workers": training.workers,
         "use_cpu": training.device == "cpu",
         "remove_unused_columns": prepared.remove_unused_columns,
-        "disable_tqdm": not sys.stderr.isatty(),
+        "dataloader_pin_memory": torch.cuda.is_available() and training.device != "cpu",
+        "disable_tqdm": True,  # transformers' bar writes its logs to standard output
         "report_to": _trackers(training.report_to, folder),
     }
     if training.length_grouping and prepared.length_column:
@@ -74,10 +76,14 @@ def _when(recipe: Recipe, task: Task, validated: bool) -> dict[str, Any]:
     save, evaluate = training.save_steps, training.eval_steps
     if not validated:
         if training.early_stopping:
-            raise RecipeError("training.early_stopping needs a validation split: give data.validation or data.validation_fraction.")
+            raise RecipeError(
+                "training.early_stopping needs a validation split: give data.validation or data.validation_fraction."
+            )
         return {"eval_strategy": "no", **_at("save", save)}
     if training.early_stopping and not training.keep_best:
-        raise RecipeError("training.early_stopping needs training.keep_best=true: it counts evaluations since the best one.")
+        raise RecipeError(
+            "training.early_stopping needs training.keep_best=true: it counts evaluations since the best one."
+        )
     if not training.keep_best:
         return {**_at("eval", evaluate), **_at("save", save)}
     evaluate, save = evaluate or save, save or evaluate
@@ -87,12 +93,20 @@ def _when(recipe: Recipe, task: Task, validated: bool) -> dict[str, Any]:
             f"  Write save_steps={evaluate * max(1, round(save / evaluate))}, or keep_best=false."
         )
     metric, greater = best_metric(recipe, task)
-    best = {"load_best_model_at_end": True, "metric_for_best_model": f"eval_{metric}", "greater_is_better": greater}
+    best = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{metric}",
+        "greater_is_better": greater,
+    }
     return {**_at("eval", evaluate), **_at("save", save), **best}
 
 
 def _at(what: str, steps: int | None) -> dict[str, Any]:
-    return {f"{what}_strategy": "epoch"} if steps is None else {f"{what}_strategy": "steps", f"{what}_steps": steps}
+    return (
+        {f"{what}_strategy": "epoch"}
+        if steps is None
+        else {f"{what}_strategy": "steps", f"{what}_steps": steps}
+    )
 
 
 def _trackers(names: list[str], folder: Path) -> list[str]:

@@ -83,7 +83,9 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Every checkpoint folder with its step, by ascending step, complete or not."""
     if not folder.is_dir():
         return []
-    found = [(int(m[1]), path) for path in folder.iterdir() if (m := _NAME.match(path.name)) and path.is_dir()]
+    found = [
+        (int(m[1]), path) for path in folder.iterdir() if (m := _NAME.match(path.name)) and path.is_dir()
+    ]
     return sorted(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -13,17 +14,15 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class PeakMemory:
     """Highest use of memory since it was made: the accelerator's where there is one, else the process's.
 
-    On Linux the process's own peak is set back when it starts; elsewhere it counts from the process's start.
+    On Linux the process's own peak is set back when this begins; elsewhere it counts from the process's start.
     """
 
     def __init__(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         elif _RESET.exists():
-            try:
+            with contextlib.suppress(OSError):  # a container may forbid it
                 _RESET.write_text("5")
-            except OSError:  # a container may forbid it; then the peak counts from the process's start
-                pass
 
     def bytes(self) -> int:
         """The peak in bytes."""

@@ -23,8 +23,9 @@ def like(tensor: Tensor, target: Tensor) -> Tensor:
     """`tensor` on `target`'s device, and sharded as `target` is."""
     if not hasattr(target, "placements"):
         return tensor.to(target.device)
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
+    assert isinstance(target, DTensor)
     return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
 
 
@@ -32,8 +33,14 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[
     """Groups and per-parameter state under the parameters' names; every process must call it."""
     names = _names(optimizer, model)
     stored = optimizer.state_dict()
-    by_id = {i: n for group, own in zip(stored["param_groups"], names, strict=True) for i, n in zip(group["params"], own, strict=True)}
-    settings = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in stored["param_groups"]]
+    by_id = {
+        i: n
+        for group, own in zip(stored["param_groups"], names, strict=True)
+        for i, n in zip(group["params"], own, strict=True)
+    }
+    settings = [
+        {k: v for k, v in g.items() if k not in ("params", "param_names")} for g in stored["param_groups"]
+    ]
     return {
         "groups": [{"names": own, "settings": given} for own, given in zip(names, settings, strict=True)],
         "state": {
@@ -58,7 +65,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, stored
             f"  Resume with the recipe the run began with, or start anew in another output folder."
         )
     now = optimizer.state_dict()
-    parameters = {n: p for own, g in zip(names, optimizer.param_groups, strict=True) for n, p in zip(own, g["params"], strict=True)}
+    parameters = {
+        n: p
+        for own, g in zip(names, optimizer.param_groups, strict=True)
+        for n, p in zip(own, g["params"], strict=True)
+    }
     state = {}
     for group, own in zip(now["param_groups"], names, strict=True):
         for index, name in zip(group["params"], own, strict=True):

@@ -15,10 +15,16 @@ def random_state(devices: list[torch.device]) -> dict[str, Any]:
     Args:
         devices: CUDA devices of this process; empty on a CPU.
     """
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": [str(kind), torch.tensor(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
         "torch": torch.random.get_rng_state(),
         "cuda": [torch.cuda.get_rng_state(device) for device in devices],
     }

@@ -1,11 +1,11 @@
 """A recipe carried out: data and model, adapters, training, evaluation, and a folder that holds it all.
 
-    <output.folder>/
-      adapter/            what `ad.load` reads (a folder per adapter when there are several)
-      recipe.yaml         the recipe as run, defaults written out
-      task.json           the task with its labels
-      metrics.json        scores, loss curve, counts, time and memory; written last
-      checkpoints/        see `training.checkpoint`
+<output.folder>/
+  adapter/            what `ad.load` reads (a folder per adapter when there are several)
+  recipe.yaml         the recipe as run, defaults written out
+  task.json           the task with its labels
+  metrics.json        scores, loss curve, counts, time and memory; written last
+  checkpoints/        see `training.checkpoint`
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 import adaptome as ad
 from adaptome.core.errors import RecipeError, TrainingError
@@ -31,6 +31,7 @@ from adaptome.tasks import Prepared, Task, get_task, task_from_dict
 from adaptome.training.adapters import gathered_adapters, write_adapters
 from adaptome.training.arguments import training_arguments
 from adaptome.training.memory import PeakMemory
+from adaptome.training.progress import Progress
 from adaptome.training.trainer import AdapterCheckpoints, AdaptomeTrainer
 
 logger = logging.getLogger(__name__)
@@ -85,12 +86,12 @@ class Loaded:
     model: nn.Module
 
 
-def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] = ()) -> Result:
+def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None = None) -> Result:
     """Train as a recipe says.
 
     Args:
         recipe: a recipe, or the path of one.
-        callbacks: transformers callbacks beside the recipe's own.
+        callbacks: transformers callbacks beside the recipe's own; None for a progress bar on standard error.
 
     Raises:
         RecipeError, DataError: the recipe or its data cannot be used.
@@ -101,26 +102,35 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] = ()) 
     folder = Path(recipe.output.folder)
     _make_room(recipe, folder)
     peak = PeakMemory()
-    set_seed(recipe.training.seed)
     task, processor, prepared = _prepared(recipe)
     if prepared.get("train") is None:
         raise RecipeError("the data has no train split: give data.train, or a data set that has one.")
-    model = task.load_model(recipe.model, processor)
+    model = _base_model(recipe, task, processor)
     _attach(recipe, task, model)
-    trainer = _trainer(recipe, task, processor, prepared, model, [*callbacks, *_stopping(recipe)])
+    trainer = _trainer(
+        recipe,
+        task,
+        processor,
+        prepared,
+        model,
+        [*([Progress()] if callbacks is None else callbacks), *_stopping(recipe)],
+    )
     if trainer.args.should_save:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / RECIPE, recipe.to_yaml(full=True))
         write_atomic(folder / TASK, json.dumps(task.to_dict(), indent=1))
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=recipe.training.resume)
-    seconds = time.perf_counter() - began
+    seconds, history = time.perf_counter() - began, list(trainer.state.log_history)
     adapters = gathered_adapters(trainer.model)
     if trainer.args.should_save:
         write_adapters(folder / ADAPTER, adapters)
     split = _final_split(recipe, prepared)
-    metrics = _measured(trainer, task, prepared[split], split) if split else {}
-    result = _result(recipe, trainer, metrics, split, seconds, peak.bytes(), prepared.notes)
+    metrics = {}
+    if split:
+        measuring = _trainer(recipe, task, processor, prepared, trainer.model, [], only=split)
+        metrics = _measured(measuring, task, prepared[split], split)
+    result = _result(recipe, trainer, metrics, split, history, seconds, peak.bytes(), prepared.notes)
     if trainer.args.should_save:
         write_atomic(folder / METRICS, json.dumps(result.to_dict(), indent=1))
     return result
@@ -142,8 +152,9 @@ def load_run(folder: str | Path) -> Loaded:
         )
     recipe = load_recipe(folder / RECIPE)
     task = task_from_dict(json.loads((folder / TASK).read_text(encoding="utf-8")))
-    processor = task.load_processor(recipe.model)
-    model = task.load_model(recipe.model, processor)
+    base: Any = recipe.model  # its fields are what tasks read; a type checker sees that they are narrower
+    processor = task.load_processor(base)
+    model = _base_model(recipe, task, processor)
     place = folder / ADAPTER
     names = _names(recipe)
     for name in names:
@@ -170,7 +181,9 @@ def evaluate(folder: str | Path, split: str | None = None, overrides: Sequence[s
     chosen = split or _final_split(recipe, prepared)
     if chosen is None or prepared.get(chosen) is None:
         there = ", ".join(prepared.splits)
-        raise RecipeError(f"there is no {chosen or 'test or validation'} split to evaluate on. Splits: {there}.")
+        raise RecipeError(
+            f"there is no {chosen or 'test or validation'} split to evaluate on. Splits: {there}."
+        )
     for name in ad.adapters(loaded.model):
         ad.set_trainable(loaded.model, name)  # the Trainer takes no model of which nothing trains
     trainer = _trainer(recipe, loaded.task, loaded.processor, prepared, loaded.model, [], only=chosen)
@@ -201,9 +214,17 @@ def _make_room(recipe: Recipe, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def _base_model(recipe: Recipe, task: Task, processor: Any) -> nn.Module:
+    """The base with its head; what is drawn at random is the same whenever the recipe is."""
+    base: Any = recipe.model
+    set_seed(recipe.training.seed)
+    return task.load_model(base, processor)
+
+
 def _prepared(recipe: Recipe) -> tuple[Task, Any, Prepared]:
     task = get_task(recipe.task.name, **recipe.task.settings)
-    processor = task.load_processor(recipe.model)
+    base: Any = recipe.model  # its fields are what tasks read; a type checker sees that they are narrower
+    processor = task.load_processor(base)
     splits = load_splits(**recipe.data.model_dump(), prefer=task.prefer)
     return task, processor, task.prepare(splits, processor)
 
@@ -214,7 +235,9 @@ def _names(recipe: Recipe) -> list[str]:
     for index, section in enumerate(recipe.methods):
         name = section.adapter or ("default" if index == 0 else section.name)
         if name in names:
-            raise RecipeError(f"methods: two adapters are called {name!r}. Name one: methods.{index}.adapter.")
+            raise RecipeError(
+                f"methods: two adapters are called {name!r}. Name one: methods.{index}.adapter."
+            )
         names.append(name)
     return names
 
@@ -222,7 +245,9 @@ def _names(recipe: Recipe) -> list[str]:
 def _attach(recipe: Recipe, task: Task, model: nn.Module) -> None:
     """Attach the recipe's methods in order; the task's head trains with the first."""
     if not recipe.methods:
-        raise RecipeError("methods is empty: name at least one, e.g. method=lora. `adaptome methods` lists them.")
+        raise RecipeError(
+            "methods is empty: name at least one, e.g. method=lora. `adaptome methods` lists them."
+        )
     heads = task.head_patterns(model)
     for name, section in zip(_names(recipe), recipe.methods, strict=True):
         ad.attach(
@@ -259,7 +284,12 @@ def _trainer(
     settings = training_arguments(recipe, task, prepared)
     train, validation = prepared.get(only or "train"), prepared.get(only or "validation")
     if only:
-        settings |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "report_to": []}
+        settings |= {
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "load_best_model_at_end": False,
+            "report_to": [],
+        }
     shared = {
         "train_dataset": train,
         "eval_dataset": validation,
@@ -267,18 +297,22 @@ def _trainer(
         "callbacks": callbacks,
         "loraplus_ratio": recipe.training.loraplus_ratio,
     }
+    trainer: AdapterCheckpoints
     if task.trainer == "sft":
         from adaptome.training.sft import AdaptomeSFTTrainer, SFTConfig
 
-        return AdaptomeSFTTrainer(model, SFTConfig(**settings), **shared)
-    return AdaptomeTrainer(
-        model,
-        TrainingArguments(**settings),
-        data_collator=prepared.collator,
-        compute_metrics=task.metrics,
-        preprocess_logits_for_metrics=task.reduce,
-        **shared,
-    )
+        trainer = AdaptomeSFTTrainer(model, SFTConfig(**settings), **shared)
+    else:
+        trainer = AdaptomeTrainer(
+            model,
+            TrainingArguments(**settings),
+            data_collator=prepared.collator,
+            compute_metrics=task.metrics,
+            preprocess_logits_for_metrics=task.reduce,
+            **shared,
+        )
+    trainer.remove_callback(PrinterCallback)  # it prints every log to standard output
+    return trainer
 
 
 def _final_split(recipe: Recipe, prepared: Prepared) -> str | None:
@@ -286,16 +320,17 @@ def _final_split(recipe: Recipe, prepared: Prepared) -> str | None:
     if asked == "none":
         return None
     if asked is not None and prepared.get(asked) is None:
-        raise RecipeError(f"evaluation.split={asked}: the data has no such split. Splits: {', '.join(prepared.splits)}.")
+        raise RecipeError(
+            f"evaluation.split={asked}: the data has no such split. Splits: {', '.join(prepared.splits)}."
+        )
     return asked or next((name for name in ("test", "validation") if prepared.get(name) is not None), None)
 
 
 def _measured(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) -> dict[str, float]:
     """The task's metrics on a split, with the loss, without prefixes."""
     if task.trainer == "sft":
-        if split != "validation":  # the trainer has prepared its own splits only
-            data = trainer._prepare_dataset(data, trainer.processing_class, trainer.args, False, None, split)
-        return dict(task.score(trainer.model, trainer.get_eval_dataloader(data)))  # type: ignore[attr-defined]
+        # the trainer's own loss is a mean over batches; this one is over tokens, however they fall into batches
+        return dict(task.score(trainer.model, trainer.get_eval_dataloader()))  # type: ignore[attr-defined]
     found = trainer.evaluate(data, metric_key_prefix=split)
     timing = ("_runtime", "_per_second", "_time")
     plain = {key.removeprefix(f"{split}_"): value for key, value in found.items() if not key.endswith(timing)}
@@ -307,6 +342,7 @@ def _result(
     trainer: AdapterCheckpoints,
     metrics: dict[str, float],
     split: str | None,
+    history: list[dict[str, Any]],
     seconds: float,
     memory: int,
     notes: list[str],
@@ -320,7 +356,7 @@ def _result(
         method="+".join(section.name for section in recipe.methods),
         split=split,
         metrics=metrics,
-        history=trainer.state.log_history,
+        history=history,
         trainable_parameters=report.count,
         total_parameters=report.total,
         steps=trainer.state.global_step,
