@@ -21,7 +21,7 @@ from adaptome.core.errors import MissingExtraError
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["AdaptomeCallback", "LightningCallback", "after_backward", "after_step"]  # noqa: F822
+__all__ = ["AdaptomeCallback", "LightningCallback", "after_backward", "after_step"]  # noqa: F822, made when asked for
 
 
 def after_backward(model: nn.Module, step: int) -> None:

@@ -162,7 +162,13 @@ class Doomed(AdaptomeTrainer):
 def trainer_of(run: Run, **more: Any) -> Doomed:
     data = Examples(22, run.kind)
     trainer = Doomed(
-        model_of(run.kind), arguments(run), collate, data, Examples(8, run.kind), callbacks=[Death(run)], **more
+        model_of(run.kind),
+        arguments(run),
+        collate,
+        data,
+        Examples(8, run.kind),
+        callbacks=[Death(run)],
+        **more,
     )
     trainer.run = run
     return trainer
@@ -214,7 +220,11 @@ def dying_at(call: int, how: int) -> Any:
 
     def counted(real: Any) -> Any:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            strike((lambda: real(args[0], bytes(args[1])[: len(args[1]) // 2])) if real is writing else lambda: None)
+            strike(
+                (lambda: real(args[0], bytes(args[1])[: len(args[1]) // 2]))
+                if real is writing
+                else lambda: None
+            )
             return real(*args, **kwargs)
 
         return wrapper

@@ -70,9 +70,9 @@ class Task(ABC):
     greater_is_better: ClassVar[bool] = True
     prefer: ClassVar[Mapping[str, str]] = {}  # what an ending's format means here, e.g. {"tsv": "conll"}
 
-    def __init__(self, options: TaskOptions):
+    def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):
         self.options = options
-        self.labels: list[str] | None = None
+        self.labels: list[str] | None = list(labels) if labels is not None else None
         self.new_modules: list[str] = []  # modules that the checkpoint had no weights for
 
     @property
@@ -148,7 +148,7 @@ def tasks() -> dict[str, type[Task]]:
     return dict(sorted(_TASKS.items()))
 
 
-def get_task(name: str, /, **options: Any) -> Task:
+def get_task(name: str, labels: Sequence[str] | None = None, **options: Any) -> Task:
     """The task registered as `name`.
 
     Raises:
@@ -164,14 +164,14 @@ def get_task(name: str, /, **options: Any) -> Task:
         checked = task.Options(**options)
     except ValidationError as error:
         raise RecipeError(_explain(name, task.Options, error)) from error
-    return task(checked)
+    return task(checked, labels)
 
 
 def task_from_dict(saved: Mapping[str, Any]) -> Task:
     """The task that `Task.to_dict` described."""
-    task = get_task(saved["name"], **saved["options"])
-    task.labels = None if saved["labels"] is None else list(saved["labels"])
-    return task
+    # a task may have an option of the name `labels`; those that prepare found or took from it are in saved["labels"]
+    options = {key: value for key, value in saved["options"].items() if key != "labels"}
+    return get_task(saved["name"], saved["labels"], **options)
 
 
 def _explain(name: str, options: type[TaskOptions], error: ValidationError) -> str:

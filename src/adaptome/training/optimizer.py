@@ -23,8 +23,9 @@ def like(tensor: Tensor, target: Tensor) -> Tensor:
     """`tensor` on `target`'s device, and sharded as `target` is."""
     if not hasattr(target, "placements"):
         return tensor.to(target.device)
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
+    assert isinstance(target, DTensor)
     return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
 
 

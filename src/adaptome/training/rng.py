@@ -15,12 +15,12 @@ def random_state(devices: list[torch.device]) -> dict[str, Any]:
     Args:
         devices: CUDA devices of this process; empty on a CPU.
     """
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
         "numpy": [
             str(kind),
-            torch.tensor(keys.astype(np.int64)),
+            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
             int(position),
             int(has_gauss),
             float(gauss),

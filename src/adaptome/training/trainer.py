@@ -25,29 +25,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState
-from transformers.trainer_callback import ExportableState
 from transformers.trainer_optimizer import is_optimizer_factory
-from transformers.training_args import ParallelMode
 
 import adaptome as ad
 from adaptome.callbacks import AdaptomeCallback
 from adaptome.core.errors import CheckpointError, TrainingError
 from adaptome.core.files import sweep_staging
 from adaptome.optim import parameter_groups
-from adaptome.training.adapters import gathered_adapters, restore_adapters, write_adapters
-from adaptome.training.checkpoint import checkpoints, last_good, new_checkpoint, rotate, verify
+from adaptome.training.checkpoint import checkpoints, last_good, verify
 from adaptome.training.finite import FiniteLoss
-from adaptome.training.optimizer import optimizer_state, restore_optimizer
 from adaptome.training.quantized import accepted_quantized, kept_dtypes
-from adaptome.training.rng import random_state, set_random_state
-from adaptome.training.state import read_state, write_state
+from adaptome.training.rng import set_random_state
+from adaptome.training.stored import TRAINER_STATE, StoredAdapters
 
 logger = logging.getLogger(__name__)
 
-TRAINER_STATE = "trainer_state.json"
 
-
-class AdapterCheckpoints(Trainer):
+class AdapterCheckpoints(StoredAdapters):
     """Mixin over `Trainer` and its subclasses; put it first among the bases.
 
     Args:
@@ -75,12 +69,10 @@ class AdapterCheckpoints(Trainer):
         self.args.restore_callback_states_from_checkpoint = True
         if not any(isinstance(callback, AdaptomeCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(AdaptomeCallback())
-        self._finite = FiniteLoss()
         self._loss_probed = False
         self._own_checkpoints = False
         self._resumed: Path | None = None
         self._stopped_before = False
-        self._epoch_random: dict[str, Any] | None = None
 
     # -- the run -------------------------------------------------------------------------------------------------
 
@@ -140,7 +132,7 @@ class AdapterCheckpoints(Trainer):
 
         transformers sees to it for models that read `input_ids`; here the others are.
         """
-        settings = self.args.activation_checkpointing_kwargs or {}
+        settings: Any = self.args.activation_checkpointing_kwargs or {}
         if not (self.args.activation_checkpointing and settings.get("use_reentrant")):
             return
         if getattr(self.model, "main_input_name", None) != "input_ids" and hasattr(
@@ -152,7 +144,7 @@ class AdapterCheckpoints(Trainer):
         result = super()._init_training_state(max_steps, *args, **kwargs)
         if self._resumed is not None:
             stored = TrainerState.load_from_json(str(self._resumed / TRAINER_STATE))
-            control = stored.stateful_callbacks.get("TrainerControl", {}).get("attributes", {})
+            control = dict(stored.stateful_callbacks or {}).get("TrainerControl", {}).get("attributes", {})
             early = bool(control.get("should_training_stop")) and stored.global_step < stored.max_steps
             self._stopped_before = early or self.state.global_step >= max_steps
             best = self._resumed.with_name(f"checkpoint-{self.state.best_global_step}")
@@ -160,7 +152,7 @@ class AdapterCheckpoints(Trainer):
                 self.state.best_model_checkpoint = str(best)
         return result
 
-    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:  # type: ignore[override]  # called by names
         if self._stopped_before:  # killed between its last checkpoint and its end: nothing is left to train
             self.control.should_training_stop = True
             return
@@ -187,7 +179,7 @@ class AdapterCheckpoints(Trainer):
         """The Trainer's loss; while training, the methods' own terms are added to it."""
         if model.training and not self._loss_probed:
             self._probe_loss(model, inputs, num_items_in_batch)
-        result = super().compute_loss(
+        result: Any = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
         penalty = ad.penalty(self.model) if model.training else None
@@ -215,7 +207,7 @@ class AdapterCheckpoints(Trainer):
         state = self._random_state()
         with torch.no_grad(), self.compute_loss_context_manager():
             model.eval()
-            losses = [
+            losses: list[Any] = [
                 Trainer.compute_loss(self, model, dict(inputs), num_items_in_batch=n)
                 for n in (items, items * 2)
             ]
@@ -225,7 +217,7 @@ class AdapterCheckpoints(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that `args.optim` names, over `optim.parameter_groups`."""
-        chosen = model if model is not None else self.model
+        chosen: Any = model if model is not None else self.model
         if self.optimizer is None:
             kind, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, chosen
@@ -250,137 +242,6 @@ class AdapterCheckpoints(Trainer):
         """The Trainer's log, unless the loss is no number any more."""
         self._stop_if_not_finite()
         super().log(logs, start_time)
-
-    def _stop_if_not_finite(self) -> None:
-        step = self._finite.first()
-        if self.args.world_size > 1:  # one process must not leave the others waiting
-            highest = self.accelerator.reduce(torch.tensor(step, device=self.args.device), "sum")
-            step = step or int(highest > 0) * self.state.global_step
-        if step:
-            self._stop(
-                f"the loss became NaN or infinite at step {step}",
-                "Lower the learning rate or max_grad_norm, train in bf16 or fp32 rather than fp16, or look at that step's data.",
-            )
-
-    def _stop(self, what: str, advice: str) -> None:
-        good = last_good(Path(self.args.output_dir))
-        resume = f"The last good checkpoint is {good}." if good else "There is no checkpoint before it."
-        raise TrainingError(f"{what}; nothing was saved after it.\n  {resume}\n  {advice}")
-
-    # -- saving --------------------------------------------------------------------------------------------------
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter (one folder per adapter when there are several) to `output_dir`."""
-        adapters = gathered_adapters(self.model)
-        if self.args.should_save:
-            write_adapters(Path(output_dir or Path(self.args.output_dir) / "adapter"), adapters)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        self.save_model(output_dir)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._stop_if_not_finite()
-        if self.hp_search_backend is None and trial is None:
-            self.store_flos()
-        adapters = gathered_adapters(self.model)
-        bad = [
-            f"{name}: {k}"
-            for name, a in adapters.items()
-            for k, t in a.tensors.items()
-            if not torch.isfinite(t).all()
-        ]
-        if bad:
-            self._stop(
-                f"{bad[0]} became NaN or infinite by step {self.state.global_step}",
-                "Lower the learning rate or max_grad_norm.",
-            )
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        best = folder.with_name(f"checkpoint-{self.state.best_global_step}")
-        if self.state.best_global_step and (best == folder or best.is_dir()):
-            self.state.best_model_checkpoint = str(best)
-        states = {} if self.args.save_only_model else self._states()
-        if self.args.should_save:
-            with new_checkpoint(folder, self.state.global_step, resumable=bool(states)) as staging:
-                write_adapters(staging / "adapters", adapters, always_named=True)
-                for name, value in states.items():
-                    write_state(staging, name, value)
-                self._write_trainer_state(staging)
-            rotate(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()
-
-    def _states(self) -> dict[str, Any]:
-        """Everything beside the adapters that the next step depends on; every process must call it."""
-        random = {"step": self._random_state(), "epoch": self._epoch_random}
-        if self.args.world_size > 1:
-            from accelerate.utils import gather_object
-
-            ranks = gather_object([random])
-        else:
-            ranks = [random]
-        scaler = getattr(self.accelerator, "scaler", None)
-        return {
-            "optimizer": optimizer_state(self.optimizer, self.model),
-            "scheduler": self.lr_scheduler.state_dict(),
-            "random": ranks,
-            **({} if scaler is None else {"scaler": scaler.state_dict()}),
-        }
-
-    def _write_trainer_state(self, folder: Path) -> None:
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                name, value = type(callback).__name__, callback.state()
-                known = self.state.stateful_callbacks.get(name)
-                if isinstance(known, list):
-                    known.append(value)
-                else:
-                    self.state.stateful_callbacks[name] = value
-        self.state.save_to_json(str(folder / TRAINER_STATE))
-
-    # -- loading -------------------------------------------------------------------------------------------------
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        restore_adapters(
-            model if model is not None else self.model, Path(resume_from_checkpoint) / "adapters"
-        )
-
-    def _load_best_model(self) -> None:
-        best = Path(str(self.state.best_model_checkpoint))
-        verify(best)
-        restore_adapters(self.model, best / "adapters")
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            restore_optimizer(self.optimizer, self.model, read_state(Path(checkpoint), "optimizer"))
-            self.lr_scheduler.load_state_dict(read_state(Path(checkpoint), "scheduler"))
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        scaler = getattr(self.accelerator, "scaler", None)
-        if checkpoint is not None and scaler is not None and (Path(checkpoint) / "scaler.json").exists():
-            scaler.load_state_dict(read_state(Path(checkpoint), "scaler"))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self._set_random(Path(checkpoint), "step")
-
-    def _set_random(self, checkpoint: Path, moment: str) -> None:
-        ranks = read_state(checkpoint, "random")
-        if len(ranks) != self.args.world_size:
-            logger.warning(
-                "%s was written by %d processes and is resumed by %d: the data's order and dropout will differ.",
-                checkpoint, len(ranks), self.args.world_size,
-            )  # fmt: skip
-            return
-        set_random_state(ranks[self.args.process_index][moment], self._devices())
-
-    def _random_state(self) -> dict[str, Any]:
-        return random_state(self._devices())
-
-    def _devices(self) -> list[torch.device]:
-        if self.args.device.type != "cuda":
-            return []
-        if self.args.parallel_mode == ParallelMode.DISTRIBUTED:
-            return [self.args.device]
-        return [torch.device("cuda", index) for index in range(max(self.args.n_gpu, 1))]
 
 
 class AdaptomeTrainer(AdapterCheckpoints):

@@ -1,0 +1,124 @@
+"""A recipe's training section as transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptome.core.errors import MissingExtraError, RecipeError
+from adaptome.recipe import Recipe
+from adaptome.tasks import Prepared, Task
+
+_TRACKERS = {"tensorboard": "train", "wandb": "trackers", "mlflow": "trackers"}
+
+
+def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[str, Any]:
+    """Arguments for TrainingArguments, or for TRL's SFTConfig when the task trains with it.
+
+    Raises:
+        RecipeError: settings that do not go together.
+        MissingExtraError: a tracker that is not installed.
+    """
+    training = recipe.training
+    folder = Path(recipe.output.folder)
+    made: dict[str, Any] = {
+        "output_dir": str(folder / "checkpoints"),
+        "num_train_epochs": training.epochs,
+        "max_steps": training.max_steps or -1,
+        "per_device_train_batch_size": training.batch_size,
+        "per_device_eval_batch_size": recipe.evaluation.batch_size or training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation,
+        "learning_rate": training.learning_rate,
+        "optim": training.optimizer,
+        "lr_scheduler_type": training.scheduler,
+        "warmup_steps": training.warmup,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "label_smoothing_factor": recipe.objective.label_smoothing,
+        "bf16": training.bf16,
+        "activation_checkpointing": training.gradient_checkpointing,
+        "seed": training.seed,
+        "data_seed": training.seed,
+        "logging_steps": training.logging_steps,
+        "save_total_limit": training.keep_checkpoints,
+        "dataloader_num_workers": training.workers,
+        "use_cpu": training.device == "cpu",
+        "remove_unused_columns": prepared.remove_unused_columns,
+        "dataloader_pin_memory": torch.cuda.is_available() and training.device != "cpu",
+        "disable_tqdm": True,  # transformers' bar writes its logs to standard output
+        "report_to": _trackers(training.report_to, folder),
+    }
+    if training.length_grouping and prepared.length_column:
+        made |= {"train_sampling_strategy": "group_by_length", "length_column_name": prepared.length_column}
+    if training.fsdp:
+        made |= {"fsdp": True, "fsdp_config": dict(training.fsdp) if isinstance(training.fsdp, dict) else {}}
+    made |= _when(recipe, task, prepared.get("validation") is not None)
+    if task.trainer == "sft":
+        made |= task.sft_arguments(recipe.objective.completion_only_loss)  # type: ignore[attr-defined]
+    return made
+
+
+def best_metric(recipe: Recipe, task: Task) -> tuple[str, bool]:
+    """The metric that says which checkpoint is best, and whether more of it is better."""
+    metric = recipe.training.metric or task.primary_metric
+    if metric == task.primary_metric:
+        return metric, task.greater_is_better
+    return metric, "loss" not in metric and "perplexity" not in metric
+
+
+def _when(recipe: Recipe, task: Task, validated: bool) -> dict[str, Any]:
+    """When to evaluate and to save; keeping the best needs both at the same steps."""
+    training = recipe.training
+    save, evaluate = training.save_steps, training.eval_steps
+    if not validated:
+        if training.early_stopping:
+            raise RecipeError(
+                "training.early_stopping needs a validation split: give data.validation or data.validation_fraction."
+            )
+        return {"eval_strategy": "no", **_at("save", save)}
+    if training.early_stopping and not training.keep_best:
+        raise RecipeError(
+            "training.early_stopping needs training.keep_best=true: it counts evaluations since the best one."
+        )
+    if not training.keep_best:
+        return {**_at("eval", evaluate), **_at("save", save)}
+    evaluate, save = evaluate or save, save or evaluate
+    if evaluate and save and save % evaluate:
+        raise RecipeError(
+            f"training.save_steps={save} is no multiple of training.eval_steps={evaluate}: what is best could not be kept.\n"
+            f"  Write save_steps={evaluate * max(1, round(save / evaluate))}, or keep_best=false."
+        )
+    metric, greater = best_metric(recipe, task)
+    best = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{metric}",
+        "greater_is_better": greater,
+    }
+    return {**_at("eval", evaluate), **_at("save", save), **best}
+
+
+def _at(what: str, steps: int | None) -> dict[str, Any]:
+    return (
+        {f"{what}_strategy": "epoch"}
+        if steps is None
+        else {f"{what}_strategy": "steps", f"{what}_steps": steps}
+    )
+
+
+def _trackers(names: list[str], folder: Path) -> list[str]:
+    """The trackers asked for, which write to the run's folder and to no server unless told so."""
+    for name in names:
+        if name in _TRACKERS and importlib.util.find_spec(name) is None:
+            raise MissingExtraError(name, _TRACKERS[name])
+    if "tensorboard" in names:
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
+    if "wandb" in names:
+        os.environ.setdefault("WANDB_MODE", "offline")
+        os.environ.setdefault("WANDB_DIR", str(folder))
+    if "mlflow" in names:
+        os.environ.setdefault("MLFLOW_TRACKING_URI", (folder / "mlruns").resolve().as_uri())
+    return names

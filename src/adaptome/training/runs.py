@@ -1,0 +1,367 @@
+"""A recipe carried out: data and model, adapters, training, evaluation, and a folder that holds it all.
+
+<output.folder>/
+  adapter/            what `ad.load` reads (a folder per adapter when there are several)
+  recipe.yaml         the recipe as run, defaults written out
+  task.json           the task with its labels
+  metrics.json        scores, loss curve, counts, time and memory; written last
+  checkpoints/        see `training.checkpoint`
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+
+import adaptome as ad
+from adaptome.core.errors import RecipeError, TrainingError
+from adaptome.core.files import remove_folder, write_atomic
+from adaptome.data import load_splits
+from adaptome.recipe import Recipe, load_recipe
+from adaptome.tasks import Prepared, Task, get_task, task_from_dict
+from adaptome.training.adapters import gathered_adapters, write_adapters
+from adaptome.training.arguments import training_arguments
+from adaptome.training.memory import PeakMemory
+from adaptome.training.progress import Progress
+from adaptome.training.trainer import AdapterCheckpoints, AdaptomeTrainer
+
+logger = logging.getLogger(__name__)
+
+ADAPTER, METRICS, RECIPE, TASK = "adapter", "metrics.json", "recipe.yaml", "task.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave.
+
+    Attributes:
+        folder: the recipe's output folder; `adapter` the adapter's in it.
+        method: names of the methods, joined by '+'.
+        metrics: of the final evaluation, on `split`; empty when there was none.
+        history: transformers' log: the loss curve and every evaluation.
+        trainable_parameters: trained numbers, of `total_parameters` of the model with its adapters.
+        steps: optimizer steps done.
+        best_step: the step whose weights were kept; None for the last.
+        seconds: of training, evaluations in between included; of this process when resumed.
+        peak_memory_bytes: see `training.memory`.
+        notes: what preparing the data changed.
+    """
+
+    folder: str
+    adapter: str
+    task: str
+    method: str
+    split: str | None
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    trainable_parameters: int
+    total_parameters: int
+    steps: int
+    best_step: int | None
+    seconds: float
+    peak_memory_bytes: int
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values: the content of metrics.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A finished run, ready to be used."""
+
+    recipe: Recipe
+    task: Task
+    processor: Any
+    model: nn.Module
+
+
+def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None = None) -> Result:
+    """Train as a recipe says.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        callbacks: transformers callbacks beside the recipe's own; None for a progress bar on standard error.
+
+    Raises:
+        RecipeError, DataError: the recipe or its data cannot be used.
+        TrainingError: the folder holds a finished run, or the loss became NaN.
+        CheckpointError: nothing can be resumed from, or the disk is full.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    folder = Path(recipe.output.folder)
+    _make_room(recipe, folder)
+    peak = PeakMemory()
+    task, processor, prepared = _prepared(recipe)
+    if prepared.get("train") is None:
+        raise RecipeError("the data has no train split: give data.train, or a data set that has one.")
+    model = _base_model(recipe, task, processor)
+    _attach(recipe, task, model)
+    trainer = _trainer(
+        recipe,
+        task,
+        processor,
+        prepared,
+        model,
+        [*([Progress()] if callbacks is None else callbacks), *_stopping(recipe)],
+    )
+    if trainer.args.should_save:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / RECIPE, recipe.to_yaml(full=True))
+        write_atomic(folder / TASK, json.dumps(task.to_dict(), indent=1))
+    began = time.perf_counter()
+    trainer.train(resume_from_checkpoint=recipe.training.resume)
+    seconds, history = time.perf_counter() - began, list(trainer.state.log_history)
+    adapters = gathered_adapters(trainer.model)
+    if trainer.args.should_save:
+        write_adapters(folder / ADAPTER, adapters)
+    split = _final_split(recipe, prepared)
+    metrics = {}
+    if split:
+        measuring = _trainer(recipe, task, processor, prepared, trainer.model, [], only=split)
+        metrics = _measured(measuring, task, prepared[split], split)
+    result = _result(recipe, trainer, metrics, split, history, seconds, peak.bytes(), prepared.notes)
+    if trainer.args.should_save:
+        write_atomic(folder / METRICS, json.dumps(result.to_dict(), indent=1))
+    return result
+
+
+def load_run(folder: str | Path) -> Loaded:
+    """The model of a finished run with its adapters, its task and its processor.
+
+    Raises:
+        TrainingError: the folder holds no finished run.
+        CheckpointError: the adapter cannot be used.
+    """
+    folder = Path(folder)
+    missing = [name for name in (RECIPE, TASK, ADAPTER) if not (folder / name).exists()]
+    if missing:
+        raise TrainingError(
+            f"{folder} holds no finished run: {', '.join(missing)} missing.\n"
+            f"  Give the output folder of `adaptome train`."
+        )
+    recipe = load_recipe(folder / RECIPE)
+    task = task_from_dict(json.loads((folder / TASK).read_text(encoding="utf-8")))
+    base: Any = recipe.model  # its fields are what tasks read; a type checker sees that they are narrower
+    processor = task.load_processor(base)
+    model = _base_model(recipe, task, processor)
+    place = folder / ADAPTER
+    names = _names(recipe)
+    for name in names:
+        ad.load(model, place if len(names) == 1 else place / name, name)
+    ad.activate(model, names)
+    model.eval()
+    if recipe.training.device == "auto" and torch.cuda.is_available():
+        model.to("cuda")
+    return Loaded(recipe, task, processor, model)
+
+
+def evaluate(folder: str | Path, split: str | None = None, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """Metrics of a finished run on one of its splits.
+
+    Args:
+        folder: the run's output folder.
+        split: 'train', 'validation' or 'test'; None for test, else validation.
+        overrides: changes to the recipe, e.g. ["data.test=other.jsonl"].
+    """
+    loaded = load_run(folder)
+    recipe = load_recipe(Path(folder) / RECIPE, overrides) if overrides else loaded.recipe
+    splits = load_splits(**recipe.data.model_dump(), prefer=loaded.task.prefer)
+    prepared = loaded.task.prepare(splits, loaded.processor)
+    chosen = split or _final_split(recipe, prepared)
+    if chosen is None or prepared.get(chosen) is None:
+        there = ", ".join(prepared.splits)
+        raise RecipeError(
+            f"there is no {chosen or 'test or validation'} split to evaluate on. Splits: {there}."
+        )
+    for name in ad.adapters(loaded.model):
+        ad.set_trainable(loaded.model, name)  # the Trainer takes no model of which nothing trains
+    trainer = _trainer(recipe, loaded.task, loaded.processor, prepared, loaded.model, [], only=chosen)
+    return _measured(trainer, loaded.task, prepared[chosen], chosen)
+
+
+def predict(folder: str | Path, inputs: Sequence[Any], batch_size: int = 32) -> list[Any]:
+    """A finished run's predictions, one for each input, in the form the task gives them."""
+    loaded = load_run(folder)
+    return loaded.task.predict(loaded.model, loaded.processor, inputs, batch_size)
+
+
+# -- the parts of a run --------------------------------------------------------------------------------------------
+
+
+def _make_room(recipe: Recipe, folder: Path) -> None:
+    done = (folder / METRICS).exists()
+    if done and not recipe.output.overwrite and not recipe.training.resume:
+        raise TrainingError(
+            f"{folder} holds a finished run.\n  Choose another output.folder, or output.overwrite=true to start over."
+        )
+    if not recipe.output.overwrite or recipe.training.resume:
+        return
+    for name in (ADAPTER, "checkpoints"):
+        if (folder / name).is_dir():
+            remove_folder(folder / name)
+    for name in (METRICS, RECIPE, TASK):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _base_model(recipe: Recipe, task: Task, processor: Any) -> nn.Module:
+    """The base with its head; what is drawn at random is the same whenever the recipe is."""
+    base: Any = recipe.model
+    set_seed(recipe.training.seed)
+    return task.load_model(base, processor)
+
+
+def _prepared(recipe: Recipe) -> tuple[Task, Any, Prepared]:
+    task = get_task(recipe.task.name, **recipe.task.settings)
+    base: Any = recipe.model  # its fields are what tasks read; a type checker sees that they are narrower
+    processor = task.load_processor(base)
+    splits = load_splits(**recipe.data.model_dump(), prefer=task.prefer)
+    return task, processor, task.prepare(splits, processor)
+
+
+def _names(recipe: Recipe) -> list[str]:
+    """Names of the adapters: the recipe's, else 'default' for the first and the method's for the others."""
+    names: list[str] = []
+    for index, section in enumerate(recipe.methods):
+        name = section.adapter or ("default" if index == 0 else section.name)
+        if name in names:
+            raise RecipeError(
+                f"methods: two adapters are called {name!r}. Name one: methods.{index}.adapter."
+            )
+        names.append(name)
+    return names
+
+
+def _attach(recipe: Recipe, task: Task, model: nn.Module) -> None:
+    """Attach the recipe's methods in order; the task's head trains with the first."""
+    if not recipe.methods:
+        raise RecipeError(
+            "methods is empty: name at least one, e.g. method=lora. `adaptome methods` lists them."
+        )
+    heads = task.head_patterns(model)
+    for name, section in zip(_names(recipe), recipe.methods, strict=True):
+        ad.attach(
+            model,
+            section.name,
+            name,
+            targets=section.targets,
+            exclude=section.exclude,
+            layers=section.layers,
+            train=[*section.train, *(head for head in heads if head not in section.train)],
+            per_layer=section.per_layer,
+            dtype=None if section.dtype is None else getattr(torch, section.dtype),
+            seed=recipe.training.seed,
+            **section.settings,
+        )
+        heads = []
+
+
+def _stopping(recipe: Recipe) -> list[TrainerCallback]:
+    patience = recipe.training.early_stopping
+    return [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
+
+
+def _trainer(
+    recipe: Recipe,
+    task: Task,
+    processor: Any,
+    prepared: Prepared,
+    model: nn.Module,
+    callbacks: list[TrainerCallback],
+    only: str | None = None,
+) -> AdapterCheckpoints:
+    """The task's trainer; with `only`, one that evaluates this split and does not train."""
+    settings = training_arguments(recipe, task, prepared)
+    train, validation = prepared.get(only or "train"), prepared.get(only or "validation")
+    if only:
+        settings |= {
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "load_best_model_at_end": False,
+            "report_to": [],
+        }
+    shared = {
+        "train_dataset": train,
+        "eval_dataset": validation,
+        "processing_class": processor,
+        "callbacks": callbacks,
+        "loraplus_ratio": recipe.training.loraplus_ratio,
+    }
+    trainer: AdapterCheckpoints
+    if task.trainer == "sft":
+        from adaptome.training.sft import AdaptomeSFTTrainer, SFTConfig
+
+        trainer = AdaptomeSFTTrainer(model, SFTConfig(**settings), **shared)
+    else:
+        trainer = AdaptomeTrainer(
+            model,
+            TrainingArguments(**settings),
+            data_collator=prepared.collator,
+            compute_metrics=task.metrics,
+            preprocess_logits_for_metrics=task.reduce,
+            **shared,
+        )
+    trainer.remove_callback(PrinterCallback)  # it prints every log to standard output
+    return trainer
+
+
+def _final_split(recipe: Recipe, prepared: Prepared) -> str | None:
+    asked = recipe.evaluation.split
+    if asked == "none":
+        return None
+    if asked is not None and prepared.get(asked) is None:
+        raise RecipeError(
+            f"evaluation.split={asked}: the data has no such split. Splits: {', '.join(prepared.splits)}."
+        )
+    return asked or next((name for name in ("test", "validation") if prepared.get(name) is not None), None)
+
+
+def _measured(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) -> dict[str, float]:
+    """The task's metrics on a split, with the loss, without prefixes."""
+    if task.trainer == "sft":
+        # the trainer's own loss is a mean over batches; this one is over tokens, however they fall into batches
+        return dict(task.score(trainer.model, trainer.get_eval_dataloader()))  # type: ignore[attr-defined]
+    found = trainer.evaluate(data, metric_key_prefix=split)
+    timing = ("_runtime", "_per_second", "_time")
+    plain = {key.removeprefix(f"{split}_"): value for key, value in found.items() if not key.endswith(timing)}
+    return {key: float(value) for key, value in plain.items() if key != "epoch"}
+
+
+def _result(
+    recipe: Recipe,
+    trainer: AdapterCheckpoints,
+    metrics: dict[str, float],
+    split: str | None,
+    history: list[dict[str, Any]],
+    seconds: float,
+    memory: int,
+    notes: list[str],
+) -> Result:
+    report = ad.trainable(trainer.model)
+    kept_best = trainer.args.load_best_model_at_end
+    return Result(
+        folder=recipe.output.folder,
+        adapter=str(Path(recipe.output.folder) / ADAPTER),
+        task=recipe.task.name,
+        method="+".join(section.name for section in recipe.methods),
+        split=split,
+        metrics=metrics,
+        history=history,
+        trainable_parameters=report.count,
+        total_parameters=report.total,
+        steps=trainer.state.global_step,
+        best_step=trainer.state.best_global_step if kept_best else None,
+        seconds=round(seconds, 3),
+        peak_memory_bytes=memory,
+        notes=notes,
+    )
