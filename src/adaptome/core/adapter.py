@@ -124,6 +124,7 @@ class Adapted:
     _overrides  parameter name -> weight adapters that change it in place of a fast form, in order
     _host       the layer's host
     _instance_forward  a forward that something had put on the object itself before we came, or None
+    _mode       of a batch norm: whether it would be in training mode were it not frozen
     """
 
     _base: ClassVar[type[nn.Module]]
@@ -145,7 +146,9 @@ class Adapted:
 
     def train(self, mode: bool = True) -> Any:
         """As the base's, but the running statistics of a frozen batch norm stay as they are."""
-        return super().train(mode and not isinstance(self, nn.modules.batchnorm._BatchNorm))  # type: ignore[misc]
+        if "_mode" in self.__dict__:
+            self.__dict__["_mode"], mode = mode, False
+        return super().train(mode)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (self._base, tuple(type(self)._readable)), self.__dict__  # type: ignore[attr-defined]
@@ -211,6 +214,8 @@ def prepare(layer: nn.Module, host: Host) -> None:
         layer.__dict__["_instance_forward"] = layer.__dict__.pop("forward")
     swap(layer, adapted_class(type(layer)))
     layer.add_module(ATTRIBUTE, nn.ModuleDict())
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        layer.__dict__["_mode"], layer.training = layer.training, False
 
 
 def swap(layer: nn.Module, cls: type) -> None:
@@ -243,6 +248,7 @@ def restore(layer: Any) -> None:
         getattr(layer.__dict__["forward"], "__self__", None), nn.Module
     ):
         del layer.__dict__["forward"]  # a removed hook's leftover: the adapted class's bound forward
+    layer.training = layer.__dict__.pop("_mode", layer.training)
     for state in ("_host", "_chain", "_overrides"):
         layer.__dict__.pop(state, None)
 

@@ -100,7 +100,8 @@ def merge(
     done: list[Any] = []
     report: dict[str, tuple[float | None, float | None]] = {}
     training = [m for m in root.modules() if m.training]
-    root.eval()
+    for module in training:
+        module.training = False
     try:
         for path, layer, stack in layers:
             done.append(layer)

@@ -363,7 +363,6 @@ def _freeze(root: nn.Module) -> State:
     for path, module in list(root.named_modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             swap.prepare(module, host_of(module, path))
-            module.train(False)
     root.__dict__[STATE] = state
     return state
 
@@ -432,7 +431,6 @@ def forget(root: nn.Module, names: Sequence[str]) -> None:
     for module in list(root.modules()):
         if isinstance(module, Adapted):
             swap.restore(module)
-            module.training = root.training
     _ignore_on_save(root)
     del root.__dict__[STATE]
     parameters = dict(root.named_parameters())
