@@ -92,7 +92,7 @@ class Frozen:
     @property
     def pristine(self) -> bool:
         """Whether nothing has changed the base weight before this adapter."""
-        return not self.below and not self.layer._overrides
+        return not self.below and not self.layer._overrides and "_unmerged" not in self.layer.__dict__
 
     def weight(self, name: str = "weight") -> Tensor:
         """The parameter in canonical form, dense, with the weight adapters before this one applied.
@@ -100,11 +100,18 @@ class Frozen:
         Asking for the weight of a packed layer dequantises it.
         """
         host: Host = self.layer._host
-        value = host.weight() if name == host.parameter else host.canonical(host.stored(name).detach())
+        value = host.current_weight() if name == host.parameter else host.canonical(host.stored(name).detach())
         stack = [*self.layer._overrides.get(name, ()), *(a for a in self.below if name in a.changes)]
         for adapter in stack:
             value = host.canonical(adapter.apply_to(name, host.native(value)))  # type: ignore[attr-defined]
         return value
+
+    def bias(self) -> Tensor | None:
+        """The layer's bias, with the weight adapters before this one applied; None when it has none."""
+        if any("bias" in adapter.changes for adapter in self.below) and self.layer._host.has("bias"):
+            return self.weight("bias")
+        bias: Tensor | None = self.layer.bias
+        return bias
 
 
 def _mix(before: Any, after: Any, share: float) -> Any:

@@ -92,7 +92,8 @@ def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> dict[str, An
     plain = [
         (n, p)
         for n, p in own
-        if p.is_floating_point() and p.device.type != "meta" and p.numel() >= 4 and type(p) is nn.Parameter
+        if p.is_floating_point() and p.device.type != "meta" and p.numel() >= 4
+        if type(p) is nn.Parameter or hasattr(p, "full_tensor")
     ]
     chosen = plain[:: max(1, len(plain) // 16)][:16]
     sample = {n: [float(v) for v in _pick(p)] for n, p in chosen}
@@ -100,7 +101,17 @@ def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> dict[str, An
 
 
 def _parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(n, p) for n, p in model.named_parameters() if not is_ours(n)]
+    """The base's parameters, tied ones once; those of merged layers as they were before."""
+    own = {
+        id(m._parameters[n]): p for m in model.modules() for n, p in m.__dict__.get("_unmerged", {}).items()
+    }
+    found = {
+        n: own.get(id(p), p)
+        for n, p in model.named_parameters(remove_duplicate=False)
+        if p is not None and not is_ours(n)
+    }
+    first = {id(p): n for n, p in reversed(found.items())}
+    return [(n, p) for n, p in found.items() if first[id(p)] == n]
 
 
 def _pick(parameter: Tensor) -> list[float]:

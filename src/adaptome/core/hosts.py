@@ -156,7 +156,15 @@ class Host:
         return value
 
     def weight(self) -> Tensor:
-        """The frozen weight `[out, in]`, dequantised and fetched from offload where need be; detached."""
+        """The frozen weight `[out, in]`, dequantised and fetched from offload where need be; detached.
+
+        It is the base's own, whatever is merged into the layer now, so that what an adapter makes of it can be made again.
+        """
+        with unmerged(self.layer):
+            return self.current_weight()
+
+    def current_weight(self) -> Tensor:
+        """As `weight`, with what is merged into it."""
         with self.at_hand():
             return self.canonical(
                 packed.dense(self.layer, self.parameter)
@@ -475,6 +483,18 @@ def host_of(
         return kind(layer, path, parameter, role, index)
     found = next((kind for fits, kind in _KINDS if fits(layer)), Host)
     return found(layer, path, None, role, index)
+
+
+@contextmanager
+def unmerged(layer: nn.Module) -> Iterator[None]:
+    """The layer with the base's own parameters for the time of the block, whatever is merged into it."""
+    own = layer.__dict__.get("_unmerged", {})
+    merged = {name: layer._parameters[name] for name in own}
+    layer._parameters.update(own)
+    try:
+        yield
+    finally:
+        layer._parameters.update(merged)
 
 
 def first_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

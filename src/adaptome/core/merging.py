@@ -96,19 +96,25 @@ def merge(
         raise MergeError(
             f"nothing to merge: active are {state.active}, merged already {[n for n, a in state.attachments.items() if a.merged]}."
         )
+    wanted = [n for n in state.active if n in wanted] + [n for n in wanted if n not in state.active]
     layers = _layers(root, state, wanted)
     done: list[Any] = []
+    before: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
     report: dict[str, tuple[float | None, float | None]] = {}
     training = [m for m in root.modules() if m.training]
     for module in training:
         module.training = False
     try:
         for path, layer, stack in layers:
+            before.append((layer, dict(layer._parameters), dict(layer.__dict__.get("_unmerged", {}))))
             done.append(layer)
             report[path] = _merge_layer(path, layer, stack, state, wanted, requantise, tolerance)
     except BaseException:  # put everything back, whatever stopped us, Ctrl-C included
-        for layer in done:
-            _put_back(layer)
+        for layer, parameters, unmerged in before:
+            layer._parameters.update(parameters)
+            layer.__dict__.pop("_unmerged", None)
+            if unmerged:
+                layer.__dict__["_unmerged"] = unmerged
         _rearrange(root)
         raise
     finally:
@@ -121,6 +127,7 @@ def merge(
     if not keep:
         for layer in done:
             layer.__dict__.pop("_unmerged", None)
+        root.__dict__.pop("_tied_before", None)
         forget(root, wanted)
     return MergeReport(
         tuple(wanted),
@@ -154,25 +161,24 @@ def unmerge(model: nn.Module) -> None:
 
 def _layers(root: nn.Module, state: State, wanted: list[str]) -> list[tuple[str, Any, list[WeightAdapter]]]:
     """Every layer with something to merge, and its adapters in order; all checked before anything is touched."""
-    order = [n for n in state.active if n in wanted] + [n for n in wanted if n not in state.active]
     found = []
     for path, layer in root.named_modules():
         if not isinstance(layer, Adapted):
             continue
         stack = [
             check_mergeable(a, state.attachments[n].method.name)
-            for n in order
+            for n in wanted
             for a in swap.adapters_on(layer, n)
         ]
         if not stack:
             continue
         for name in state.active[
-            : max((state.active.index(n) for n in order if n in state.active), default=0)
+            : max((state.active.index(n) for n in wanted if n in state.active), default=0)
         ]:
             stays = [a for a in swap.adapters_on(layer, name) if isinstance(a, WeightAdapter)]
             if stays and name not in wanted and not state.attachments[name].merged:
                 raise MergeError(
-                    f"{name!r} acts on {path} before {order!r}: merging only the later ones would change the outputs.\n  Merge {name!r} too, or activate them in the other order."
+                    f"{name!r} acts on {path} before {wanted!r}: merging only the later ones would change the outputs.\n  Merge {name!r} too, or activate them in the other order."
                 )
         found.append((path, layer, stack))
     return found
@@ -233,7 +239,7 @@ def _write(layer: Any, host: Host, parameter: str, adapters: list[WeightAdapter]
     """Replace one parameter by its merged value; the old object is remembered. Returns the requantisation error of a packed one."""
     old = layer._parameters[parameter]
     is_packed = host.packed and parameter == host.parameter
-    value: Tensor = host.native(host.weight()) if is_packed else old.detach()
+    value: Tensor = host.native(host.current_weight()) if is_packed else old.detach()
     for adapter in adapters:
         value = adapter.apply_to(parameter, value)
     if not torch.isfinite(value).all():
