@@ -188,6 +188,7 @@ def adapted_class(base: type[nn.Module], readable: tuple[str, ...] = ()) -> type
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return Frozen(self, self._chain)(*args, **kwargs)
 
+    forward._adaptome = True  # type: ignore[attr-defined]
     body: dict[str, Any] = {name: _parameter_property(name) for name in readable}
     body |= {
         "forward": forward,
@@ -251,9 +252,7 @@ def restore(layer: Any) -> None:
     instance = layer.__dict__.pop("_instance_forward", None)
     if instance is not None:
         layer.__dict__["forward"] = instance
-    elif "forward" in layer.__dict__ and isinstance(
-        getattr(layer.__dict__["forward"], "__self__", None), nn.Module
-    ):
+    elif hasattr(getattr(layer.__dict__.get("forward"), "__func__", None), "_adaptome"):
         del layer.__dict__["forward"]  # a removed hook's leftover: the adapted class's bound forward
     layer.training = layer.__dict__.pop("_mode", layer.training)
     for state in ("_host", "_chain", "_overrides"):
@@ -261,7 +260,7 @@ def restore(layer: Any) -> None:
 
 
 def _key(name: str, host: Host) -> str:
-    return f"{name}:{host.parameter}" if host.kind in ("experts", "parameter") else name
+    return f"{name}:{host.parameter}" if host.kind in ("experts", "parameter", "vector") else name
 
 
 def adapters_on(layer: nn.Module, name: str) -> list[Adapter]:

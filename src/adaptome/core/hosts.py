@@ -10,7 +10,8 @@ that a method is written once:
     embedding   Embedding                                 [tokens, dim]             transposed: in = tokens, out = dim
     norm        LayerNorm, RMSNorm, BatchNorm, ...        [dim]                     the same
     experts     one parameter of fused experts            [experts, out, in]        the same
-    parameter   any other 1-D or 2-D parameter by name    as it is                  the same
+    parameter   any other 2-D parameter by name           as it is                  the same
+    vector      a 1-D parameter by name                   [dim]                     the same
     module      attention, MLP, decoder layer, ...        none                      activations only
 
 `reduce(x, A)` and `expand(z, B)` apply a factor pair `A [r, in]`, `B [out, r]` to activations as the layer would apply a weight, so
@@ -63,7 +64,7 @@ class Host:
     @property
     def name(self) -> str:
         """The target's full name: the layer's path, with the parameter's name when it is not the layer's weight."""
-        named = self.kind in ("experts", "parameter")
+        named = self.kind in ("experts", "parameter", "vector")
         return ".".join(part for part in (self.path, self.parameter if named else "") if part)
 
     @property
@@ -307,11 +308,15 @@ class ConvHost(Host):
             x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
         else:
             padding = conv.padding
-        return _conv(x)(x, kernel, None, conv.stride, padding, conv.dilation, groups)
+        return self._conv(x, kernel, None, conv.stride, padding, conv.dilation, groups)
 
     def expand(self, z: Tensor, B: Tensor) -> Tensor:
         kernel = B.to(z.dtype).view(*B.shape, *[1] * len(self.layer.kernel_size))
-        return _conv(z)(z, kernel, groups=self.layer.groups)
+        return self._conv(z, kernel, groups=self.layer.groups)
+
+    @property
+    def _conv(self) -> Callable[..., Tensor]:
+        return (F.conv1d, F.conv2d, F.conv3d)[len(self.layer.kernel_size) - 1]
 
     def along_output(self, vector: Tensor) -> Tensor:
         return vector.view(-1, *[1] * len(self.layer.kernel_size))
@@ -396,10 +401,20 @@ class ParameterHost(Host):
 
     @property
     def fan_out(self) -> int:
-        return self.shape[-2] if len(self.shape) > 1 else self.shape[-1]
+        return self.shape[-2 if len(self.shape) > 1 else -1]
 
     def _tensors(self) -> Iterator[Tensor]:
         yield self.stored(self.parameter)
+
+
+class VectorHost(ParameterHost):
+    """One 1-D parameter of a module by name: not a matrix, so methods that make matrices do not take it."""
+
+    kind = "vector"
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        return ()
 
 
 class ExpertsHost(ParameterHost):
@@ -424,10 +439,6 @@ class ExpertsHost(ParameterHost):
         return value.transpose(-1, -2) if self._transposed and value.dim() == 3 else value
 
     native = canonical
-
-
-def _conv(x: Tensor) -> Callable[..., Tensor]:
-    return {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.dim()]
 
 
 def _is_norm(layer: nn.Module) -> bool:
@@ -479,7 +490,11 @@ def host_of(
             raise HostError(
                 f"{path} has no parameter {parameter!r}; it has {[k for k, v in layer._parameters.items() if v is not None]}."
             )
-        kind: type[Host] = ExpertsHost if value.dim() == 3 else ParameterHost
+        kind = {1: VectorHost, 2: ParameterHost, 3: ExpertsHost}.get(value.dim())
+        if kind is None:
+            raise HostError(
+                f"{path}.{parameter} has shape {list(value.shape)}: parameters of 1 to 3 dimensions can be adapted by name."
+            )
         return kind(layer, path, parameter, role, index)
     found = next((kind for fits, kind in _KINDS if fits(layer)), Host)
     return found(layer, path, None, role, index)

@@ -91,8 +91,11 @@ def merge(
     root = find_root(model)
     state: State = root.__dict__[STATE]
     wanted = [names] if isinstance(names, str) else list(state.active if names is None else names)
-    wanted = [n for n in wanted if not attachment_of(root, n).merged]
-    if not wanted:
+    already = [n for n in wanted if attachment_of(root, n).merged]
+    wanted = [n for n in wanted if n not in already]
+    if not keep:
+        _check_none_stays(state, [*already, *wanted])
+    if not wanted and (keep or not already):
         raise MergeError(
             f"nothing to merge: active are {state.active}, merged already {[n for n, a in state.attachments.items() if a.merged]}."
         )
@@ -125,16 +128,24 @@ def merge(
     untied = _untie(root, done)
     _rearrange(root)
     if not keep:
-        for layer in done:
-            layer.__dict__.pop("_unmerged", None)
+        for module in root.modules():
+            module.__dict__.pop("_unmerged", None)
         root.__dict__.pop("_tied_before", None)
-        forget(root, wanted)
+        forget(root, [*already, *wanted])
     return MergeReport(
         tuple(wanted),
         {p: d for p, (d, _) in report.items()},
         {p: e for p, (_, e) in report.items() if e is not None},
         untied,
     )
+
+
+def _check_none_stays(state: State, going: list[str]) -> None:
+    stays = [n for n, a in state.attachments.items() if a.merged and n not in going]
+    if stays:
+        raise MergeError(
+            f"keep=False frees the old weights, which {stays} need to be unmerged.\n  Name them too, or ad.unmerge(model) first."
+        )
 
 
 def unmerge(model: nn.Module) -> None:

@@ -92,6 +92,13 @@ def find_root(model: nn.Module) -> nn.Module:
     )
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """What torch.compile wrapped, so that names do not depend on compiling."""
+    while "_orig_mod" in model._modules:
+        model = model._orig_mod  # type: ignore[assignment]
+    return model
+
+
 def state_of(model: nn.Module) -> State:
     """The state of a model's adapters; StateError when nothing is attached."""
     state: State = find_root(model).__dict__[STATE]
@@ -136,6 +143,7 @@ def plan(
     Raises:
         TargetError, MethodError, HostError: as `attach`.
     """
+    model = uncompiled(model)
     chosen = get_method(method, **settings)
     heads = _head_targets(model, train)
     hosts = _hosts(model, chosen, targets, exclude, layers, heads)
@@ -282,11 +290,7 @@ def attach(
         StateError: the name is taken.
     """
     chosen = get_method(method, **settings)
-    root = (
-        model
-        if STATE in model.__dict__ or not any(STATE in m.__dict__ for m in model.modules())
-        else find_root(model)
-    )
+    root = _root_to_attach(model)
     state: State | None = root.__dict__.get(STATE)
     if state is not None and name in state.attachments:
         raise StateError(
@@ -294,6 +298,10 @@ def attach(
         )
     if not name or not re.fullmatch(r"[\w-]+", name):
         raise StateError(f"adapter name {name!r}: use letters, digits, '-' and '_'.")
+    if hasattr(nn.ModuleDict, name):
+        raise StateError(
+            f"adapter name {name!r} is an attribute of every module.\n  Choose another, such as '{name}-1'."
+        )
     head_targets = _head_targets(root, train)
     hosts = _hosts(root, chosen, targets, exclude, layers, head_targets)
     methods = _methods_by_layer(root, chosen, hosts, per_layer or {})
@@ -317,6 +325,34 @@ def attach(
     state.active.append(name)
     _rearrange(root)
     return made
+
+
+def _root_to_attach(model: nn.Module) -> nn.Module:
+    """The module that carries, or will carry, the adapters' state: what torch.compile wraps, not its wrapper.
+
+    Raises:
+        StateError: the model is wrapped for distributed training already, so that new parameters would never be synchronised.
+    """
+    model = uncompiled(model)
+    wrapper = next((type(m).__name__ for m in model.modules() if _is_distributed(m)), None)
+    if wrapper is not None:
+        raise StateError(
+            f"this model is wrapped by {wrapper} already: adapters put on it now would not be synchronised between processes.\n"
+            "  Attach (or load) first, then wrap."
+        )
+    if STATE in model.__dict__ or not any(STATE in m.__dict__ for m in model.modules()):
+        return model
+    return find_root(model)
+
+
+def _is_distributed(module: nn.Module) -> bool:
+    """Told by name, so that nothing distributed is imported."""
+    names = {
+        f"{c.__module__}.{c.__name__}"
+        for c in type(module).__mro__
+        if c.__module__.startswith(("torch.nn.parallel", "torch.distributed"))
+    }
+    return any(n.endswith((".DistributedDataParallel", ".FSDPModule", ".FullyShardedDataParallel")) for n in names)
 
 
 def _build(
@@ -353,7 +389,10 @@ def _cast(adapter: Adapter, dtype: torch.dtype) -> None:
 
 
 def _seed(seed: int, name: str) -> None:
-    torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big"))
+    # the CPU's generator alone: torch.manual_seed would also reset those of accelerators, which fork_rng does not keep
+    torch.default_generator.manual_seed(
+        int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big")
+    )
 
 
 def _freeze(root: nn.Module) -> State:
