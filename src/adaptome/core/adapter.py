@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptome.core.errors import HostError, MergeError
-from adaptome.core.hosts import Host
+from adaptome.core.hosts import Host, at_hand
 
 ATTRIBUTE = "adaptome"
 
@@ -170,11 +170,15 @@ def _parameter_property(name: str) -> property:
     def read(self: Any) -> Tensor | None:
         value = self._parameters[name]
         adapters = self._overrides.get(name, ())
-        if not adapters:
+        if not adapters or value.device.type == "meta":  # offloaded: what moves it here reads it too
             return value
         dtype = value.dtype
         for adapter in adapters:
-            value = adapter.apply_to(name, value)
+            if "_hf_hook" in adapter.__dict__:
+                with at_hand(adapter.modules()):
+                    value = adapter.apply_to(name, value)
+            else:
+                value = adapter.apply_to(name, value)
         return value.to(dtype)
 
     return property(read)
@@ -287,6 +291,29 @@ def arrange(layer: Any, names: list[str]) -> None:
                 overrides.setdefault(parameter, []).insert(0, adapter)
     layer.__dict__["_chain"] = (*chain, *(a for a in stack if not isinstance(a, WeightAdapter)))
     layer.__dict__["_overrides"] = {k: tuple(v) for k, v in overrides.items()}
+
+
+def keep_off_fast_path(module: nn.TransformerEncoderLayer | nn.TransformerEncoder) -> None:
+    """Let torch's encoder call its layers while adapters run in them.
+
+    In eval mode its fused kernel reads the weights of the layers without calling them, unless one of its modules has a hook; the encoder
+    prepares nested tensors for that kernel, which the layers themselves do not take.
+    """
+    running = any(isinstance(m, Adapted) and m._chain for m in module.modules() if m is not module)
+    if isinstance(module, nn.TransformerEncoderLayer):
+        hooks: dict[Any, Any] = module._forward_pre_hooks  # type: ignore[assignment]
+        if running:
+            hooks[ATTRIBUTE] = _nothing
+        else:
+            hooks.pop(ATTRIBUTE, None)
+    elif running and module.__dict__.get("use_nested_tensor"):
+        module.__dict__["_nested"], module.use_nested_tensor = True, False
+    elif not running and module.__dict__.pop("_nested", False):
+        module.use_nested_tensor = True
+
+
+def _nothing(module: nn.Module, args: Any) -> None:
+    """A forward pre-hook without effect."""
 
 
 def check_mergeable(adapter: Adapter, method: str) -> WeightAdapter:

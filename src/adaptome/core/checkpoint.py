@@ -34,6 +34,7 @@ from adaptome.core.errors import (
     nearest,
 )
 from adaptome.core.files import atomic_folder, sha256
+from adaptome.core.hosts import at_hand
 from adaptome.core.method import method_class
 from adaptome.core.model import (
     Attachment,
@@ -176,7 +177,9 @@ def save(
         CheckpointError: the folder holds something else, or the disk is full.
         NonFiniteError: the adapter holds NaN or infinity.
     """
-    tensors = {key: _whole(value) for key, value in tensors_of(attachment_of(model, name)).items()}
+    attachment = attachment_of(model, name)
+    with at_hand(m for top in attachment.modules() for m in top.modules()):
+        tensors = {key: _whole(value) for key, value in tensors_of(attachment).items()}
     return write(folder, tensors, describe(model, name, base_id))
 
 

@@ -21,8 +21,8 @@ that a method is written once:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -70,13 +70,10 @@ class Host:
     @property
     def device(self) -> torch.device:
         """Where adapters of this host live; the execution device of an offloaded layer."""
-        hook = getattr(self.layer, "_hf_hook", None)
-        if getattr(hook, "offload", False):
-            return torch.device(
-                hook.execution_device
-                if not isinstance(hook.execution_device, int)
-                else f"cuda:{hook.execution_device}"
-            )
+        for module in self.layer.modules():
+            hook = module.__dict__.get("_hf_hook")
+            if getattr(hook, "offload", False):
+                return torch.device(hook.execution_device)
         tensor = next(self._tensors(), None)
         return tensor.device if tensor is not None else torch.device("cpu")
 
@@ -190,12 +187,7 @@ class Host:
     @contextmanager
     def at_hand(self) -> Iterator[None]:
         """Bring offloaded weights in for the time of the block."""
-        if getattr(getattr(self.layer, "_hf_hook", None), "offload", False):
-            from accelerate.utils import align_module_device
-
-            with align_module_device(self.layer):
-                yield
-        else:
+        with at_hand([self.layer]):
             yield
 
     # -- activations ---------------------------------------------------------------------------------------------
@@ -498,6 +490,19 @@ def host_of(
         return kind(layer, path, parameter, role, index)
     found = next((kind for fits, kind in _KINDS if fits(layer)), Host)
     return found(layer, path, None, role, index)
+
+
+@contextmanager
+def at_hand(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Bring in, for the time of the block, the tensors that accelerate has offloaded from these very modules."""
+    away = [m for m in modules if getattr(m.__dict__.get("_hf_hook"), "offload", False)]
+    with ExitStack() as stack:
+        if away:
+            from accelerate.utils import align_module_device
+
+            for module in away:
+                stack.enter_context(align_module_device(module))
+        yield
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from adaptome.core import adapter as swap
 from adaptome.core.adapter import Adapted, WeightAdapter, check_mergeable
 from adaptome.core.errors import MergeError
 from adaptome.core.hosts import Host, host_of
-from adaptome.core.model import STATE, State, _rearrange, attachment_of, find_root, forget
+from adaptome.core.model import STATE, State, _rearrange, attachment_of, find_root, forget, is_ours
 from adaptome.core.plan import table
 from adaptome.quantization import packed
 
@@ -125,7 +125,7 @@ def merge(
             module.training = True
     for name in wanted:
         state.attachments[name].merged = True
-    untied = _untie(root, done)
+    untied = _untie(root)
     _rearrange(root)
     if not keep:
         for module in root.modules():
@@ -286,20 +286,29 @@ def _probe(host: Host) -> Tensor | None:
     return x.to(host.device, host.dtype)
 
 
-def _untie(root: Any, layers: list[Any]) -> tuple[str, ...]:
-    """Layers whose old parameter is still another module's: said, and the config told not to tie them again."""
-    ours = {id(m) for m in layers}
-    elsewhere = {
-        id(p) for m in root.modules() if id(m) not in ours for p in m._parameters.values() if p is not None
-    }
-    names = {id(m): n for n, m in root.named_modules()}
-    untied = tuple(
-        names[id(m)]
-        for m in layers
-        if any(id(p) in elsewhere for p in m.__dict__.get("_unmerged", {}).values())
-    )
+def _untie(root: Any) -> tuple[str, ...]:
+    """Merged layers whose weight was tied and differs now: said, and the config told not to tie them again.
+
+    Tied weights that were merged to the same values are tied again.
+    """
+    places: dict[int, list[tuple[str, Any, str]]] = {}
+    for path, module in root.named_modules():
+        for name, value in module._parameters.items():
+            old = module.__dict__.get("_unmerged", {}).get(name, value)
+            if old is not None and not is_ours(path):
+                places.setdefault(id(old), []).append((path, module, name))
+    untied: list[str] = []
+    for tied in places.values():
+        first = tied[0][1]._parameters[tied[0][2]]
+        if all(m._parameters[n] is first for _, m, n in tied):
+            continue
+        if all(torch.equal(m._parameters[n], first) for _, m, n in tied):
+            for _, module, name in tied:
+                module._parameters[name] = first
+        else:
+            untied += [path for path, m, n in tied if n in m.__dict__.get("_unmerged", {})]
     config = getattr(root, "config", None)
     if untied and getattr(config, "tie_word_embeddings", False):
         root.__dict__["_tied_before"] = config.tie_word_embeddings
         config.tie_word_embeddings = False
-    return untied
+    return tuple(untied)

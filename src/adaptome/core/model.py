@@ -60,6 +60,10 @@ class Attachment:
         """Adapters and heads by target name."""
         return {**self.adapters, **self.heads}
 
+    def modules(self) -> list[nn.Module]:
+        """Adapters, heads and shared state."""
+        return [*self.all().values(), *([self.shared] if self.shared is not None else [])]
+
 
 @dataclass
 class State:
@@ -413,6 +417,9 @@ def _rearrange(root: nn.Module) -> None:
     for module in root.modules():
         if isinstance(module, Adapted):
             swap.arrange(module, running)
+    for module in root.modules():
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
+            swap.keep_off_fast_path(module)
     _ignore_on_save(root)
 
 
@@ -470,6 +477,9 @@ def forget(root: nn.Module, names: Sequence[str]) -> None:
     for module in list(root.modules()):
         if isinstance(module, Adapted):
             swap.restore(module)
+    for module in root.modules():
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
+            swap.keep_off_fast_path(module)
     _ignore_on_save(root)
     del root.__dict__[STATE]
     parameters = dict(root.named_parameters())
@@ -560,11 +570,7 @@ def tensors_of(attachment: Attachment) -> dict[str, Tensor]:
 def set_trainable(model: nn.Module, name: str, trainable: bool = True) -> None:
     """Let an adapter train, or freeze it (what its method keeps frozen stays frozen)."""
     attachment = attachment_of(model, name)
-    modules: list[nn.Module] = [
-        *attachment.all().values(),
-        *([attachment.shared] if attachment.shared is not None else []),
-    ]
-    for module in modules:
+    for module in attachment.modules():
         frozen = getattr(module, "frozen", ())
         for key, parameter in module.named_parameters():
             parameter.requires_grad_(trainable and key not in frozen)
