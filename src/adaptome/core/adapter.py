@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adaptome.core.errors import HostError, MergeError
-from adaptome.core.hosts import Host
+from adaptome.core.hosts import Host, at_hand
 
 ATTRIBUTE = "adaptome"
 
@@ -102,7 +102,7 @@ class Frozen:
     @property
     def pristine(self) -> bool:
         """Whether nothing has changed the base weight before this adapter."""
-        return not self.below and not self.layer._overrides
+        return not self.below and not self.layer._overrides and "_unmerged" not in self.layer.__dict__
 
     def weight(self, name: str = "weight") -> Tensor:
         """The parameter in canonical form, dense, with the weight adapters before this one applied.
@@ -110,11 +110,18 @@ class Frozen:
         Asking for the weight of a packed layer dequantises it.
         """
         host: Host = self.layer._host
-        value = host.weight() if name == host.parameter else host.canonical(host.stored(name).detach())
+        value = host.current_weight() if name == host.parameter else host.canonical(host.stored(name).detach())
         stack = [*self.layer._overrides.get(name, ()), *(a for a in self.below if name in a.changes)]
         for adapter in stack:
             value = host.canonical(adapter.apply_to(name, host.native(value)))  # type: ignore[attr-defined]
         return value
+
+    def bias(self) -> Tensor | None:
+        """The layer's bias, with the weight adapters before this one applied; None when it has none."""
+        if any("bias" in adapter.changes for adapter in self.below) and self.layer._host.has("bias"):
+            return self.weight("bias")
+        bias: Tensor | None = self.layer.bias
+        return bias
 
 
 def _mix(before: Any, after: Any, share: float) -> Any:
@@ -134,6 +141,7 @@ class Adapted:
     _overrides  parameter name -> weight adapters that change it in place of a fast form, in order
     _host       the layer's host
     _instance_forward  a forward that something had put on the object itself before we came, or None
+    _mode       of a batch norm: whether it would be in training mode were it not frozen
     """
 
     _base: ClassVar[type[nn.Module]]
@@ -160,7 +168,9 @@ class Adapted:
 
     def train(self, mode: bool = True) -> Any:
         """As the base's, but the running statistics of a frozen batch norm stay as they are."""
-        return super().train(mode and not isinstance(self, nn.modules.batchnorm._BatchNorm))  # type: ignore[misc]
+        if "_mode" in self.__dict__:
+            self.__dict__["_mode"], mode = mode, False
+        return super().train(mode)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (self._base, tuple(type(self)._readable)), self.__dict__  # type: ignore[attr-defined]
@@ -175,11 +185,15 @@ def _parameter_property(name: str) -> property:
     def read(self: Any) -> Tensor | None:
         value = self._parameters[name]
         adapters = self._overrides.get(name, ())
-        if not adapters:
+        if not adapters or value.device.type == "meta":  # offloaded: what moves it here reads it too
             return value
         dtype = value.dtype
         for adapter in adapters:
-            value = adapter.apply_to(name, value)
+            if "_hf_hook" in adapter.__dict__:
+                with at_hand(adapter.modules()):
+                    value = adapter.apply_to(name, value)
+            else:
+                value = adapter.apply_to(name, value)
         return value.to(dtype)
 
     return property(read)
@@ -193,6 +207,7 @@ def adapted_class(base: type[nn.Module], readable: tuple[str, ...] = ()) -> type
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return Frozen(self, self._chain)(*args, **kwargs)
 
+    forward._adaptome = True  # type: ignore[attr-defined]
     body: dict[str, Any] = {name: _parameter_property(name) for name in readable}
     body |= {
         "forward": forward,
@@ -228,6 +243,8 @@ def prepare(layer: nn.Module, host: Host) -> None:
         layer.__dict__["_instance_forward"] = layer.__dict__.pop("forward")
     swap(layer, adapted_class(type(layer)))
     layer.add_module(ATTRIBUTE, nn.ModuleDict())
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        layer.__dict__["_mode"], layer.training = layer.training, False
 
 
 def swap(layer: nn.Module, cls: type) -> None:
@@ -256,16 +273,15 @@ def restore(layer: Any) -> None:
     instance = layer.__dict__.pop("_instance_forward", None)
     if instance is not None:
         layer.__dict__["forward"] = instance
-    elif "forward" in layer.__dict__ and isinstance(
-        getattr(layer.__dict__["forward"], "__self__", None), nn.Module
-    ):
+    elif hasattr(getattr(layer.__dict__.get("forward"), "__func__", None), "_adaptome"):
         del layer.__dict__["forward"]  # a removed hook's leftover: the adapted class's bound forward
+    layer.training = layer.__dict__.pop("_mode", layer.training)
     for state in ("_host", "_chain", "_overrides"):
         layer.__dict__.pop(state, None)
 
 
 def _key(name: str, host: Host) -> str:
-    return f"{name}:{host.parameter}" if host.kind in ("experts", "parameter") else name
+    return f"{name}:{host.parameter}" if host.kind in ("experts", "parameter", "vector") else name
 
 
 def adapters_on(layer: nn.Module, name: str) -> list[Adapter]:
@@ -292,6 +308,29 @@ def arrange(layer: Any, names: list[str]) -> None:
                 overrides.setdefault(parameter, []).insert(0, adapter)
     layer.__dict__["_chain"] = (*chain, *(a for a in stack if not isinstance(a, WeightAdapter)))
     layer.__dict__["_overrides"] = {k: tuple(v) for k, v in overrides.items()}
+
+
+def keep_off_fast_path(module: nn.TransformerEncoderLayer | nn.TransformerEncoder) -> None:
+    """Let torch's encoder call its layers while adapters run in them.
+
+    In eval mode its fused kernel reads the weights of the layers without calling them, unless one of its modules has a hook; the encoder
+    prepares nested tensors for that kernel, which the layers themselves do not take.
+    """
+    running = any(isinstance(m, Adapted) and m._chain for m in module.modules() if m is not module)
+    if isinstance(module, nn.TransformerEncoderLayer):
+        hooks: dict[Any, Any] = module._forward_pre_hooks  # type: ignore[assignment]
+        if running:
+            hooks[ATTRIBUTE] = _nothing
+        else:
+            hooks.pop(ATTRIBUTE, None)
+    elif running and module.__dict__.get("use_nested_tensor"):
+        module.__dict__["_nested"], module.use_nested_tensor = True, False
+    elif not running and module.__dict__.pop("_nested", False):
+        module.use_nested_tensor = True
+
+
+def _nothing(module: nn.Module, args: Any) -> None:
+    """A forward pre-hook without effect."""
 
 
 def check_mergeable(adapter: Adapter, method: str) -> WeightAdapter:

@@ -34,6 +34,7 @@ from adaptome.core.errors import (
     nearest,
 )
 from adaptome.core.files import atomic_folder, sha256
+from adaptome.core.hosts import at_hand
 from adaptome.core.method import build, method_class
 from adaptome.core.model import (
     Attachment,
@@ -92,7 +93,8 @@ def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> dict[str, An
     plain = [
         (n, p)
         for n, p in own
-        if p.is_floating_point() and p.device.type != "meta" and p.numel() >= 4 and type(p) is nn.Parameter
+        if p.is_floating_point() and p.device.type != "meta" and p.numel() >= 4
+        if type(p) is nn.Parameter or hasattr(p, "full_tensor")
     ]
     chosen = plain[:: max(1, len(plain) // 16)][:16]
     sample = {n: [float(v) for v in _pick(p)] for n, p in chosen}
@@ -100,7 +102,17 @@ def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> dict[str, An
 
 
 def _parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(n, p) for n, p in model.named_parameters() if not is_ours(n)]
+    """The base's parameters, tied ones once; those of merged layers as they were before."""
+    own = {
+        id(m._parameters[n]): p for m in model.modules() for n, p in m.__dict__.get("_unmerged", {}).items()
+    }
+    found = {
+        n: own.get(id(p), p)
+        for n, p in model.named_parameters(remove_duplicate=False)
+        if p is not None and not is_ours(n)
+    }
+    first = {id(p): n for n, p in reversed(found.items())}
+    return [(n, p) for n, p in found.items() if first[id(p)] == n]
 
 
 def _pick(parameter: Tensor) -> list[float]:
@@ -165,7 +177,9 @@ def save(
         CheckpointError: the folder holds something else, or the disk is full.
         NonFiniteError: the adapter holds NaN or infinity.
     """
-    tensors = {key: _whole(value) for key, value in tensors_of(attachment_of(model, name)).items()}
+    attachment = attachment_of(model, name)
+    with at_hand(m for top in attachment.modules() for m in top.modules()):
+        tensors = {key: _whole(value) for key, value in tensors_of(attachment).items()}
     return write(folder, tensors, describe(model, name, base_id))
 
 

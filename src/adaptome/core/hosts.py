@@ -10,7 +10,8 @@ that a method is written once:
     embedding   Embedding                                 [tokens, dim]             transposed: in = tokens, out = dim
     norm        LayerNorm, RMSNorm, BatchNorm, ...        [dim]                     the same
     experts     one parameter of fused experts            [experts, out, in]        the same
-    parameter   any other 1-D or 2-D parameter by name    as it is                  the same
+    parameter   any other 2-D parameter by name           as it is                  the same
+    vector      a 1-D parameter by name                   [dim]                     the same
     module      attention, MLP, decoder layer, ...        none                      activations only
 
 `reduce(x, A)` and `expand(z, B)` apply a factor pair `A [r, in]`, `B [out, r]` to activations as the layer would apply a weight, so
@@ -20,8 +21,8 @@ that a method is written once:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -65,19 +66,16 @@ class Host:
     @property
     def name(self) -> str:
         """The target's full name: the layer's path, with the parameter's name when it is not the layer's weight."""
-        named = self.kind in ("experts", "parameter")
+        named = self.kind in ("experts", "parameter", "vector")
         return ".".join(part for part in (self.path, self.parameter if named else "") if part)
 
     @property
     def device(self) -> torch.device:
         """Where adapters of this host live; the execution device of an offloaded layer."""
-        hook = getattr(self.layer, "_hf_hook", None)
-        if getattr(hook, "offload", False):
-            return torch.device(
-                hook.execution_device
-                if not isinstance(hook.execution_device, int)
-                else f"cuda:{hook.execution_device}"
-            )
+        for module in self.layer.modules():
+            hook = module.__dict__.get("_hf_hook")
+            if getattr(hook, "offload", False):
+                return torch.device(hook.execution_device)
         tensor = next(self._tensors(), None)
         return tensor.device if tensor is not None else torch.device("cpu")
 
@@ -153,7 +151,15 @@ class Host:
         return value
 
     def weight(self) -> Tensor:
-        """The frozen weight `[out, in]`, dequantised and fetched from offload where need be; detached."""
+        """The frozen weight `[out, in]`, dequantised and fetched from offload where need be; detached.
+
+        It is the base's own, whatever is merged into the layer now, so that what an adapter makes of it can be made again.
+        """
+        with unmerged(self.layer):
+            return self.current_weight()
+
+    def current_weight(self) -> Tensor:
+        """As `weight`, with what is merged into it."""
         with self.at_hand():
             return self.canonical(
                 packed.dense(self.layer, self.parameter)
@@ -178,12 +184,7 @@ class Host:
     @contextmanager
     def at_hand(self) -> Iterator[None]:
         """Bring offloaded weights in for the time of the block."""
-        if getattr(getattr(self.layer, "_hf_hook", None), "offload", False):
-            from accelerate.utils import align_module_device
-
-            with align_module_device(self.layer):
-                yield
-        else:
+        with at_hand([self.layer]):
             yield
 
     # -- activations ---------------------------------------------------------------------------------------------
@@ -296,11 +297,15 @@ class ConvHost(Host):
             x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
         else:
             padding = conv.padding
-        return _conv(x)(x, kernel, None, conv.stride, padding, conv.dilation, groups)
+        return self._conv(x, kernel, None, conv.stride, padding, conv.dilation, groups)
 
     def expand(self, z: Tensor, B: Tensor) -> Tensor:
         kernel = B.to(z.dtype).view(*B.shape, *[1] * len(self.layer.kernel_size))
-        return _conv(z)(z, kernel, groups=self.layer.groups)
+        return self._conv(z, kernel, groups=self.layer.groups)
+
+    @property
+    def _conv(self) -> Callable[..., Tensor]:
+        return (F.conv1d, F.conv2d, F.conv3d)[len(self.layer.kernel_size) - 1]
 
     def along_output(self, vector: Tensor) -> Tensor:
         return vector.view(-1, *[1] * len(self.layer.kernel_size))
@@ -392,10 +397,20 @@ class ParameterHost(Host):
 
     @property
     def fan_out(self) -> int:
-        return self.shape[-2] if len(self.shape) > 1 else self.shape[-1]
+        return self.shape[-2 if len(self.shape) > 1 else -1]
 
     def _tensors(self) -> Iterator[Tensor]:
         yield self.stored(self.parameter)
+
+
+class VectorHost(ParameterHost):
+    """One 1-D parameter of a module by name: not a matrix, so methods that make matrices do not take it."""
+
+    kind = "vector"
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        return ()
 
 
 class ExpertsHost(ParameterHost):
@@ -420,10 +435,6 @@ class ExpertsHost(ParameterHost):
         return value.transpose(-1, -2) if self._transposed and value.dim() == 3 else value
 
     native = canonical
-
-
-def _conv(x: Tensor) -> Callable[..., Tensor]:
-    return {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.dim()]
 
 
 def _is_norm(layer: nn.Module) -> bool:
@@ -475,10 +486,39 @@ def host_of(
             raise HostError(
                 f"{path} has no parameter {parameter!r}; it has {[k for k, v in layer._parameters.items() if v is not None]}."
             )
-        kind: type[Host] = ExpertsHost if value.dim() == 3 else ParameterHost
+        kind = {1: VectorHost, 2: ParameterHost, 3: ExpertsHost}.get(value.dim())
+        if kind is None:
+            raise HostError(
+                f"{path}.{parameter} has shape {list(value.shape)}: parameters of 1 to 3 dimensions can be adapted by name."
+            )
         return kind(layer, path, parameter, role, index)
     found = next((kind for fits, kind in _KINDS if fits(layer)), Host)
     return found(layer, path, None, role, index)
+
+
+@contextmanager
+def at_hand(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Bring in, for the time of the block, the tensors that accelerate has offloaded from these very modules."""
+    away = [m for m in modules if getattr(m.__dict__.get("_hf_hook"), "offload", False)]
+    with ExitStack() as stack:
+        if away:
+            from accelerate.utils import align_module_device
+
+            for module in away:
+                stack.enter_context(align_module_device(module))
+        yield
+
+
+@contextmanager
+def unmerged(layer: nn.Module) -> Iterator[None]:
+    """The layer with the base's own parameters for the time of the block, whatever is merged into it."""
+    own = layer.__dict__.get("_unmerged", {})
+    merged = {name: layer._parameters[name] for name in own}
+    layer._parameters.update(own)
+    try:
+        yield
+    finally:
+        layer._parameters.update(merged)
 
 
 def first_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

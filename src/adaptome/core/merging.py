@@ -18,7 +18,7 @@ from adaptome.core import adapter as swap
 from adaptome.core.adapter import Adapted, WeightAdapter, check_mergeable
 from adaptome.core.errors import MergeError
 from adaptome.core.hosts import Host, host_of
-from adaptome.core.model import STATE, State, _rearrange, attachment_of, find_root, forget
+from adaptome.core.model import STATE, State, _rearrange, attachment_of, find_root, forget, is_ours
 from adaptome.core.plan import table
 from adaptome.quantization import packed
 
@@ -91,23 +91,33 @@ def merge(
     root = find_root(model)
     state: State = root.__dict__[STATE]
     wanted = [names] if isinstance(names, str) else list(state.active if names is None else names)
-    wanted = [n for n in wanted if not attachment_of(root, n).merged]
-    if not wanted:
+    already = [n for n in wanted if attachment_of(root, n).merged]
+    wanted = [n for n in wanted if n not in already]
+    if not keep:
+        _check_none_stays(state, [*already, *wanted])
+    if not wanted and (keep or not already):
         raise MergeError(
             f"nothing to merge: active are {state.active}, merged already {[n for n, a in state.attachments.items() if a.merged]}."
         )
+    wanted = [n for n in state.active if n in wanted] + [n for n in wanted if n not in state.active]
     layers = _layers(root, state, wanted)
     done: list[Any] = []
+    before: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
     report: dict[str, tuple[float | None, float | None]] = {}
     training = [m for m in root.modules() if m.training]
-    root.eval()
+    for module in training:
+        module.training = False
     try:
         for path, layer, stack in layers:
+            before.append((layer, dict(layer._parameters), dict(layer.__dict__.get("_unmerged", {}))))
             done.append(layer)
             report[path] = _merge_layer(path, layer, stack, state, wanted, requantise, tolerance)
     except BaseException:  # put everything back, whatever stopped us, Ctrl-C included
-        for layer in done:
-            _put_back(layer)
+        for layer, parameters, unmerged in before:
+            layer._parameters.update(parameters)
+            layer.__dict__.pop("_unmerged", None)
+            if unmerged:
+                layer.__dict__["_unmerged"] = unmerged
         _rearrange(root)
         raise
     finally:
@@ -115,18 +125,27 @@ def merge(
             module.training = True
     for name in wanted:
         state.attachments[name].merged = True
-    untied = _untie(root, done)
+    untied = _untie(root)
     _rearrange(root)
     if not keep:
-        for layer in done:
-            layer.__dict__.pop("_unmerged", None)
-        forget(root, wanted)
+        for module in root.modules():
+            module.__dict__.pop("_unmerged", None)
+        root.__dict__.pop("_tied_before", None)
+        forget(root, [*already, *wanted])
     return MergeReport(
         tuple(wanted),
         {p: d for p, (d, _) in report.items()},
         {p: e for p, (_, e) in report.items() if e is not None},
         untied,
     )
+
+
+def _check_none_stays(state: State, going: list[str]) -> None:
+    stays = [n for n, a in state.attachments.items() if a.merged and n not in going]
+    if stays:
+        raise MergeError(
+            f"keep=False frees the old weights, which {stays} need to be unmerged.\n  Name them too, or ad.unmerge(model) first."
+        )
 
 
 def unmerge(model: nn.Module) -> None:
@@ -153,25 +172,24 @@ def unmerge(model: nn.Module) -> None:
 
 def _layers(root: nn.Module, state: State, wanted: list[str]) -> list[tuple[str, Any, list[WeightAdapter]]]:
     """Every layer with something to merge, and its adapters in order; all checked before anything is touched."""
-    order = [n for n in state.active if n in wanted] + [n for n in wanted if n not in state.active]
     found = []
     for path, layer in root.named_modules():
         if not isinstance(layer, Adapted):
             continue
         stack = [
             check_mergeable(a, state.attachments[n].method.name)
-            for n in order
+            for n in wanted
             for a in swap.adapters_on(layer, n)
         ]
         if not stack:
             continue
         for name in state.active[
-            : max((state.active.index(n) for n in order if n in state.active), default=0)
+            : max((state.active.index(n) for n in wanted if n in state.active), default=0)
         ]:
             stays = [a for a in swap.adapters_on(layer, name) if isinstance(a, WeightAdapter)]
             if stays and name not in wanted and not state.attachments[name].merged:
                 raise MergeError(
-                    f"{name!r} acts on {path} before {order!r}: merging only the later ones would change the outputs.\n  Merge {name!r} too, or activate them in the other order."
+                    f"{name!r} acts on {path} before {wanted!r}: merging only the later ones would change the outputs.\n  Merge {name!r} too, or activate them in the other order."
                 )
         found.append((path, layer, stack))
     return found
@@ -233,7 +251,7 @@ def _write(layer: Any, host: Host, parameter: str, adapters: list[WeightAdapter]
     """Replace one parameter by its merged value; the old object is remembered. Returns the requantisation error of a packed one."""
     old = layer._parameters[parameter]
     is_packed = host.packed and parameter == host.parameter
-    value: Tensor = host.native(host.weight()) if is_packed else old.detach()
+    value: Tensor = host.native(host.current_weight()) if is_packed else old.detach()
     for adapter in adapters:
         value = adapter.apply_to(parameter, value)
     if not torch.isfinite(value).all():
@@ -269,20 +287,29 @@ def _probe(host: Host) -> Tensor | None:
     return x.to(host.device, host.dtype)
 
 
-def _untie(root: Any, layers: list[Any]) -> tuple[str, ...]:
-    """Layers whose old parameter is still another module's: said, and the config told not to tie them again."""
-    ours = {id(m) for m in layers}
-    elsewhere = {
-        id(p) for m in root.modules() if id(m) not in ours for p in m._parameters.values() if p is not None
-    }
-    names = {id(m): n for n, m in root.named_modules()}
-    untied = tuple(
-        names[id(m)]
-        for m in layers
-        if any(id(p) in elsewhere for p in m.__dict__.get("_unmerged", {}).values())
-    )
+def _untie(root: Any) -> tuple[str, ...]:
+    """Merged layers whose weight was tied and differs now: said, and the config told not to tie them again.
+
+    Tied weights that were merged to the same values are tied again.
+    """
+    places: dict[int, list[tuple[str, Any, str]]] = {}
+    for path, module in root.named_modules():
+        for name, value in module._parameters.items():
+            old = module.__dict__.get("_unmerged", {}).get(name, value)
+            if old is not None and not is_ours(path):
+                places.setdefault(id(old), []).append((path, module, name))
+    untied: list[str] = []
+    for tied in places.values():
+        first = tied[0][1]._parameters[tied[0][2]]
+        if all(m._parameters[n] is first for _, m, n in tied):
+            continue
+        if all(torch.equal(m._parameters[n], first) for _, m, n in tied):
+            for _, module, name in tied:
+                module._parameters[name] = first
+        else:
+            untied += [path for path, m, n in tied if n in m.__dict__.get("_unmerged", {})]
     config = getattr(root, "config", None)
     if untied and getattr(config, "tie_word_embeddings", False):
         root.__dict__["_tied_before"] = config.tie_word_embeddings
         config.tie_word_embeddings = False
-    return untied
+    return tuple(untied)

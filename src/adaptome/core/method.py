@@ -208,6 +208,8 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             inner = [a for a in typing.get_args(kind) if a is not Ellipsis]
             return tuple(_coerce(v, inner[0], where) if inner else v for v in value)
         elif origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not abs(value) < 1e300:
+                raise MethodError(f"{where} = {value!r} must be a finite number.")
             return float(value)
         elif (
             origin in (int, str, bool, dict)

@@ -61,6 +61,10 @@ class Attachment:
         """Adapters and heads by target name."""
         return {**self.adapters, **self.heads}
 
+    def modules(self) -> list[nn.Module]:
+        """Adapters, heads and shared state."""
+        return [*self.all().values(), *([self.shared] if self.shared is not None else [])]
+
 
 @dataclass
 class State:
@@ -91,6 +95,13 @@ def find_root(model: nn.Module) -> nn.Module:
     raise StateError(
         f"{len(roots)} modules inside this {type(model).__name__} carry adapters; call the verb on the one you mean."
     )
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """What torch.compile wrapped, so that names do not depend on compiling."""
+    while "_orig_mod" in model._modules:
+        model = model._orig_mod  # type: ignore[assignment]
+    return model
 
 
 def state_of(model: nn.Module) -> State:
@@ -137,6 +148,7 @@ def plan(
     Raises:
         TargetError, MethodError, HostError: as `attach`.
     """
+    model = uncompiled(model)
     chosen = get_method(method, **settings)
     heads = _head_targets(model, train)
     hosts = _hosts(model, chosen, targets, exclude, layers, heads)
@@ -283,11 +295,7 @@ def attach(
         StateError: the name is taken.
     """
     chosen = get_method(method, **settings)
-    root = (
-        model
-        if STATE in model.__dict__ or not any(STATE in m.__dict__ for m in model.modules())
-        else find_root(model)
-    )
+    root = _root_to_attach(model)
     state: State | None = root.__dict__.get(STATE)
     if state is not None and name in state.attachments:
         raise StateError(
@@ -295,6 +303,10 @@ def attach(
         )
     if not name or not re.fullmatch(r"[\w-]+", name):
         raise StateError(f"adapter name {name!r}: use letters, digits, '-' and '_'.")
+    if hasattr(nn.ModuleDict, name):
+        raise StateError(
+            f"adapter name {name!r} is an attribute of every module.\n  Choose another, such as '{name}-1'."
+        )
     head_targets = _head_targets(root, train)
     hosts = _hosts(root, chosen, targets, exclude, layers, head_targets)
     methods = _methods_by_layer(root, chosen, hosts, per_layer or {})
@@ -325,6 +337,34 @@ def _shared_home(root: nn.Module, hosts: Sequence[Host]) -> nn.Module:
     """Where shared state is registered: on the root, unless the root runs or lists all its children."""
     listing = isinstance(root, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
     return hosts[0].layer if listing else root
+
+
+def _root_to_attach(model: nn.Module) -> nn.Module:
+    """The module that carries, or will carry, the adapters' state: what torch.compile wraps, not its wrapper.
+
+    Raises:
+        StateError: the model is wrapped for distributed training already, so that new parameters would never be synchronised.
+    """
+    model = uncompiled(model)
+    wrapper = next((type(m).__name__ for m in model.modules() if _is_distributed(m)), None)
+    if wrapper is not None:
+        raise StateError(
+            f"this model is wrapped by {wrapper} already: adapters put on it now would not be synchronised between processes.\n"
+            "  Attach (or load) first, then wrap."
+        )
+    if STATE in model.__dict__ or not any(STATE in m.__dict__ for m in model.modules()):
+        return model
+    return find_root(model)
+
+
+def _is_distributed(module: nn.Module) -> bool:
+    """Told by name, so that nothing distributed is imported."""
+    names = {
+        f"{c.__module__}.{c.__name__}"
+        for c in type(module).__mro__
+        if c.__module__.startswith(("torch.nn.parallel", "torch.distributed"))
+    }
+    return any(n.endswith((".DistributedDataParallel", ".FSDPModule", ".FullyShardedDataParallel")) for n in names)
 
 
 def _build(
@@ -361,7 +401,10 @@ def _cast(adapter: Adapter, dtype: torch.dtype) -> None:
 
 
 def _seed(seed: int, name: str) -> None:
-    torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big"))
+    # the CPU's generator alone: torch.manual_seed would also reset those of accelerators, which fork_rng does not keep
+    torch.default_generator.manual_seed(
+        int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big")
+    )
 
 
 def _freeze(root: nn.Module) -> State:
@@ -371,7 +414,6 @@ def _freeze(root: nn.Module) -> State:
     for path, module in list(root.named_modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             swap.prepare(module, host_of(module, path))
-            module.train(False)
     packed.settle(root)
     root.__dict__[STATE] = state
     return state
@@ -384,6 +426,9 @@ def _rearrange(root: nn.Module) -> None:
     for module in root.modules():
         if isinstance(module, Adapted):
             swap.arrange(module, running)
+    for module in root.modules():
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
+            swap.keep_off_fast_path(module)
     _ignore_on_save(root)
 
 
@@ -441,8 +486,10 @@ def forget(root: nn.Module, names: Sequence[str]) -> None:
     for module in list(root.modules()):
         if isinstance(module, Adapted):
             swap.restore(module)
-            module.training = root.training
     packed.release(root)
+    for module in root.modules():
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
+            swap.keep_off_fast_path(module)
     _ignore_on_save(root)
     del root.__dict__[STATE]
     parameters = dict(root.named_parameters())
@@ -533,11 +580,7 @@ def tensors_of(attachment: Attachment) -> dict[str, Tensor]:
 def set_trainable(model: nn.Module, name: str, trainable: bool = True) -> None:
     """Let an adapter train, or freeze it (what its method keeps frozen stays frozen)."""
     attachment = attachment_of(model, name)
-    modules: list[nn.Module] = [
-        *attachment.all().values(),
-        *([attachment.shared] if attachment.shared is not None else []),
-    ]
-    for module in modules:
+    for module in attachment.modules():
         frozen = getattr(module, "frozen", ())
         for key, parameter in module.named_parameters():
             parameter.requires_grad_(trainable and key not in frozen)

@@ -83,14 +83,17 @@ class FromWeight(LowRank):
             raise HostError(
                 f"lora with init={method.init!r}: r = {method.r} is above the rank of {host.name}, {min(host.fan_in, host.fan_out)}."
             )
-        A, B = _leading(host.weight().float(), method.r, method.init)
+        W = host.weight()
+        A, B = _leading(W.to(torch.promote_types(W.dtype, torch.float32)), method.r, method.init)
         A, B = A / method.scale**0.5, B / method.scale**0.5
         self.A, self.B = nn.Parameter(A.clone()), nn.Parameter(B.clone())
         self.register_buffer("A0", A)
         self.register_buffer("B0", B)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.A, self.get_buffer("A0")], -2), torch.cat([self.B, -self.get_buffer("B0")], -1)
+        # rounded as A and B are, so that the start cancels in every precision
+        A0, B0 = self.get_buffer("A0").to(self.A.dtype), self.get_buffer("B0").to(self.B.dtype)
+        return torch.cat([self.A, A0], -2), torch.cat([self.B, -B0], -1)
 
 
 def _leading(W: Tensor, r: int, init: Init) -> tuple[Tensor, Tensor]:

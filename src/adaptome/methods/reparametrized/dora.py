@@ -69,7 +69,7 @@ class DoRAAdapter(Reparametrization):
 
     def forward(self, frozen: Frozen, x: Tensor) -> Tensor:
         y: Tensor = frozen(x)
-        bias = self.host.layer.bias
+        bias = frozen.bias()
         branch = nn.functional.dropout(x.to(y.dtype), self.dropout, self.training)
         V = y if bias is None else y - bias.to(y.dtype)
         if branch is not x and self.dropout and self.training:
