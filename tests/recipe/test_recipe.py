@@ -153,7 +153,7 @@ def test_files_are_named_in_errors(tmp_path: Path):
     with pytest.raises(RecipeError, match=r"recipe\.yaml, line 2: not valid YAML"):
         load_recipe(file)
     file.write_text("- a\n")
-    with pytest.raises(RecipeError, match="a recipe is a mapping of sections .* found a list"):
+    with pytest.raises(RecipeError, match=r"a recipe is a mapping of sections .* found a list"):
         load_recipe(file)
     file.write_text("")
     with pytest.raises(RecipeError, match="found nothing"):

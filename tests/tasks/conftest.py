@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from tests_tasks import WORDS
+from tiny import WORDS
 
 
 @pytest.fixture(scope="session")

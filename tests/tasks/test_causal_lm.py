@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import small, spec, splits_of
 
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.tasks import get_task
-from tests_tasks import small, spec, splits_of
 
 PAIRS = [
     {"question": q, "answer": a}
@@ -83,14 +83,26 @@ def test_mapped_columns_and_plain_text(tmp_path, model):
     assert data["train"].column_names == ["text"]
 
 
-def test_packed_rows_are_full(tmp_path, model):
+def test_wrapped_rows_are_full(tmp_path, model):
     rows = [{"text": "x" * n} for n in (9, 5, 12, 3)]
-    task, processor, data = prepared(tmp_path, model, rows, packing=True, max_length=8)
-    lengths = [
-        len(ids) for ids in trainer_of(tmp_path, task, processor, data, model).train_dataset["input_ids"]
-    ]
+    task, processor, data = prepared(
+        tmp_path, model, rows, packing=True, packing_strategy="wrapped", max_length=8
+    )
+    packed = trainer_of(tmp_path, task, processor, data, model).train_dataset
+    lengths = [len(ids) for ids in packed["input_ids"]]
     assert lengths[:-1] == [8] * (len(lengths) - 1)
     assert sum(lengths) == 9 + 5 + 12 + 3 + 4  # and an end-of-sequence token each
+
+
+def test_packed_examples_do_not_see_each_other(tmp_path, model):
+    scores = {}
+    for packing in (False, True):
+        task, processor, data = prepared(tmp_path, model, **TEMPLATES, packing=packing, max_length=40)
+        torch.manual_seed(0)
+        trainer = trainer_of(tmp_path, task, processor, data, model)
+        assert len(trainer.train_dataset) == (2 if packing else 4)
+        scores[packing] = task.score(trainer.model, trainer.get_train_dataloader())
+    assert scores[True] == pytest.approx(scores[False], rel=1e-5)
 
 
 def test_training_and_scores(tmp_path, model):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import small, spec
 
 from adaptome.core.errors import MissingExtraError, RecipeError
 from adaptome.tasks import models
 from adaptome.tasks.models import head_modules, load_config, load_pretrained, load_tokenizer, resolve
-from tests_tasks import small, spec
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_names_that_lead_nowhere_are_told(folder, monkeypatch):
     ):
         load_tokenizer(spec(from_config=small("bert")))
     (folder / "config.json").unlink()
-    with pytest.raises(RecipeError, match="could not be loaded: .*\n  Give a hub id"):
+    with pytest.raises(RecipeError, match=r"could not be loaded: .*\n  Give a hub id"):
         load_config(spec(name=str(folder)))
     monkeypatch.setitem(models.PACKAGED, "absent", ("no_such_module", "model", "no-such-package"))
     with pytest.raises(MissingExtraError, match=r"no-such-package is not installed"):

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny import fit, small, spec, splits_of
 
 from adaptome.core.errors import DataError
 from adaptome.data import load_splits
 from adaptome.tasks import get_task
 from adaptome.tasks.token_classification import IGNORED, entities
-from tests_tasks import fit, small, spec, splits_of
 
 ROWS = [
     {"tokens": [name, verb, "in", "the", place], "tags": ["B-PER", "O", "O", "O", "B-LOC"]}
@@ -87,8 +87,8 @@ def test_it_learns_and_finds_entities(tmp_path, model):
 def test_metrics_count_entities_as_conlleval(tmp_path, model):
     task, *_ = prepared(tmp_path, model)
     names = task.labels
-    truth = ["B-PER I-PER O B-LOC".split(), "B-LOC O O O".split()]
-    found = ["B-PER O O B-LOC".split(), "B-LOC O O B-PER".split()]
+    truth = [["B-PER", "I-PER", "O", "B-LOC"], ["B-LOC", "O", "O", "O"]]
+    found = [["B-PER", "O", "O", "B-LOC"], ["B-LOC", "O", "O", "B-PER"]]
     pad = lambda rows: np.array([[*(names.index(t) for t in row), IGNORED] for row in rows])  # noqa: E731
     result = SimpleNamespace(predictions=np.where(pad(found) == IGNORED, 0, pad(found)), label_ids=pad(truth))
     assert task.metrics(result) == pytest.approx(
@@ -145,7 +145,7 @@ def test_rows_out_of_step_are_named(tmp_path, model):
 
 
 def test_entities_of_tags():
-    found = entities("a b c d e".split(), "B-X I-X B-X I-Y O".split())
+    found = entities(["a", "b", "c", "d", "e"], ["B-X", "I-X", "B-X", "I-Y", "O"])
     assert [(e["type"], e["start"], e["end"], e["text"]) for e in found] == [
         ("X", 0, 2, "a b"),
         ("X", 2, 3, "c"),

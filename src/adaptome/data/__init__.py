@@ -1,8 +1,10 @@
 """Reading data: files, folders, archives and hub data sets become splits whose rows know their line.
 
-splits = load_splits(train="train.jsonl", columns={"text": "sentence"})
-splits["train"].rows          # a datasets.Dataset
-splits["validation"].where(3) # "train.jsonl, line 17"
+Example:
+
+    splits = load_splits(train="train.jsonl", columns={"text": "sentence"})
+    splits["train"].rows          # a datasets.Dataset
+    splits["validation"].where(3) # "train.jsonl, line 17"
 """
 
 from adaptome.data.load import load_splits

@@ -17,8 +17,9 @@ from adaptome.core.errors import DataError, did_you_mean
 class Table:
     """What a reader returns: columns of equal length and where each row stands.
 
-    `lines` are 1-based; `unit` says what they count ("line", "row", "image"). A column is a list, or a numpy array
-    whose first dimension counts rows. `names` holds label names of integer columns.
+    `unit` says what `lines` count: lines, items and rows of files from 1, rows of arrays and of the hub from 0.
+    A column is a list, or a numpy array whose first dimension counts rows. `names` holds label names of integer
+    columns.
     """
 
     file: str

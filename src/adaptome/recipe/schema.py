@@ -246,7 +246,7 @@ class Recipe(Section):
     data: DataField
     methods: list[MethodField] = Field(
         default_factory=list,
-        description="attached in this order; none: only the head is trained. `method:` gives one",
+        description="attached in this order; `method:` gives a single one",
     )
     objective: ObjectiveSection = ObjectiveSection()
     training: TrainingSection = TrainingSection()

@@ -20,12 +20,18 @@ from adaptome.core.errors import RecipeError, did_you_mean
 class ModelSpec(Protocol):
     """What a task reads of a recipe's `model` section."""
 
-    name: str | None
-    revision: str | None
-    from_config: dict[str, Any] | None
-    tokenizer: str | None
-    dtype: str
-    attention: str | None
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def from_config(self) -> dict[str, Any] | None: ...
+    @property
+    def tokenizer(self) -> str | None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def attention(self) -> str | None: ...
 
 
 class TaskOptions(BaseModel):

@@ -6,7 +6,7 @@ import math
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +24,11 @@ ROLES = ("system", "user", "assistant", "tool", "developer")
 class CausalLMOptions(TaskOptions):
     max_length: int = Field(default=1024, ge=8, description="tokens kept of an example, or of a packed row")
     packing: bool = Field(default=False, description="fill rows of max_length with several examples")
+    packing_strategy: Literal["bfd", "bfd_split", "wrapped"] = Field(
+        default="bfd",
+        description="bfd: examples stay whole and do not see each other; bfd_split: longer ones are parted, not cut; "
+        "wrapped: one stream cut anywhere, cheaper without flash attention, but examples see those before them",
+    )
     prompt: str | None = Field(
         default=None, description="template over the columns, e.g. 'Question: {question}\\nAnswer:'"
     )
@@ -124,7 +129,7 @@ class CausalLM(Task):
         return {
             "max_length": self.options.max_length,
             "packing": self.options.packing,
-            "packing_strategy": "wrapped",  # the other strategies need a flash-attention kernel to part the examples
+            "packing_strategy": self.options.packing_strategy,
             "eval_packing": False,  # every example is measured by itself
             "completion_only_loss": completion_only_loss,
             "assistant_only_loss": self.options.assistant_only_loss,

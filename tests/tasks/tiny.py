@@ -11,7 +11,26 @@ import torch
 
 from adaptome.data import Splits, load_splits
 
-WORDS = "the a cat dog runs sleeps in paris london lives anna bob and good bad film very what".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "runs",
+    "sleeps",
+    "in",
+    "paris",
+    "london",
+    "lives",
+    "anna",
+    "bob",
+    "and",
+    "good",
+    "bad",
+    "film",
+    "very",
+    "what",
+]
 
 
 def spec(**given: Any) -> SimpleNamespace:
