@@ -15,6 +15,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+from transformers.training_args import ParallelMode
 
 import adaptome as ad
 from adaptome.core.errors import CheckpointError, GradientError, TrainingError
@@ -116,6 +117,14 @@ def test_the_methods_own_terms_are_added_while_training_only(tmp_path, monkeypat
     monkeypatch.setattr(ad, "penalty", lambda model: None)
     torch.manual_seed(0)
     assert_close(with_terms - trainer.compute_loss(trainer.model, dict(batch)), torch.tensor(10.0))
+
+
+def test_evaluating_changes_no_training(tmp_path):
+    never = trained(tmp_path / "never")
+    often = trained(tmp_path / "often", eval_strategy="steps", eval_steps=1)
+    assert sum("eval_loss" in entry for entry in often.state.log_history) == 12
+    for name, value in ad.parameters_of(never.model).items():
+        assert torch.equal(value, ad.parameters_of(often.model)[name])
 
 
 # -- gradient checkpointing --------------------------------------------------------------------------------------
@@ -324,20 +333,20 @@ def test_starting_over_among_an_earlier_runs_checkpoints_is_refused(tmp_path):
         trainer_of(Run(tmp_path)).train()
 
 
-@pytest.mark.parametrize("setting", ["fsdp", "push_to_hub"])
-def test_settings_that_would_do_something_else_are_refused(tmp_path, setting, monkeypatch):
-    args = arguments(Run(tmp_path))
-    setattr(args, setting, True)
+def test_sharding_that_would_not_happen_is_refused(tmp_path, monkeypatch):
+    args = arguments(Run(tmp_path, settings=(("fsdp", True), ("fsdp_config", {}))))
+    distributed = property(
+        lambda self: ParallelMode.DISTRIBUTED
+    )  # as torchrun makes it; accelerate stays on the CPU
+    monkeypatch.setattr(type(args), "parallel_mode", distributed)
+    with pytest.raises(TrainingError, match="fsdp=True has no effect"):
+        AdaptomeTrainer(model_of("bert"), args, collate, Examples(4, "bert"))
+
+
+def test_pushing_checkpoints_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda self: None)
-    if setting == "fsdp":
-        args.fsdp_config = {}
-        args.parallel_mode  # noqa: B018
-        monkeypatch.setattr(
-            type(args),
-            "parallel_mode",
-            property(lambda self: __import__("transformers").training_args.ParallelMode.DISTRIBUTED),
-        )
-    with pytest.raises(TrainingError, match="fsdp=True has no effect|push_to_hub"):
+    args = arguments(Run(tmp_path, settings=(("push_to_hub", True),)))
+    with pytest.raises(TrainingError, match="push_to_hub=True uploads"):
         AdaptomeTrainer(model_of("bert"), args, collate, Examples(4, "bert"))
 
 
