@@ -11,11 +11,14 @@ import io
 import multiprocessing
 import os
 import signal
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
 from torch.utils.data import Dataset
 from transformers import (
     BertConfig,
@@ -41,6 +44,7 @@ class Run:
     kill_step   after this optimizer step
     kill_save   in the checkpoint of this step ...
     kill_call   ... at its n-th call to the file system; half of what was to be written arrives
+    shards      so many processes, over which FSDP shards the model
     """
 
     folder: Path
@@ -51,14 +55,20 @@ class Run:
     kill_call: int = 0
     signal: int = signal.SIGKILL
     nan_step: int = 0
+    shards: int = 0
     settings: tuple[tuple[str, Any], ...] = ()
 
     def start(self) -> int:
         """Run to the end or to the kill; returns the exit status, negative for a signal."""
-        process = server.Process(target=main, args=(self,))
-        process.start()
-        process.join()
-        return process.exitcode
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        processes = [server.Process(target=main, args=(self, rank, port)) for rank in range(self.shards or 1)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        return processes[0].exitcode
 
     def resumed(self, **changes: Any) -> "Run":
         return replace(self, kill_step=0, kill_save=0, kill_call=0, nan_step=0, resume=True, **changes)
@@ -101,16 +111,18 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {**batch, "labels": torch.tensor([padded(row["labels"], -100) for row in rows])}
 
 
-def model_of(kind: str) -> torch.nn.Module:
+def model_of(kind: str, dropout: float = 0.2) -> torch.nn.Module:
     torch.manual_seed(0)
     if kind == "bert":
-        shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+        shape: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        shape["intermediate_size"] = 20
+        shape |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         model = BertForSequenceClassification(BertConfig(vocab_size=30, num_labels=3, **shape))
-        ad.attach(model, "lora", r=2, dropout=0.2, targets="attention", train=["classifier"], seed=1)
+        ad.attach(model, "lora", r=2, dropout=dropout, targets="attention", train=["classifier"], seed=1)
     else:
         shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=30, attention_dropout=0.1, **shape))
-        ad.attach(model, "lora", r=3, dropout=0.1, targets=["q", "v"], seed=2)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=30, attention_dropout=dropout, **shape))
+        ad.attach(model, "lora", r=3, dropout=dropout, targets=["q", "v"], seed=2)
     return model
 
 
@@ -174,12 +186,31 @@ def trainer_of(run: Run, **more: Any) -> Doomed:
     return trainer
 
 
-def main(run: Run) -> None:
+def main(run: Run, rank: int = 0, port: int = 0) -> None:
     """What the process does."""
     torch.set_num_threads(1)
+    if run.shards:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": run.shards, "LOCAL_WORLD_SIZE": run.shards}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in {**place, **address}.items()})
     trainer = trainer_of(run)
+    if run.shards:
+        shard(trainer)
     trainer.train(resume_from_checkpoint=run.resume)
-    ad.save(trainer.model, run.folder / "final")
+    trainer.save_model(str(run.folder / "final"))
+
+
+def shard(trainer: Doomed) -> None:
+    """Turn FSDP on; accelerate does so by itself on accelerators only."""
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+    )
+    state = trainer.accelerator.state
+    state._shared_state["distributed_type"] = state.distributed_type = DistributedType.FSDP
+    state.fsdp_plugin = plugin
+    trainer.is_fsdp_enabled = True
 
 
 class HalfWriter:

@@ -25,18 +25,20 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 import adaptome as ad
 from adaptome.core.errors import RecipeError, TrainingError
 from adaptome.core.files import remove_folder, write_atomic
-from adaptome.data import load_splits
+from adaptome.data import Splits, load_splits
 from adaptome.recipe import Recipe, load_recipe
 from adaptome.tasks import Prepared, Task, get_task, task_from_dict
 from adaptome.training.adapters import gathered_adapters, write_adapters
 from adaptome.training.arguments import training_arguments
 from adaptome.training.memory import PeakMemory
+from adaptome.training.predictions import write_predictions
 from adaptome.training.progress import Progress
 from adaptome.training.trainer import AdapterCheckpoints, AdaptomeTrainer
 
 logger = logging.getLogger(__name__)
 
 ADAPTER, METRICS, RECIPE, TASK = "adapter", "metrics.json", "recipe.yaml", "task.json"
+PREDICTIONS = "predictions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,10 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     folder = Path(recipe.output.folder)
     _make_room(recipe, folder)
     peak = PeakMemory()
-    task, processor, prepared = _prepared(recipe)
+    task, processor, splits, prepared = _prepared(recipe)
     if prepared.get("train") is None:
         raise RecipeError("the data has no train split: give data.train, or a data set that has one.")
+    split = _final_split(recipe, prepared)
     model = _base_model(recipe, task, processor)
     _attach(recipe, task, model)
     trainer = _trainer(
@@ -125,11 +128,14 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     adapters = gathered_adapters(trainer.model)
     if trainer.args.should_save:
         write_adapters(folder / ADAPTER, adapters)
-    split = _final_split(recipe, prepared)
     metrics = {}
     if split:
         measuring = _trainer(recipe, task, processor, prepared, trainer.model, [], only=split)
         metrics = _measured(measuring, task, prepared[split], split)
+        if recipe.evaluation.predictions and trainer.args.should_save:
+            size = measuring.args.per_device_eval_batch_size
+            path = folder / PREDICTIONS
+            write_predictions(path, task, trainer.model, processor, splits[split], prepared[split], size)
     result = _result(recipe, trainer, metrics, split, history, seconds, peak.bytes(), prepared.notes)
     if trainer.args.should_save:
         write_atomic(folder / METRICS, json.dumps(result.to_dict(), indent=1))
@@ -210,7 +216,7 @@ def _make_room(recipe: Recipe, folder: Path) -> None:
     for name in (ADAPTER, "checkpoints"):
         if (folder / name).is_dir():
             remove_folder(folder / name)
-    for name in (METRICS, RECIPE, TASK):
+    for name in (METRICS, RECIPE, TASK, PREDICTIONS):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -221,12 +227,12 @@ def _base_model(recipe: Recipe, task: Task, processor: Any) -> nn.Module:
     return task.load_model(base, processor)
 
 
-def _prepared(recipe: Recipe) -> tuple[Task, Any, Prepared]:
+def _prepared(recipe: Recipe) -> tuple[Task, Any, Splits, Prepared]:
     task = get_task(recipe.task.name, **recipe.task.settings)
     base: Any = recipe.model  # its fields are what tasks read; a type checker sees that they are narrower
     processor = task.load_processor(base)
     splits = load_splits(**recipe.data.model_dump(), prefer=task.prefer)
-    return task, processor, task.prepare(splits, processor)
+    return task, processor, splits, task.prepare(splits, processor)
 
 
 def _names(recipe: Recipe) -> list[str]:

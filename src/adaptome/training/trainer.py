@@ -169,9 +169,12 @@ class AdapterCheckpoints(StoredAdapters):
         """One forward and backward of the Trainer, whose loss must be finite."""
         loss = super().training_step(*args, **kwargs)
         self._finite.see(loss, self.state.global_step + 1)
-        if loss.device.type == "cpu" and self.args.world_size == 1:
+        if self._stops_at_once(loss):
             self._stop_if_not_finite()
         return loss
+
+    def _stops_at_once(self, loss: Tensor) -> bool:
+        return loss.device.type == "cpu" and self.args.world_size == 1
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -264,6 +267,10 @@ def _refuse_settings(trainer: AdapterCheckpoints) -> None:
     if trainer.is_deepspeed_enabled:
         raise TrainingError(
             "DeepSpeed keeps its own checkpoints, which hold the base too.\n  Shard with FSDP: fsdp=True."
+        )
+    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+        raise TrainingError(
+            "fsdp=True has no effect here: accelerate shards over accelerators only.\n  Leave it out."
         )
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is not None and int(getattr(plugin, "fsdp_version", 1)) != 2:

@@ -1,0 +1,59 @@
+"""Every prediction on a split, with its truth and its place in the data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from adaptome.core.errors import RecipeError
+from adaptome.core.files import write_atomic
+from adaptome.data import Split
+from adaptome.tasks import Task
+
+_TRUTHS = ("label", "tags", "completion")
+
+
+def write_predictions(
+    path: Path, task: Task, model: nn.Module, processor: Any, split: Split, prepared: Any, batch_size: int
+) -> Path:
+    """Write one JSON line for each row: where it stands, its truth where it has one, and the prediction.
+
+    Raises:
+        RecipeError: the rows hold nothing that the task predicts from.
+    """
+    rows = prepared if task.trainer == "sft" else split.rows
+    found = task.predict(model, processor, inputs_of(rows), batch_size)
+    truths = next(
+        (list(rows[column]) for column in _TRUTHS if column in rows.column_names), [None] * len(found)
+    )
+    lines = [
+        json.dumps({"where": split.where(row), "truth": truth, "prediction": made}, ensure_ascii=False)
+        for row, (truth, made) in enumerate(zip(truths, found, strict=True))
+    ]
+    return write_atomic(path, "".join(f"{line}\n" for line in lines))
+
+
+def inputs_of(rows: Any) -> list[Any]:
+    """What `Task.predict` takes, from rows with a task's columns."""
+    there = rows.column_names
+    if "text_pair" in there:
+        return list(zip(rows["text"], rows["text_pair"], strict=True))
+    for column in ("tokens", "image", "prompt", "text"):
+        if column in there:
+            return list(rows[column])
+    if "messages" in there:
+        return [_unanswered(messages) for messages in rows["messages"]]
+    raise RecipeError(
+        f"evaluation.predictions: nothing to predict from among the columns {', '.join(there)}."
+    )
+
+
+def _unanswered(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A chat up to the assistant's last answer."""
+    last = max(
+        (i for i, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages)
+    )
+    return messages[:last]
