@@ -9,16 +9,20 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from torch import nn
 
 from adaptome.data.stdlib_docstrings import Example
-from adaptome.quickstart.model import Batches, SentenceClassifier, confusion, logits_of, scores
+from adaptome.quickstart.model import Batches, confusion, logits_of, scores
+from adaptome.tasks.pooling import MeanPooledClassifier
 
 
 class Encoder(nn.Module):
     """Token ids to states; the id is in the first component."""
 
-    config = SimpleNamespace(hidden_size=3)
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(hidden_size=3)
+        self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, input_ids, attention_mask):
-        states = torch.stack([input_ids, input_ids * 0 + 1, attention_mask], -1).float()
+        states = torch.stack([input_ids, input_ids * 0 + 1, attention_mask], -1) * self.scale
         return SimpleNamespace(last_hidden_state=states)
 
 
@@ -44,10 +48,10 @@ def examples():
 
 
 def test_padding_does_not_change_the_features():
-    model = SentenceClassifier(Encoder(), 2)
-    alone = model.features({"input_ids": torch.tensor([[2, 4]]), "attention_mask": torch.tensor([[1, 1]])})
+    model = MeanPooledClassifier(Encoder(), 2)
+    alone = model.features(torch.tensor([[2, 4]]), torch.tensor([[1, 1]]))
     ids, mask = torch.tensor([[2, 4, 99], [1, 2, 6]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
-    assert torch.equal(model.features({"input_ids": ids, "attention_mask": mask})[:1], alone)
+    assert torch.equal(model.features(ids, mask)[:1], alone)
     assert alone.tolist() == [[3, 1, 1]]
 
 
@@ -70,13 +74,13 @@ def test_batches_of_like_length_compute_little_on_padding(examples):
 
 
 def test_logits_come_in_the_order_of_the_examples(examples):
-    model = SentenceClassifier(Encoder(), 2)
-    nn.init.normal_(model.head.weight)
+    model = MeanPooledClassifier(Encoder(), 2)
+    nn.init.normal_(model.classifier.weight)
     batches = Batches(examples, Tokenizer(), 8, 10)
     logits = logits_of(model, batches)
     for i in (0, 7, 202):
         ids = torch.tensor([batches.tokens[i]])
-        assert torch.allclose(logits[i], model({"input_ids": ids, "attention_mask": torch.ones_like(ids)})[0])
+        assert torch.allclose(logits[i], model(ids).logits[0])
 
 
 def test_scores_equal_scikit_learns():

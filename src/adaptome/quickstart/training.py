@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 import adaptome as ad
 from adaptome.data.stdlib_docstrings import DocstringTask
-from adaptome.quickstart.model import Batches, SentenceClassifier, logits_of
+from adaptome.quickstart.model import Batches, logits_of
 from adaptome.quickstart.settings import Settings
+from adaptome.tasks.pooling import MeanPooledClassifier
 
 Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
 
@@ -23,7 +24,7 @@ Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in
 class Run:
     """A trained model and how it got there: (step, loss), and (epoch, validation accuracy)."""
 
-    model: SentenceClassifier
+    model: MeanPooledClassifier
     trainable_parameters: int
     loss: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
@@ -32,17 +33,19 @@ class Run:
 
 def train_adapter(
     method: str,
-    model: SentenceClassifier,
+    model: MeanPooledClassifier,
     tokenizer: Any,
     task: DocstringTask,
     settings: Settings,
     progress: Progress,
 ) -> Run:
     """Attaches `method` to the encoder and trains it together with the head."""
-    plan = ad.attach(model, method, train=["head"], seed=settings.seed, **settings.options.get(method, {}))
+    plan = ad.attach(
+        model, method, train=["classifier"], seed=settings.seed, **settings.options.get(method, {})
+    )
     parameters = ad.parameters_of(model)
-    head = [p for name, p in parameters.items() if name.startswith("head.")]
-    adapter = [p for name, p in parameters.items() if not name.startswith("head.")]
+    head = [p for name, p in parameters.items() if name.startswith("classifier.")]
+    adapter = [p for name, p in parameters.items() if not name.startswith("classifier.")]
     optimizer = torch.optim.AdamW(
         [
             {"params": adapter, "lr": settings.learning_rate},
@@ -61,7 +64,7 @@ def train_adapter(
     for epoch in range(1, settings.epochs + 1):
         model.train()
         for batch, labels in train.shuffled(order):
-            loss = F.cross_entropy(model(batch), labels)
+            loss = model(**batch, labels=labels).loss
             loss.backward()
             if step == 0:
                 ad.check_gradients(model)  # an adapter that no gradient reaches is an error, not a bad result
@@ -78,7 +81,7 @@ def train_adapter(
 
 
 def train_probe(
-    model: SentenceClassifier, tokenizer: Any, task: DocstringTask, settings: Settings, progress: Progress
+    model: MeanPooledClassifier, tokenizer: Any, task: DocstringTask, settings: Settings, progress: Progress
 ) -> Run:
     """Trains the head alone. The encoder does not change, so every text passes through it once."""
     model.requires_grad_(False).eval()
@@ -90,10 +93,10 @@ def train_probe(
     x, y = {}, {name: b.labels for name, b in batches.items()}
     total, done = sum(len(b.tokens) for b in batches.values()), 0
     for name, split in batches.items():
-        x[name] = torch.empty(len(split.tokens), model.head.in_features)
+        x[name] = torch.empty(len(split.tokens), model.classifier.in_features)
         for batch, places in split.in_order():
             with torch.inference_mode():
-                x[name][places] = model.features(batch)
+                x[name][places] = model.features(**batch)
             done += len(places)
             progress("features of the frozen encoder", done, total)
 
@@ -107,9 +110,11 @@ def train_probe(
         if accuracy > best:
             best, chosen, head = accuracy, penalty, (weight / scale, bias - weight @ mean / scale)
     with torch.no_grad():
-        model.head.weight.copy_(head[0])
-        model.head.bias.copy_(head[1])
-    return Run(model, sum(p.numel() for p in model.head.parameters()), [], [(1, best)], {"penalty": chosen})
+        model.classifier.weight.copy_(head[0])
+        model.classifier.bias.copy_(head[1])
+    return Run(
+        model, sum(p.numel() for p in model.classifier.parameters()), [], [(1, best)], {"penalty": chosen}
+    )
 
 
 def _logistic_regression(x: Tensor, y: Tensor, labels: int, penalty: float) -> tuple[Tensor, Tensor]:
@@ -124,7 +129,7 @@ def _logistic_regression(x: Tensor, y: Tensor, labels: int, penalty: float) -> t
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return weight.detach(), bias.detach()
 
 

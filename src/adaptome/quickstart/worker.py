@@ -25,7 +25,6 @@ from adaptome.data.stdlib_docstrings import DocstringTask
 from adaptome.quickstart.model import (
     ENCODER,
     Batches,
-    SentenceClassifier,
     confusion,
     load_base,
     logits_of,
@@ -33,6 +32,7 @@ from adaptome.quickstart.model import (
 )
 from adaptome.quickstart.settings import Settings
 from adaptome.quickstart.training import Progress, train_adapter, train_probe
+from adaptome.tasks.pooling import MeanPooledClassifier
 
 PROBE, HEAD, CLASSIFIER = "probe", "head.safetensors", "classifier.json"
 
@@ -74,12 +74,15 @@ def train(folder: Path, method: str, progress: Progress) -> dict[str, Any]:
 
 
 def save(
-    model: SentenceClassifier, folder: Path, method: str, labels: tuple[str, ...], max_tokens: int
+    model: MeanPooledClassifier, folder: Path, method: str, labels: tuple[str, ...], max_tokens: int
 ) -> None:
     """The adapter (or the probe's head) as a folder, with what is needed to classify again."""
     if method == PROBE:
         folder.mkdir()
-        save_file({"weight": model.head.weight.detach(), "bias": model.head.bias.detach()}, folder / HEAD)
+        save_file(
+            {"weight": model.classifier.weight.detach(), "bias": model.classifier.bias.detach()},
+            folder / HEAD,
+        )
     else:
         ad.save(model, folder, base_id=ENCODER)
     about = {"method": method, "labels": labels, "max_tokens": max_tokens}
@@ -101,20 +104,20 @@ def predict(folder: Path, sentence: str) -> dict[str, Any]:
     torch.set_num_threads(available_cores())
     model, tokenizer = load_base(len(about["labels"]))
     if about["method"] == PROBE:
-        model.head.load_state_dict(load_file(folder / HEAD))
+        model.classifier.load_state_dict(load_file(folder / HEAD))
     else:
         ad.load(model, folder)
     return classify(model, tokenizer, tuple(about["labels"]), about["max_tokens"], sentence)
 
 
 def classify(
-    model: SentenceClassifier, tokenizer: Any, labels: tuple[str, ...], max_tokens: int, sentence: str
+    model: MeanPooledClassifier, tokenizer: Any, labels: tuple[str, ...], max_tokens: int, sentence: str
 ) -> dict[str, Any]:
     """The sentence, its label, and the probability of every label, the likeliest first."""
     batch = dict(tokenizer([sentence], truncation=True, max_length=max_tokens, return_tensors="pt"))
     model.eval()
     with torch.inference_mode():
-        probabilities = model(batch)[0].softmax(-1)
+        probabilities = model(**batch).logits[0].softmax(-1)
     order = probabilities.argsort(descending=True).tolist()
     shares = {labels[i]: probabilities[i].item() for i in order}
     return {"sentence": sentence, "label": labels[order[0]], "probabilities": shares}
