@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,9 @@ from adaptome import cli
 _HELP = """Adapt foundation models with few trained parameters.
 
 Start with `adaptome quickstart`: a real model on real data, without network, in minutes on a CPU."""
+
+#: loggers that tell, whenever they are imported, of kernels that this machine has no use for
+_CHATTY = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
 
 def build() -> typer.Typer:
@@ -68,3 +72,5 @@ def _common(
 ) -> None:
     # `debug` is taken off the line before it gets here (cli.main); it is declared for the help.
     del version, debug
+    for library in _CHATTY:
+        logging.getLogger(library).setLevel(logging.ERROR)

@@ -1,0 +1,45 @@
+"""`adaptome merge`: write a finished run's adapters into its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adaptome.cli._output import JsonOption, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Put the command on the application."""
+    app.command("merge")(merge)
+
+
+def merge(
+    run: Annotated[Path, typer.Argument(help="The output folder of a finished run.", show_default=False)],
+    output: Annotated[
+        Path, typer.Argument(help="The folder to write the merged model to.", show_default=False)
+    ],
+    requantise: Annotated[
+        bool, typer.Option("--requantise", help="On a quantised base: dequantise, merge and quantise again.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Write a finished run's adapters into its base, and save that as a model that needs no adaptome."""
+    import adaptome as ad
+    from adaptome.core.errors import StateError
+    from adaptome.core.files import atomic_folder
+    from adaptome.training import load_run
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise StateError(f"{output} is there and not empty.\n  Name a new folder for the merged model.")
+    loaded = load_run(run)
+    report = ad.merge(loaded.model, keep=False, requantise=requantise)
+    with atomic_folder(output) as folder:
+        loaded.model.save_pretrained(folder)
+        loaded.processor.save_pretrained(folder)
+    if json:
+        print_json({"output": str(output), **report.to_dict()})
+    else:
+        print(report)
+        print(f"written to {output}")

@@ -1,0 +1,72 @@
+"""`adaptome predict`: use a finished run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adaptome.cli._output import JsonOption, print_json
+from adaptome.core.errors import DataError
+
+
+def register(app: typer.Typer) -> None:
+    """Put the command on the application."""
+    app.command("predict")(predict)
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="The output folder of a finished run.", show_default=False)],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="[INPUT]...", help="Sentences, prompts, or pictures' paths.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Take the inputs from this file, one on a line; - for standard input.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs run together.")] = 32,
+    json: JsonOption = False,
+) -> None:
+    """Predict with a finished run."""
+    if bool(inputs) == (file is not None):
+        raise typer.BadParameter("give either inputs or --file.", param_hint="INPUT")
+    given = inputs or _lines(file)
+    from adaptome.training import predict as ask
+
+    found = ask(run, given, batch_size)
+    if json:
+        print_json(found)
+        return
+    for one, prediction in zip(given, found, strict=True):
+        print(f"{_short(prediction)}\t{one}")
+
+
+def _lines(file: Path | None) -> list[str]:
+    """The lines of a file that are not empty."""
+    try:
+        text = sys.stdin.read() if str(file) == "-" else Path(str(file)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as UTF-8 text: {error}.") from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"{file} holds no line to predict.")
+    return lines
+
+
+def _short(prediction: Any) -> str:
+    """What a prediction says in a line: the label with its probability, the labels, the tags, or the completion."""
+    if not isinstance(prediction, Mapping):
+        return str(prediction)
+    if "label" in prediction:
+        return f"{prediction['label']} ({prediction['score']:.1%})"
+    for key in ("labels", "entities", "completion"):
+        if key in prediction:
+            value = prediction[key]
+            return value if isinstance(value, str) else ", ".join(map(_part, value)) or "-"
+    return str(dict(prediction))
+
+
+def _part(value: Any) -> str:
+    return f"{value['type']}: {value['text']}" if isinstance(value, Mapping) else str(value)

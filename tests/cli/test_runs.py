@@ -1,0 +1,134 @@
+"""`adaptome train`, `eval`, `predict` and `merge` on one small run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from adaptome.cli import main
+
+RECIPE = """
+model:
+  from_config: {model_type: bert, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, num_attention_heads: 4}
+  tokenizer: minilm
+task: text-classification
+data: {train: train.jsonl, test_fraction: 0.25}
+method: {name: lora, r: 4, targets: attention}
+training: {epochs: 1, batch_size: 4, learning_rate: 0.01}
+output: out
+"""
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(words))
+    return stopped.value.code or 0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    rows = [
+        {"text": f"the {('cat', 'sun')[i % 2]} number {i}", "label": ("animal", "star")[i % 2]}
+        for i in range(32)
+    ]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run("train", "recipe.yaml", "training.max_steps=3") == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(place, monkeypatch):
+    monkeypatch.chdir(place)
+
+
+def test_train_takes_overrides_and_writes_the_run():
+    metrics = json.loads(Path("out/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["steps"] == 3
+    assert Path("out/adapter/adaptome.json").is_file()
+
+
+def test_train_as_json_and_as_a_table_tell_the_metrics_of_the_run(capsys):
+    assert (
+        run("train", "recipe.yaml", "output.folder=second", "training.max_steps=2", "method.r=2", "--json")
+        == 0
+    )
+    told = json.loads(capsys.readouterr().out)
+    assert told == json.loads(Path("second/metrics.json").read_text(encoding="utf-8"))
+    assert run("train", "recipe.yaml", "output.folder=third", "training.max_steps=2", "method.r=2") == 0
+    shown = capsys.readouterr().out
+    assert f"{told['metrics']['accuracy']:.4f}" in shown
+    assert f"{told['trainable_parameters']:,}" in shown
+
+
+def test_a_finished_run_is_not_overwritten(capsys):
+    assert run("train", "recipe.yaml") == 1
+    assert "output.overwrite=true" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "none.yaml"], "none.yaml"),
+        (["train", "recipe.yaml", "training.epoch=2"], "epochs"),
+        (["train", "recipe.yaml", "method.name=lorra"], "lora"),
+        (["eval", "nowhere"], "adaptome train"),
+        (["eval", "out", "--split", "tset"], "tset"),
+        (["predict", "out", "--file", "none.txt"], "none.txt"),
+        (["predict", "out", "--file", "blank.txt"], "no line"),
+        (["merge", "out", "."], "not empty"),
+    ],
+)
+def test_what_cannot_be_done_exits_with_1_and_a_reason(words, told, capsys):
+    Path("blank.txt").write_text("\n \n", encoding="utf-8")
+    assert run(*words) == 1
+    shown = capsys.readouterr()
+    assert told in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    "words", [["train"], ["predict", "out"], ["predict", "out", "a", "--file", "b"], ["merge", "out"]]
+)
+def test_bad_usage_exits_with_2(words):
+    assert run(*words) == 2
+
+
+def test_eval_gives_the_runs_own_metrics_again(capsys):
+    assert run("eval", "out", "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == pytest.approx(
+        json.loads(Path("out/metrics.json").read_text(encoding="utf-8"))["metrics"], rel=1e-5
+    )
+    assert run("eval", "out", "--split", "train") == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_predictions_are_one_for_each_input(capsys):
+    Path("inputs.txt").write_text("the sun\n\na cat\n", encoding="utf-8")
+    assert run("predict", "out", "--file", "inputs.txt", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [set(p["scores"]) for p in found] == [{"animal", "star"}] * 2
+    assert run("predict", "out", "the sun", "a cat") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[1] for line in lines] == ["the sun", "a cat"]
+    assert [line.split(" ")[0] for line in lines] == [p["label"] for p in found]
+
+
+def test_the_merged_model_needs_no_adaptome_and_predicts_the_same(capsys):
+    assert run("predict", "out", "the sun", "--json") == 0
+    before = json.loads(capsys.readouterr().out)[0]["scores"]
+    assert run("merge", "out", "merged", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["worst"] < 1e-4
+    model = AutoModelForSequenceClassification.from_pretrained("merged").eval()
+    batch = AutoTokenizer.from_pretrained("merged")("the sun", return_tensors="pt")
+    with torch.no_grad():
+        scores = model(**batch).logits.softmax(-1)[0].tolist()
+    after = {model.config.id2label[i]: score for i, score in enumerate(scores)}
+    assert after == pytest.approx(before, abs=1e-5)
