@@ -181,7 +181,7 @@ class Method:
                 "name": f.name,
                 "default": f.default,
                 "type": str(f.type),
-                **{k: v for k, v in f.metadata.items()},
+                **f.metadata,
             }
             for f in dataclasses.fields(cls)  # type: ignore[arg-type]
         ]

@@ -159,7 +159,7 @@ def _entries(value: str | Sequence[str], what: str) -> list[str]:
 
 def _find(anatomy: Anatomy, entry: str, what: str) -> list[Part]:
     if entry.startswith("="):
-        found = [part for part in anatomy.by_path.get(entry[1:], ())]
+        found = list(anatomy.by_path.get(entry[1:], ()))
     elif entry in ROLES:
         found = [part for part in anatomy.parts if entry in part.groups]
     else:
