@@ -110,7 +110,9 @@ class Frozen:
         Asking for the weight of a packed layer dequantises it.
         """
         host: Host = self.layer._host
-        value = host.current_weight() if name == host.parameter else host.canonical(host.stored(name).detach())
+        value = (
+            host.current_weight() if name == host.parameter else host.canonical(host.stored(name).detach())
+        )
         stack = [*self.layer._overrides.get(name, ()), *(a for a in self.below if name in a.changes)]
         for adapter in stack:
             value = host.canonical(adapter.apply_to(name, host.native(value)))  # type: ignore[attr-defined]

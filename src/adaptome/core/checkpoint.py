@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,31 +27,37 @@ from adaptome.core.errors import (
     BaseMismatchError,
     CheckpointError,
     FormatError,
+    HostError,
     KeyMismatchError,
     MethodError,
     NonFiniteError,
+    StateError,
     TargetError,
     TornFileError,
     nearest,
 )
-from adaptome.core.files import atomic_folder, sha256
+from adaptome.core.files import atomic_folder
+from adaptome.core.fingerprint import check_base as _check_base
+from adaptome.core.fingerprint import fingerprint
 from adaptome.core.hosts import at_hand
 from adaptome.core.method import build, method_class
 from adaptome.core.model import (
     Attachment,
+    adapters,
     attach,
     attachment_of,
     detach,
     find_root,
-    is_ours,
+    plan,
     set_trainable,
     tensors_of,
+    uncompiled,
 )
 
 FORMAT = 1
 TENSORS, MANIFEST = "adapter.safetensors", "adaptome.json"
-#: relative tolerance of the base's sampled weights, so that bf16 and fp32 copies of one base agree
-SAMPLE_TOLERANCE = 2e-2
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 
 @dataclass(frozen=True)
@@ -74,85 +81,6 @@ class LoadReport:
 
     def __str__(self) -> str:
         return f"loaded {self.method} as {self.name!r}: {self.tensors} tensors, {self.numbers:,} numbers; base recognised by {self.base}"
-
-
-# -- the base ------------------------------------------------------------------------------------------------------
-
-
-def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What tells one base model from another, whatever its precision.
-
-    `structure` is a hash of parameter names and shapes; `sample` holds four numbers of up to 16 floating-point tensors. Our own tensors
-    and those under the module paths `without` (heads, which are new in every model) are left out.
-    """
-    own = [(n, p) for n, p in _parameters(model) if not any(n == w or n.startswith(f"{w}.") for w in without)]
-    packed = any(not p.is_floating_point() for _, p in own)
-    # Packed weights have other shapes: names alone then tell the structure.
-    names = "\n".join(sorted(n for n, _ in own))
-    shapes = "\n".join(sorted(f"{n} {list(p.shape)}" for n, p in own))
-    plain = [
-        (n, p)
-        for n, p in own
-        if p.is_floating_point() and p.device.type != "meta" and p.numel() >= 4
-        if type(p) is nn.Parameter or hasattr(p, "full_tensor")
-    ]
-    chosen = plain[:: max(1, len(plain) // 16)][:16]
-    sample = {n: [float(v) for v in _pick(p)] for n, p in chosen}
-    return {"names": _hash(names), "structure": None if packed else _hash(shapes), "sample": sample}
-
-
-def _parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """The base's parameters, tied ones once; those of merged layers as they were before."""
-    own = {
-        id(m._parameters[n]): p for m in model.modules() for n, p in m.__dict__.get("_unmerged", {}).items()
-    }
-    found = {
-        n: own.get(id(p), p)
-        for n, p in model.named_parameters(remove_duplicate=False)
-        if p is not None and not is_ours(n)
-    }
-    first = {id(p): n for n, p in reversed(found.items())}
-    return [(n, p) for n, p in found.items() if first[id(p)] == n]
-
-
-def _pick(parameter: Tensor) -> list[float]:
-    value = parameter.detach()
-    value = value.full_tensor() if hasattr(value, "full_tensor") else value
-    flat = value.reshape(-1)
-    places = [(flat.numel() * k) // 5 + (k > 0) for k in range(1, 5)]
-    return [float(flat[min(i, flat.numel() - 1)]) for i in places]
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _check_base(
-    model: nn.Module, stored: dict[str, Any], base_id: str | None, without: tuple[str, ...]
-) -> str:
-    """How the base was recognised; BaseMismatchError when it is another."""
-    here = fingerprint(model, without)
-    saved_from = f"the adapter was saved from {base_id or 'an unnamed base'}"
-    if here["names"] != stored["names"]:
-        raise BaseMismatchError(
-            f"{saved_from}, whose parameters have other names than this {type(model).__name__}'s.\n  Load that model, or pass check_base=False if this one is a compatible variant."
-        )
-    if None not in (here["structure"], stored["structure"]) and here["structure"] != stored["structure"]:
-        raise BaseMismatchError(
-            f"{saved_from}, whose parameters have other shapes than this {type(model).__name__}'s.\n  Load the model of that size."
-        )
-    common = sorted(set(here["sample"]) & set(stored["sample"]))
-    for name in common:
-        a, b = (
-            torch.tensor(stored["sample"][name], dtype=torch.float64),
-            torch.tensor(here["sample"][name], dtype=torch.float64),
-        )
-        if not torch.allclose(a, b, rtol=SAMPLE_TOLERANCE, atol=SAMPLE_TOLERANCE * float(a.abs().max())):
-            raise BaseMismatchError(
-                f"{saved_from}; this {type(model).__name__} has the same structure but other weights (first seen in {name}: {a.tolist()} there, {b.tolist()} here).\n"
-                "  Load the base it was trained on, or pass check_base=False to put it on this one all the same."
-            )
-    return "structure and weights" if common else "structure"
 
 
 # -- saving --------------------------------------------------------------------------------------------------------
@@ -192,12 +120,6 @@ def write(folder: str | os.PathLike[str], tensors: dict[str, Tensor], manifest: 
         raise NonFiniteError(
             f"{len(bad)} tensors hold NaN or infinity ({', '.join(bad[:3])}); nothing was written.\n  Go back to the last good checkpoint."
         )
-    empty = [key for key, value in tensors.items() if value.numel() == 0]
-    if empty:
-        raise CheckpointError(
-            f"{len(empty)} tensors are empty here ({', '.join(empty[:3])}): they are partitioned over processes; nothing was written.\n"
-            "  Gather them first (with ZeRO-3: inside deepspeed.zero.GatheredParameters), or save from the trainer."
-        )
     data = dump_tensors({k: v.contiguous() for k, v in tensors.items()}, metadata={"format": "adaptome"})
     manifest = {
         **manifest,
@@ -210,7 +132,7 @@ def write(folder: str | os.PathLike[str], tensors: dict[str, Tensor], manifest: 
     folder = Path(folder)
     with atomic_folder(folder, only=(TENSORS, MANIFEST)) as staging:
         (staging / TENSORS).write_bytes(data)
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     return folder
 
 
@@ -237,7 +159,7 @@ def describe(model: nn.Module, name: str, base_id: str | None = None) -> dict[st
         "heads": list(a.heads),
         "per_layer": a.per_layer,
         "seed": a.seed,
-        "dtype": None if a.dtype is None else str(a.dtype).removeprefix("torch."),
+        "dtype": None if a.dtype is None else _name(a.dtype),
         "base": {
             "id": base_id or getattr(config, "_name_or_path", None) or None,
             "revision": getattr(config, "_commit_hash", None),
@@ -250,6 +172,10 @@ def describe(model: nn.Module, name: str, base_id: str | None = None) -> dict[st
             "safetensors": safetensors.__version__,
         },
     }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _version() -> str:
@@ -276,15 +202,16 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"{folder} is not an adapter folder: no {MANIFEST} ({found}).\n  Give the folder that ad.save wrote; a PEFT folder is read as well."
         )
     try:
-        manifest = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        manifest = json.loads(path.read_text("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
         raise TornFileError(
             f"{path} is not whole JSON ({error}).\n  Restore the folder from a copy."
         ) from error
     if (
         not isinstance(manifest, dict)
         or manifest.get("library") != "adaptome"
-        or not isinstance(manifest.get("format"), int)
+        or type(manifest.get("format")) is not int
+        or manifest["format"] < 1
     ):
         raise FormatError(f"{path} is not an adaptome manifest.")
     if manifest["format"] > FORMAT:
@@ -294,7 +221,45 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     missing = [k for k in ("method", "settings", "targets", "base", "tensors", "seed") if k not in manifest]
     if missing:
         raise FormatError(f"{path} lacks {', '.join(missing)}.")
+    wrong = [where for where, holds in _manifest_checks(manifest) if not holds]
+    if wrong:
+        raise FormatError(f"{path}: {', '.join(wrong)} is not what ad.save writes there.")
     return manifest
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _manifest_checks(manifest: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Every entry that loading reads, and whether it has the type that it must have; the first wrong one of a kind ends its kind."""
+    base, tensors = manifest["base"], manifest["tensors"]
+
+    def strings(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+    def sample(value: Any) -> bool:
+        return isinstance(value, dict) and all(
+            isinstance(v, list) and len(v) == 4 and all(type(n) in (int, float) and abs(n) < 1e300 for n in v)
+            for v in value.values()
+        )
+
+    yield "method", isinstance(manifest["method"], str)
+    yield "settings", isinstance(manifest["settings"], dict)
+    yield "targets", strings(manifest["targets"]) and bool(manifest["targets"])
+    yield "seed", type(manifest["seed"]) is int
+    yield "dtype", manifest.get("dtype") in (None, *(_name(d) for d in FLOATS))
+    for key in ("train", "heads"):
+        yield key, strings(manifest.get(key, []))
+    patterns = manifest.get("per_layer", {})
+    yield "per_layer", isinstance(patterns, dict) and all(isinstance(v, dict) for v in patterns.values())
+    yield "tensors.sha256", isinstance(tensors, dict) and isinstance(tensors.get("sha256"), str)
+    yield "base", isinstance(base, dict)
+    if isinstance(base, dict):
+        yield "base.names", isinstance(base.get("names"), str)
+        for key in ("id", "structure"):
+            yield f"base.{key}", isinstance(base.get(key), (str, type(None)))
+        yield "base.sample", sample(base.get("sample"))
 
 
 def read_tensors(folder: str | os.PathLike[str], manifest: dict[str, Any]) -> dict[str, Tensor]:
@@ -307,14 +272,18 @@ def read_tensors(folder: str | os.PathLike[str], manifest: dict[str, Any]) -> di
     path = Path(folder) / TENSORS
     if not path.is_file():
         raise TornFileError(f"{path} is missing.\n  Restore the folder from a copy.")
-    if sha256(path) != manifest["tensors"]["sha256"]:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != manifest["tensors"]["sha256"]:
         raise TornFileError(
             f"{path} is not what was saved: its sha256 differs from the manifest's (torn, or changed after saving).\n  Restore the folder from a copy."
         )
     try:
-        tensors = load_tensors(path.read_bytes())
+        tensors = load_tensors(data)
     except safetensors.SafetensorError as error:
         raise TornFileError(f"{path} is not a whole safetensors file ({error}).") from error
+    foreign = [f"{k} ({_name(v.dtype)})" for k, v in tensors.items() if v.dtype not in (*FLOATS, *INTEGERS)]
+    if foreign:
+        raise FormatError(f"{path} holds tensors of types that no adapter has: {', '.join(foreign[:3])}.")
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
         raise NonFiniteError(f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[0]}.")
@@ -375,9 +344,13 @@ def install(
         method_class(manifest["method"])
     except MethodError as error:
         raise CheckpointError(f"{source}: {error}") from error
+    if name in adapters(model):
+        raise StateError(
+            f"an adapter called {name!r} is attached already.\n  Load it under another name, or ad.detach(model, {name!r}) first."
+        )
     try:
-        how = _attach_described(model, manifest, name, check_base)
-    except (TargetError, MethodError) as error:
+        how = _attach_described(model, manifest, name, check_base, sum(t.numel() for t in tensors.values()))
+    except (TargetError, MethodError, HostError) as error:
         raise (BaseMismatchError if isinstance(error, TargetError) else CheckpointError)(
             f"{source}, saved from {base.get('id') or 'an unnamed base'}: {error}"
         ) from error
@@ -392,24 +365,29 @@ def install(
     )
 
 
-def _attach_described(model: nn.Module, manifest: dict[str, Any], name: str, check_base: bool) -> str:
+def _attach_described(
+    model: nn.Module, manifest: dict[str, Any], name: str, check_base: bool, numbers: int
+) -> str:
     how = "nothing: not checked"
     if check_base:
-        root = find_root(model) if any("_adaptome" in m.__dict__ for m in model.modules()) else model
+        root = find_root(model) if adapters(model) else uncompiled(model)
         how = _check_base(
             root, manifest["base"], manifest["base"].get("id"), tuple(manifest.get("heads", ()))
         )
     dtype = manifest.get("dtype")
-    attach(
-        model,
-        build(method_class(manifest["method"]), manifest["settings"]),
-        name,
-        targets=[f"={path}" for path in manifest["targets"]],
-        train=manifest.get("train", ()),
-        per_layer=manifest.get("per_layer"),
-        dtype=None if dtype is None else getattr(torch, dtype),
-        seed=manifest["seed"],
-    )
+    method = build(method_class(manifest["method"]), manifest["settings"])
+    where: dict[str, Any] = {
+        "targets": [f"={path}" for path in manifest["targets"]],
+        "train": manifest.get("train", ()),
+        "per_layer": manifest.get("per_layer"),
+    }
+    wanted = plan(model, method, **where).trainable
+    if wanted > numbers:  # before anything is built: settings may ask for more than fits in memory
+        raise KeyMismatchError(
+            f"the settings ask for {wanted:,} numbers and the file holds {numbers:,}.\n  Nothing was loaded."
+        )
+    dtype = None if dtype is None else getattr(torch, dtype)
+    attach(model, method, name, **where, dtype=dtype, seed=manifest["seed"])
     return how
 
 
@@ -426,12 +404,17 @@ def fill(attachment: Attachment, tensors: dict[str, Tensor], source: str) -> Non
         for k in wanted
         if k in tensors and tensors[k].shape != wanted[k].shape
     ]
+    shapes += [
+        f"{k}: {_name(tensors[k].dtype)} stored, {_name(wanted[k].dtype)} here"
+        for k in wanted
+        if k in tensors and tensors[k].is_floating_point() != wanted[k].is_floating_point()
+    ]
     if missing or unexpected or shapes:
         words = [
             f"{len(missing)} missing ({', '.join(missing[:3])})" if missing else "",
             f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])})" if unexpected else "",
         ]
-        words += [f"{len(shapes)} of another shape ({'; '.join(shapes[:3])})" if shapes else ""]
+        words += [f"{len(shapes)} of another shape or type ({'; '.join(shapes[:3])})" if shapes else ""]
         near = nearest(unexpected[0], missing, 1) if missing and unexpected else []
         hint = (
             f"\n  Perhaps {unexpected[0]} is {near[0]} under another name: were modules renamed?"

@@ -56,7 +56,8 @@ class Host:
         role: str = "other",
         index: int | None = None,
     ):
-        self.layer, self.path, self.role, self.index = layer, path, role, index
+        self.layer: Any = layer  # Any: its attributes depend on its kind
+        self.path, self.role, self.index = path, role, index
         self.parameter = parameter or "weight"
         #: whether the weight is stored quantised; told once, for forwards ask it
         self.packed = self.has(self.parameter) and packed.is_packed(layer, self.parameter)
@@ -74,7 +75,7 @@ class Host:
         """Where adapters of this host live; the execution device of an offloaded layer."""
         for module in self.layer.modules():
             hook = module.__dict__.get("_hf_hook")
-            if getattr(hook, "offload", False):
+            if hook is not None and getattr(hook, "offload", False):
                 return torch.device(hook.execution_device)
         tensor = next(self._tensors(), None)
         return tensor.device if tensor is not None else torch.device("cpu")

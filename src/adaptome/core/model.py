@@ -202,6 +202,10 @@ def _head_targets(model: nn.Module, train: Targets) -> dict[str, tuple[int, int]
     for pattern in [train] if isinstance(train, str) else train:
         rows = _ROWS.fullmatch(pattern)
         for match in resolve(model, rows["path"] if rows else pattern):
+            if next(match.module.parameters(), None) is None:
+                raise TargetError(
+                    f"train={pattern!r}: {match.path} ({type(match.module).__name__}) has no parameters to train."
+                )
             if rows is None:
                 found[match.path] = None
                 continue
@@ -364,7 +368,9 @@ def _is_distributed(module: nn.Module) -> bool:
         for c in type(module).__mro__
         if c.__module__.startswith(("torch.nn.parallel", "torch.distributed"))
     }
-    return any(n.endswith((".DistributedDataParallel", ".FSDPModule", ".FullyShardedDataParallel")) for n in names)
+    return any(
+        n.endswith((".DistributedDataParallel", ".FSDPModule", ".FullyShardedDataParallel")) for n in names
+    )
 
 
 def _build(

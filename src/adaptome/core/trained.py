@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptome.core.adapter import Frozen, WeightAdapter
+from adaptome.core.adapter import ATTRIBUTE, Frozen, WeightAdapter
 from adaptome.core.errors import HostError
 from adaptome.core.hosts import Host, host_of
 
@@ -84,12 +84,13 @@ def trained(
     copies: dict[tuple[int, tuple[int, int] | None], nn.Parameter] = {}
     wanted: dict[str, tuple[nn.Module, dict[str, nn.Parameter], tuple[int, int] | None]] = {}
     by_parameter: dict[int, list[tuple[str, nn.Module, str]]] = {}
-    for path, module in root.named_modules():
+    modules = [(path, m) for path, m in root.named_modules() if ATTRIBUTE not in path.split(".")]
+    for path, module in modules:
         for name, value in module._parameters.items():
             if value is not None:
                 by_parameter.setdefault(id(value), []).append((path, module, name))
     for target, rows in targets.items():
-        for path, module in root.named_modules():
+        for path, module in modules:
             if path != target and not path.startswith(f"{target}."):
                 continue
             for value in [v for v in module._parameters.values() if v is not None]:

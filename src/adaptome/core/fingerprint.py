@@ -1,0 +1,91 @@
+"""Which base an adapter was trained on: a fingerprint of the model, and its comparison."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core.errors import BaseMismatchError
+from adaptome.core.model import is_ours
+
+#: relative tolerance of the base's sampled weights, so that bf16 and fp32 copies of one base agree
+SAMPLE_TOLERANCE = 2e-2
+
+
+def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What tells one base model from another, whatever its precision.
+
+    `structure` is a hash of parameter names and shapes; `sample` holds four numbers of up to 16 floating-point tensors. Our own tensors
+    and those under the module paths `without` (heads, which are new in every model) are left out.
+    """
+    own = [(n, p) for n, p in _parameters(model) if not any(n == w or n.startswith(f"{w}.") for w in without)]
+    packed = any(not p.is_floating_point() for _, p in own)
+    # Packed weights have other shapes: names alone then tell the structure.
+    names = "\n".join(sorted(n for n, _ in own))
+    shapes = "\n".join(sorted(f"{n} {list(p.shape)}" for n, p in own))
+    plain = [
+        (n, p)
+        for n, p in own
+        if p.is_floating_point() and p.device.type != "meta" and p.numel() >= 4
+        if type(p) is nn.Parameter or hasattr(p, "full_tensor")
+    ]
+    chosen = plain[:: max(1, len(plain) // 16)][:16]
+    sample = {n: [float(v) for v in _pick(p)] for n, p in chosen}
+    return {"names": _hash(names), "structure": None if packed else _hash(shapes), "sample": sample}
+
+
+def _parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The base's parameters, tied ones once; those of merged layers as they were before."""
+    own = {
+        id(m._parameters[n]): p for m in model.modules() for n, p in m.__dict__.get("_unmerged", {}).items()
+    }
+    found = {
+        n: own.get(id(p), p)
+        for n, p in model.named_parameters(remove_duplicate=False)
+        if p is not None and not is_ours(n)
+    }
+    first = {id(p): n for n, p in reversed(found.items())}
+    return [(n, p) for n, p in found.items() if first[id(p)] == n]
+
+
+def _pick(parameter: Tensor) -> list[float]:
+    value = parameter.detach()
+    value = value.full_tensor() if hasattr(value, "full_tensor") else value
+    flat = value.reshape(-1)
+    places = [(flat.numel() * k) // 5 + (k > 0) for k in range(1, 5)]
+    return [float(flat[min(i, flat.numel() - 1)]) for i in places]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_base(
+    model: nn.Module, stored: dict[str, Any], base_id: str | None, without: tuple[str, ...]
+) -> str:
+    """How the base was recognised; BaseMismatchError when it is another."""
+    here = fingerprint(model, without)
+    saved_from = f"the adapter was saved from {base_id or 'an unnamed base'}"
+    if here["names"] != stored["names"]:
+        raise BaseMismatchError(
+            f"{saved_from}, whose parameters have other names than this {type(model).__name__}'s.\n  Load that model, or pass check_base=False if this one is a compatible variant."
+        )
+    if None not in (here["structure"], stored["structure"]) and here["structure"] != stored["structure"]:
+        raise BaseMismatchError(
+            f"{saved_from}, whose parameters have other shapes than this {type(model).__name__}'s.\n  Load the model of that size."
+        )
+    common = sorted(set(here["sample"]) & set(stored["sample"]))
+    for name in common:
+        a, b = (
+            torch.tensor(stored["sample"][name], dtype=torch.float64),
+            torch.tensor(here["sample"][name], dtype=torch.float64),
+        )
+        if not torch.allclose(a, b, rtol=SAMPLE_TOLERANCE, atol=SAMPLE_TOLERANCE * float(a.abs().max())):
+            raise BaseMismatchError(
+                f"{saved_from}; this {type(model).__name__} has the same structure but other weights (first seen in {name}: {a.tolist()} there, {b.tolist()} here).\n"
+                "  Load the base it was trained on, or pass check_base=False to put it on this one all the same."
+            )
+    return "structure and weights" if common else "structure"
