@@ -1,18 +1,21 @@
 """Every registered method on every quantised base, against the same method on the dense weights that the base stands for."""
 
 import copy
-import io
+import dataclasses
+import gc
 import pickle
-import warnings
+import weakref
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 import adaptome as ad
 from adaptome.core.adapter import Adapted
 from adaptome.core.hosts import host_of
+from adaptome.forms.reparametrization import Reparametrization
 from adaptome.quantization import packed
 
 IN, HIDDEN, OUT = 64, 128, 96
@@ -49,7 +52,9 @@ def _bnb(make):
 
 
 def _four_bit(nested):
-    return lambda: _bnb(lambda nn4, i, o, bias: nn4.Linear4bit(i, o, bias=bias, quant_type="nf4", compress_statistics=nested))
+    return lambda: _bnb(
+        lambda nn4, i, o, bias: nn4.Linear4bit(i, o, bias=bias, quant_type="nf4", compress_statistics=nested)
+    )
 
 
 def _eight_bit():
@@ -70,7 +75,9 @@ BASES = {
     "bnb-nf4-nested": _four_bit(True),
     "bnb-int8": _eight_bit,
     "torchao-int8": _torchao(lambda ao: ao.Int8WeightOnlyConfig()),
-    "torchao-int4": _torchao(lambda ao: ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(32))),
+    "torchao-int4": _torchao(
+        lambda ao: ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(32))
+    ),
 }
 METHODS = [
     name
@@ -92,6 +99,8 @@ def dense_twin(base):
     """The same network with plain layers that hold the dequantised weights."""
     twin = Network().train()
     for name, module in base.named_children():
+        if name == "adaptome_shared":
+            continue
         own = twin.get_submodule(name)
         if name not in LAYERS:
             own.load_state_dict(module.state_dict())
@@ -110,11 +119,11 @@ def attach(model, method, layers=LAYERS):
     return model
 
 
-def shake(model, seed=2):
+def shake(model, seed=2, name="default"):
     """Move every trained number off its start."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for value in ad.parameters_of(model).values():
+        for value in ad.parameters_of(model, name).values():
             value.add_(0.05 * torch.randn(value.shape, generator=generator))
     return model
 
@@ -122,6 +131,14 @@ def shake(model, seed=2):
 def run(model, x):
     torch.manual_seed(5)  # for methods with dropout
     return model(x)
+
+
+def infer(model, x):
+    """In evaluation mode, where no method draws anything."""
+    with torch.no_grad():
+        y = model.eval()(x)
+    model.train()
+    return y
 
 
 def bits(model):
@@ -140,7 +157,9 @@ def bits(model):
             scales = getattr(value, "SCB", None)
             if hasattr(value, "SCB"):
                 tensors["SCB"] = scales if scales is not None else module.state.SCB
-            found |= {f"{name}.{key}.{k}": v.clone() for k, v in tensors.items() if isinstance(v, torch.Tensor)}
+            found |= {
+                f"{name}.{key}.{k}": v.clone() for k, v in tensors.items() if isinstance(v, torch.Tensor)
+            }
     return found
 
 
@@ -208,12 +227,19 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(base, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_merging_requantises_tells_the_error_and_comes_back(base, method):
     shake(attach(base, method))
-    before, adapted = bits(base), run(base, X)
+    before, adapted, inferred = bits(base), run(base, X), infer(base, X)
     if ad.list_methods()[method].merge == "none":
         with pytest.raises(ad.errors.MergeError, match="cannot be merged"):
             ad.merge(base, requantise=True)
         return
-    changed = {n: any(base.get_submodule(n)._host.parameter in a.changes for a in base.get_submodule(n).adaptome.values()) for n in LAYERS if isinstance(base.get_submodule(n), Adapted)}
+    changed = {
+        n: any(
+            base.get_submodule(n)._host.parameter in a.changes
+            for a in base.get_submodule(n).adaptome.values()
+        )
+        for n in LAYERS
+        if isinstance(base.get_submodule(n), Adapted)
+    }
     if any(changed.values()):
         with pytest.raises(ad.errors.MergeError, match="requantise=True"):
             ad.merge(base)
@@ -221,9 +247,8 @@ def test_merging_requantises_tells_the_error_and_comes_back(base, method):
     report = ad.merge(base, requantise=any(changed.values()))
     assert set(report.requantised) == {n for n, weight in changed.items() if weight}
     assert all(0 < error < 0.15 for error in report.requantised.values())
-    merged = run(base, X)
-    assert (merged - adapted).norm() / adapted.norm() < 0.25
-    assert_close(merged, run(dense_twin(base), X), rtol=1e-3, atol=1e-4)  # what is stored is what runs
+    assert (infer(base, X) - inferred).norm() / inferred.norm() < 0.25
+    assert_close(run(base, X), run(dense_twin(base), X), rtol=1e-3, atol=1e-4)  # what is stored is what runs
     ad.unmerge(base)
     assert_same_bits(bits(base), before)
     assert torch.equal(run(base, X), adapted)
@@ -254,24 +279,95 @@ def test_detaching_restores_everything(base, method):
     assert torch.equal(run(base, X), output)
 
 
-# -- what holds for the mechanism, shown with the two kinds of forward: fast (lora) and dense (dora after lora) -----
+# -- what holds for the mechanism, shown with its forwards: fast (lora), fast but reading the weight (dora), dense (rows) -----
 
 
-@pytest.mark.parametrize("methods", [("lora",), ("dora",), ("lora", "dora"), ("lora", "bitfit")])
+@dataclasses.dataclass(frozen=True)
+class Rows(ad.Method):
+    """W' = diag(1 + g) W, read as a weight: no fast form, so a packed layer runs with the dense W'."""
+
+    name = "rows"
+
+    def parameters(self, host):
+        return host.fan_out
+
+    def adapter(self, host, shared=None):
+        return RowsAdapter(host)
+
+
+class RowsAdapter(Reparametrization):
+    def __init__(self, host):
+        super().__init__(host)
+        self.g = nn.Parameter(torch.zeros(host.fan_out))
+
+    def weight(self, W):
+        return (1 + self.g.to(W.dtype))[:, None] * W
+
+
+def stack(model, methods):
+    """Attach methods one around the other, each moved off its start."""
+    for number, method in enumerate(methods):
+        targets = ["up_proj"] if method == "bitfit" else LAYERS
+        ad.attach(model, method, name=f"{number}", targets=targets, seed=number)
+        generator = torch.Generator().manual_seed(number)
+        for value in ad.parameters_of(model, f"{number}").values():
+            value.data.add_(0.05 * torch.randn(value.shape, generator=generator))
+    return model
+
+
+STACKS = {
+    "lora": ("lora",),
+    "dora": ("dora",),
+    "rows": (Rows(),),
+    "lora-rows": ("lora", Rows()),
+    "rows-dora": (Rows(), "dora"),
+    "lora-dora-bitfit": ("lora", "dora", "bitfit"),
+}
+over_stacks = pytest.mark.parametrize("methods", STACKS.values(), ids=STACKS)
+
+
+@over_stacks
 def test_stacks_equal_the_stack_on_the_dense_weights(base, methods):
-    twin = dense_twin(base)
+    twin = stack(dense_twin(base), methods)
+    stack(base, methods)
+    found = []
     for model in (base, twin):
-        for number, method in enumerate(methods):
-            ad.attach(model, method, name=method, targets=["up_proj"] if method == "bitfit" else LAYERS, seed=number)
-            generator = torch.Generator().manual_seed(number)
-            for value in ad.parameters_of(model, method).values():
-                value.data.add_(0.05 * torch.randn(value.shape, generator=generator))
-    assert_close(run(base, X), run(twin, X), rtol=1e-3, atol=1e-4)
-    adapted = run(base, X)
-    ad.merge(base, requantise=True)
+        y = run(model, X)
+        y.square().mean().backward()
+        found.append((y, [p.grad for n in ad.active(model) for p in ad.parameters_of(model, n).values()]))
+    assert_close(found[0][0], found[1][0], rtol=1e-3, atol=1e-4)
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        assert_close(a, b, rtol=2e-3, atol=2e-5)
+
+
+@over_stacks
+def test_merged_stacks_come_back(base, methods):
+    stack(base, methods)
+    before, adapted = bits(base), run(base, X)
+    report = ad.merge(base, requantise=True)
+    assert set(report.requantised) == set(LAYERS)
     assert (run(base, X) - adapted).norm() / adapted.norm() < 0.25
     ad.unmerge(base)
+    assert_same_bits(bits(base), before)
     assert torch.equal(run(base, X), adapted)
+
+
+def test_a_second_merge_is_as_the_first(base):
+    """8-bit statistics wander between parameter and layer at every forward: no order of verbs may mix them up."""
+    attach(base, "lora")
+    before = bits(base)
+    shake(base)
+    outputs = []
+    for evaluate in (False, True, False):
+        ad.merge(base, requantise=True)
+        if evaluate:
+            run(base, X)
+        outputs.append(run(base, X))
+        ad.unmerge(base)
+        if evaluate:
+            run(base, X)
+        assert_same_bits(bits(base), before)
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
 
 
 def test_a_merge_that_is_kept_leaves_a_plain_quantised_model(base):
@@ -283,56 +379,79 @@ def test_a_merge_that_is_kept_leaves_a_plain_quantised_model(base):
     assert_close(run(base, X), run(dense_twin(base), X), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
-def test_copies_run_alone(base, method):
-    shake(attach(base, method))
-    expected = run(base, X)
+@over_stacks
+def test_copies_run_alone(base, methods):
+    expected = run(stack(base, methods), X)
     other = copy.deepcopy(base)
     assert torch.equal(run(other, X), expected)
-    shake(other)
-    assert not torch.equal(run(other, X), expected) and torch.equal(run(base, X), expected)
+    shake(other, name="0")
+    assert not torch.equal(run(other, X), expected)
+    assert torch.equal(run(base, X), expected)
 
 
-def test_pickled_models_run(base, request):
+def test_pickled_models_run(base):
     if "extra_repr" in base.up_proj.__dict__:
         with pytest.raises((AttributeError, pickle.PicklingError)):
             pickle.dumps(base)
-        pytest.skip("torchao puts a partial on the layers it quantises, which cannot be pickled, adapted or not")
+        pytest.skip(
+            "torchao puts a partial on the layers it quantises, which cannot be pickled, adapted or not"
+        )
     shake(attach(base, "lora"))
-    assert torch.equal(run(pickle.load(io.BytesIO(pickle.dumps(base))), X), run(base, X))
+    other = pickle.loads(pickle.dumps(base))  # noqa: S301, written above
+    assert torch.equal(run(other, X), run(base, X))
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
-def test_autocast_trains(base, method):
-    shake(attach(base, method))
+@over_stacks
+def test_autocast_trains(base, methods):
+    stack(base, methods)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = run(base, X)
-    assert_close(y.float(), run(base, X), rtol=0.1, atol=0.1)
+    assert (y.float() - run(base, X)).norm() / y.float().norm() < 0.05
     y.float().square().mean().backward()
     ad.check_gradients(base)
-    assert all(torch.isfinite(p.grad).all() and p.grad.dtype == torch.float32 for p in ad.parameters_of(base).values() if p.grad is not None)
+    trained = [p for n in ad.active(base) for p in ad.parameters_of(base, n).values()]
+    assert all(torch.isfinite(p.grad).all() and p.grad.dtype == torch.float32 for p in trained)
 
 
-@pytest.mark.parametrize("methods", [("lora",), ("dora", "lora", "dora")])
+@over_stacks
 def test_gradient_checkpointing_changes_nothing(base, methods):
-    for number, method in enumerate(methods):
-        ad.attach(base, method, name=f"{method}{number}", targets=LAYERS, seed=number)
-    names = [f"{method}{number}" for number, method in enumerate(methods)]
+    stack(base, methods)
     found = []
     for recompute in (False, True):
         base.zero_grad()
-        y = torch.utils.checkpoint.checkpoint(base, X, use_reentrant=False) if recompute else base(X)
+        y = checkpoint(base, X, use_reentrant=False) if recompute else base(X)
         y.square().mean().backward()
-        found.append([p.grad.clone() for n in names for p in ad.parameters_of(base, n).values()])
+        found.append([p.grad.clone() for n in ad.active(base) for p in ad.parameters_of(base, n).values()])
     for a, b in zip(*found, strict=True):
         assert_close(a, b)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
-def test_compiled_models_give_the_same(base, method):
-    shake(attach(base, method))
-    expected = run(base, X)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        compiled = torch.compile(base, backend="aot_eager")
-        assert_close(run(compiled, X), expected, rtol=1e-4, atol=1e-5)
+def test_no_dense_weight_waits_for_the_backward(base, monkeypatch):
+    """Training on a packed base must not hold every layer's dense weight: it is made again in the backward."""
+    stack(base, [Rows()])
+    alive = weakref.WeakSet()
+    dense = packed.dense
+
+    def watched(*args, **kwargs):
+        weight = dense(*args, **kwargs)
+        alive.add(weight)
+        return weight
+
+    monkeypatch.setattr(packed, "dense", watched)
+    loss = run(base, X).square().mean()
+    gc.collect()
+    assert len(alive) == 0
+    loss.backward()
+    ad.check_gradients(base)
+
+
+@pytest.mark.parametrize("base", ["bnb-nf4-nested", "bnb-int8", "torchao-int4"], indirect=True)
+@pytest.mark.parametrize("name", ["lora", "rows-dora", "lora-dora-bitfit"])
+def test_compiled_models_give_the_same_without_a_break(base, name):
+    expected = run(stack(base, STACKS[name]), X)
+    torch._dynamo.reset()  # one forward, many models: not what the limit on recompiling is for
+    compiled = torch.compile(base, backend="aot_eager", fullgraph=True)
+    y = run(compiled, X)
+    assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    y.square().mean().backward()
+    ad.check_gradients(base)

@@ -47,7 +47,9 @@ def int4():
 
 
 def int4_asymmetric():
-    config = ao().IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao().PerGroup(16), mapping_type=ao().MappingType.ASYMMETRIC)
+    config = ao().IntxWeightOnlyConfig(
+        weight_dtype=torch.int4, granularity=ao().PerGroup(16), mapping_type=ao().MappingType.ASYMMETRIC
+    )
     return _torchao(config)
 
 
@@ -101,7 +103,9 @@ def bits(layer):
 
 
 def same(a, b):
-    return len(a) == len(b) and all(x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(
+        x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(a, b, strict=True)
+    )
 
 
 def test_dense_is_what_the_layer_multiplies_with(made):
@@ -159,7 +163,12 @@ def test_four_bit_settings_survive(quant_type, nested):
     layer = four_bit(quant_type, nested, torch.bfloat16)
     old = layer.weight.quant_state
     new = packed.repack(layer, packed.dense(layer)).quant_state
-    assert (new.quant_type, new.nested, new.blocksize, new.dtype) == (quant_type, nested, old.blocksize, torch.bfloat16)
+    assert (new.quant_type, new.nested, new.blocksize, new.dtype) == (
+        quant_type,
+        nested,
+        old.blocksize,
+        torch.bfloat16,
+    )
     layer.quant_state = old
     packed.install(layer, packed.repack(layer, packed.dense(layer)))
     assert layer.quant_state is layer.weight.quant_state is not old
@@ -196,7 +205,10 @@ def test_settled_layers_keep_bits_and_gradients_through_an_evaluation():
     assert layer(x.requires_grad_()).requires_grad
     flag = layer.support_avx512bf16_for_cpu
     packed.release(layer)
-    assert "_bnb_cpu_packing" not in layer.__dict__ and layer.support_avx512bf16_for_cpu == four_bit().support_avx512bf16_for_cpu
+    assert (
+        "_bnb_cpu_packing" not in layer.__dict__
+        and layer.support_avx512bf16_for_cpu == four_bit().support_avx512bf16_for_cpu
+    )
     assert not flag
 
 
@@ -206,7 +218,9 @@ def test_the_layout_for_avx512_is_read_and_undone(nested):
 
     layer = four_bit(nested=nested)
     exact = packed.dense(layer)
-    layer.weight.data, layer.weight.quant_state = _convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state)
+    layer.weight.data, layer.weight.quant_state = _convert_weight_packed_for_cpu(
+        layer.weight.data, layer.weight.quant_state
+    )
     layer.support_avx512bf16_for_cpu = True
     rounded = packed.dense(layer)
     assert_close(rounded, exact, rtol=2**-7, atol=0)  # scales rounded to bfloat16, codes the same

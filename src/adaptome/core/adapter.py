@@ -102,7 +102,8 @@ class Frozen:
     @property
     def pristine(self) -> bool:
         """Whether nothing has changed the base weight before this adapter."""
-        return not self.below and not self.layer._overrides and "_unmerged" not in self.layer.__dict__
+        # torch.compile cannot trace `not` of a tuple
+        return len(self.below) + len(self.layer._overrides) == 0 and "_unmerged" not in self.layer.__dict__
 
     def weight(self, name: str = "weight") -> Tensor:
         """The parameter in canonical form, dense, with the weight adapters before this one applied.

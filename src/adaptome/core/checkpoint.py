@@ -120,6 +120,12 @@ def write(folder: str | os.PathLike[str], tensors: dict[str, Tensor], manifest: 
         raise NonFiniteError(
             f"{len(bad)} tensors hold NaN or infinity ({', '.join(bad[:3])}); nothing was written.\n  Go back to the last good checkpoint."
         )
+    empty = [key for key, value in tensors.items() if value.numel() == 0]
+    if empty:
+        raise CheckpointError(
+            f"{len(empty)} tensors are empty here ({', '.join(empty[:3])}): they are partitioned over processes; nothing was written.\n"
+            "  Gather them first (with ZeRO-3: inside deepspeed.zero.GatheredParameters), or save from the trainer."
+        )
     data = dump_tensors({k: v.contiguous() for k, v in tensors.items()}, metadata={"format": "adaptome"})
     manifest = {
         **manifest,

@@ -36,7 +36,11 @@ def dense(layer: nn.Module, value: Any, dtype: torch.dtype) -> Tensor:
         weight = value.dequantize()
     else:
         # No dequantisation is offered: what the format's own product makes of the identity is the weight.
-        weight = F.linear(torch.eye(value.shape[-1], dtype=value.dtype, device=value.device), value).t().contiguous()
+        weight = (
+            F.linear(torch.eye(value.shape[-1], dtype=value.dtype, device=value.device), value)
+            .t()
+            .contiguous()
+        )
         return weight.to(dtype)
     scale = getattr(value, "act_pre_scale", None)
     return weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)
@@ -89,7 +93,9 @@ def _granularity(value: Any) -> Any:
         return PerRow()
     if all(b == 1 for b in block[:-1]):
         return PerGroup(block[-1])
-    raise MergeError(f"{type(value).__name__} with blocks of {list(block)} on a weight {list(size)}: no such granularity is known.\n  Keep the adapter attached, or merge into the full-precision base.")
+    raise MergeError(
+        f"{type(value).__name__} with blocks of {list(block)} on a weight {list(size)}: no such granularity is known.\n  Keep the adapter attached, or merge into the full-precision base."
+    )
 
 
 def _mapping(value: Any) -> Any:
@@ -102,7 +108,12 @@ def _mapping(value: Any) -> Any:
 
 def _int8(value: Any, weight: Tensor) -> Tensor:
     kept = ("act_quant_kwargs", "act_quant_scale", "act_quant_zero_point", "act_pre_scale", "reduce_range")
-    return type(value).from_hp(weight, _granularity(value), _mapping(value), **{k: getattr(value, k) for k in kept if hasattr(value, k)})
+    return type(value).from_hp(
+        weight,
+        _granularity(value),
+        _mapping(value),
+        **{k: getattr(value, k) for k in kept if hasattr(value, k)},
+    )
 
 
 def _intx(value: Any, weight: Tensor) -> Tensor:
@@ -111,14 +122,22 @@ def _intx(value: Any, weight: Tensor) -> Tensor:
     Symmetric codes reach from -8 to 7 and their scale is a 7.5th of the largest weight: quantising even an unchanged
     weight again would shrink every block whose largest weight is positive.
     """
-    settings = {"block_size": value.block_size, "target_dtype": value.target_dtype, "activation_quantization": value.activation_quantization}
+    settings = {
+        "block_size": value.block_size,
+        "target_dtype": value.target_dtype,
+        "activation_quantization": value.activation_quantization,
+    }
     fresh = type(value).from_hp(weight, mapping_type=_mapping(value), **settings)
 
     def with_scales(scale: Tensor, zero: Tensor) -> Any:
-        return type(value).from_hp(weight, intx_choose_qparams_algorithm=None, custom_scale=scale, custom_zero_point=zero, **settings)
+        return type(value).from_hp(
+            weight, intx_choose_qparams_algorithm=None, custom_scale=scale, custom_zero_point=zero, **settings
+        )
 
     better = _block_error(with_scales(value.scale, value.zero_point), weight) < _block_error(fresh, weight)
-    return with_scales(torch.where(better, value.scale, fresh.scale), torch.where(better, value.zero_point, fresh.zero_point))
+    return with_scales(
+        torch.where(better, value.scale, fresh.scale), torch.where(better, value.zero_point, fresh.zero_point)
+    )
 
 
 def _block_error(value: Any, weight: Tensor) -> Tensor:
@@ -131,7 +150,12 @@ def _block_error(value: Any, weight: Tensor) -> Tensor:
 
 def _float8(value: Any, weight: Tensor) -> Tensor:
     kept = ("mm_config", "kernel_preference", "act_quant_kwargs")
-    return type(value).from_hp(weight, value.qdata.dtype, _granularity(value), **{k: getattr(value, k) for k in kept if hasattr(value, k)})
+    return type(value).from_hp(
+        weight,
+        value.qdata.dtype,
+        _granularity(value),
+        **{k: getattr(value, k) for k in kept if hasattr(value, k)},
+    )
 
 
 def _nf4(value: Any, weight: Tensor) -> Tensor:
