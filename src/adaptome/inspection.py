@@ -239,7 +239,8 @@ def _prepare(model: nn.Module, gradient_checkpointing: bool) -> None:
     if not gradient_checkpointing:
         return
     if hasattr(model, "gradient_checkpointing_enable"):  # transformers
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     elif hasattr(model, "enable_gradient_checkpointing"):  # diffusers
         model.enable_gradient_checkpointing()
     else:
