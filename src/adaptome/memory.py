@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Footprint", "footprint", "optimizer_bytes", "shadow"]
+__all__ = ["OPTIMIZERS", "Footprint", "footprint", "optimizer_bytes", "shadow"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def footprint(
             value = (loss or scalar)(model(**inputs))
         total = sum(saved.values())
         if value.requires_grad:
-            torch.autograd.backward(value)  # not value.backward(): inside it the modes would be off
+            _backward(value)
         gradients = sum(p.grad.numel() * p.grad.element_size() for p in trained if p.grad is not None)
     return Footprint(saved=total, gradients=gradients, peak=alive.peak)
 
@@ -103,6 +103,14 @@ def scalar(output: Any) -> Tensor:
     if isinstance(loss, Tensor):
         return loss
     return next(t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()).sum()
+
+
+def _backward(value: Tensor) -> None:
+    """`value.backward()` with `_Fused` still on: the public calls are functions that a mode handles, and a mode is off
+    inside what it handles, so blocks recomputed during the backward would run unfused."""
+    torch.autograd.Variable._execution_engine.run_backward(
+        (value,), (torch.ones_like(value),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
 def _key(tensor: Tensor) -> int:
@@ -210,8 +218,8 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     return torch.native_dropout(input, p, True)[0]
 
 
-# Bytes of state for a parameter of n elements in its own type; each optimizer's, as its authors' code keeps them.
-_OPTIMIZERS: dict[str, Callable[[Tensor], int]] = {
+#: bytes of an optimizer's state for one parameter, as its authors' code keeps it
+OPTIMIZERS: dict[str, Callable[[Tensor], int]] = {
     "adamw": lambda p: 2 * p.numel() * p.element_size(),
     "adam": lambda p: 2 * p.numel() * p.element_size(),
     # bitsandbytes: two moments of one byte, an fp32 maximum per 256 elements; small tensors stay in fp32
@@ -235,4 +243,4 @@ def optimizer_bytes(parameters: Iterable[Tensor], optimizer: str) -> int:
     Raises:
         KeyError: an optimizer that is not known.
     """
-    return sum(_OPTIMIZERS[optimizer](p) for p in parameters)
+    return sum(OPTIMIZERS[optimizer](p) for p in parameters)

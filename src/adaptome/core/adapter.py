@@ -188,7 +188,7 @@ def _parameter_property(name: str) -> property:
     def read(self: Any) -> Tensor | None:
         value = self._parameters[name]
         adapters = self._overrides.get(name, ())
-        if not adapters or value.device.type == "meta":  # offloaded: what moves it here reads it too
+        if not adapters or (value.is_meta and _offloaded(adapters)):  # what moves it here reads it too
             return value
         dtype = value.dtype
         for adapter in adapters:
@@ -200,6 +200,11 @@ def _parameter_property(name: str) -> property:
         return value.to(dtype)
 
     return property(read)
+
+
+def _offloaded(adapters: tuple[WeightAdapter, ...]) -> bool:
+    """Whether a layer on the meta device waits for its weights; where its adapters are there too, all is shapes alone."""
+    return any("_hf_hook" in a.__dict__ or not all(p.is_meta for p in a.parameters()) for a in adapters)
 
 
 @functools.cache
