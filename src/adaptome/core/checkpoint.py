@@ -388,7 +388,7 @@ def _attach_described(
         "per_layer": manifest.get("per_layer"),
     }
     wanted = plan(model, method, **where).trainable
-    if wanted > numbers:  # before anything is built: settings may ask for more than fits in memory
+    if wanted > 4 * numbers + 2**20:  # before anything is built: settings may ask for more than fits in memory
         raise KeyMismatchError(
             f"the settings ask for {wanted:,} numbers and the file holds {numbers:,}.\n  Nothing was loaded."
         )
