@@ -80,6 +80,8 @@ class Method:
     admits_packed: ClassVar[bool] = True
     #: where it goes when the user names no targets
     default_targets: ClassVar[str | tuple[str, ...]] = "all-linear"
+    #: the setting that a budget solves; '' for the first of r, size, n that there is
+    budget_setting: ClassVar[str] = ""
     #: the paper
     source: ClassVar[str] = ""
 
@@ -142,6 +144,17 @@ class Method:
             MethodError: for a setting it does not have.
         """
         return build(type(self), {**self.settings(), **settings})
+
+    @classmethod
+    def size_setting(cls) -> str | None:
+        """The setting that a budget solves; None when the method has no size."""
+        fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return cls.budget_setting or next((name for name in ("r", "size", "n") if name in fields), None)
+
+    def sized(self, value: int) -> Method:
+        """The method at another size; methods with several sizes keep their proportion here."""
+        setting = self.size_setting()
+        return self.replace(**{setting: value}) if setting else self
 
     def __post_init__(self) -> None:
         hints = _hints(type(self))

@@ -6,11 +6,12 @@ All state is on the model itself: adapters on their layers, shared state in `mod
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from adaptome.core import adapter as swap
 from adaptome.core.adapter import Adapted, Adapter
+from adaptome.core.budget import Fit, fit, parse
 from adaptome.core.errors import GradientError, StateError, TargetError, did_you_mean
 from adaptome.core.hosts import Host, host_of
 from adaptome.core.method import Method, get_method
@@ -141,6 +143,7 @@ def plan(
     layers: Any = None,
     train: Targets = (),
     per_layer: Mapping[str, Mapping[str, Any]] | None = None,
+    budget: str | int | None = None,
     **settings: Any,
 ) -> Plan:
     """What `attach` with the same arguments would do; builds nothing, so it works on the meta device.
@@ -152,8 +155,26 @@ def plan(
     chosen = get_method(method, **settings)
     heads = _head_targets(model, train)
     hosts = _hosts(model, chosen, targets, exclude, layers, heads)
+    chosen, fitted = _fit(model, chosen, hosts, budget)
     methods = _methods_by_layer(model, chosen, hosts, per_layer or {})
-    return _plan(model, chosen, hosts, methods, trained(model, heads, None) if heads else {}, None)
+    made = _plan(model, chosen, hosts, methods, trained(model, heads, None) if heads else {}, None)
+    return replace(made, budget=fitted)
+
+
+def _fit(
+    model: nn.Module, method: Method, hosts: Sequence[Host], budget: str | int | None
+) -> tuple[Method, Fit | None]:
+    """The method at the size that a budget asks for."""
+    if budget is None:
+        return method, None
+
+    def count_of(text: str) -> int:
+        name, _, settings = text.partition(":")
+        pairs = [pair.partition("=") for pair in settings.split(",") if pair]
+        other = get_method(name.strip(), **{k.strip(): ast.literal_eval(v.strip()) for k, _, v in pairs})
+        return sum(other.parameters(host) for host in hosts) + other.shared_parameters(hosts)
+
+    return fit(method, hosts, parse(budget, _base_count(model), count_of))
 
 
 def _hosts(
@@ -269,6 +290,7 @@ def attach(
     layers: Any = None,
     train: Targets = (),
     per_layer: Mapping[str, Mapping[str, Any]] | None = None,
+    budget: str | int | None = None,
     dtype: torch.dtype | None = None,
     seed: int | None = None,
     **settings: Any,
@@ -285,6 +307,8 @@ def attach(
         layers: only blocks with these numbers: 3, [0, 5], '4:8', '-4:'.
         train: modules trained whole and saved beside the adapters ('classifier'); 'embed_tokens[32000:]' trains rows.
         per_layer: settings by pattern, {'*.q_proj': {'r': 16}}; later patterns win.
+        budget: trainable numbers instead of a size: 20000, '1.5M', '0.1%' of the base, or 'lora:r=8' for as many as that
+            method has here; the method solves its own size for it, and the plan tells how close it came.
         dtype: of the adapters; None for float32, or float64 on a float64 base.
         seed: of their initialisation; None draws one from torch's generator, so torch.manual_seed before this call makes it repeatable.
         settings: of the method.
@@ -313,10 +337,11 @@ def attach(
         )
     head_targets = _head_targets(root, train)
     hosts = _hosts(root, chosen, targets, exclude, layers, head_targets)
+    chosen, fitted = _fit(root, chosen, hosts, budget)
     methods = _methods_by_layer(root, chosen, hosts, per_layer or {})
     seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
     heads = trained(root, head_targets, dtype) if head_targets else {}
-    made = _plan(root, chosen, hosts, methods, heads, seed)
+    made = replace(_plan(root, chosen, hosts, methods, heads, seed), budget=fitted)
     built, shared = _build(chosen, hosts, methods, seed, dtype)
     # Nothing on the model has changed up to here: an error above leaves it as it was.
     attachment = Attachment(

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from adaptome.core.budget import Fit
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -32,6 +34,7 @@ class Plan:
         heads: trainable numbers of modules trained whole.
         base: parameters of the base model, tied ones once.
         seed: what initialised the adapters; None when nothing was built.
+        budget: how close the method came to a budget, when one was asked for.
     """
 
     method: str
@@ -41,6 +44,7 @@ class Plan:
     heads: dict[str, int]
     base: int
     seed: int | None = None
+    budget: Fit | None = None
 
     @property
     def trainable(self) -> int:
@@ -61,7 +65,10 @@ class Plan:
         """The plan as JSON can hold it."""
         entries = [vars(e) | {"shape": list(e.shape)} for e in self.entries]
         keys = ("method", "settings", "shared", "heads", "base", "trainable", "total", "percent", "seed")
-        return {k: getattr(self, k) for k in keys} | {"entries": entries}
+        return {k: getattr(self, k) for k in keys} | {
+            "budget": None if self.budget is None else vars(self.budget),
+            "entries": entries,
+        }
 
     def __str__(self) -> str:
         rows = [
@@ -72,7 +79,10 @@ class Plan:
         if self.shared:
             rows.append(("shared", "", "", "", f"{self.shared:,}"))
         text = table(("module", "role", "kind", "shape", "parameters"), rows)
-        return f"{self.method} {self.settings}\n{text}\ntrainable {self.trainable:,} of {self.total:,} ({self.percent:.4f} %)"
+        return (
+            f"{self.method} {self.settings}\n{text}\ntrainable {self.trainable:,} of {self.total:,} ({self.percent:.4f} %)"
+            + (f"\n{self.budget}" if self.budget else "")
+        )
 
 
 def _fold(entries: tuple[Entry, ...]) -> list[Entry]:

@@ -49,6 +49,9 @@ class Hydra(Method):
         if self.r + self.q == 0:
             raise MethodError("hydra: r and q are both 0; at least one branch is needed.")
 
+    def sized(self, value: int) -> Method:
+        return self.replace(r=value, q=2 * value)
+
     def admits(self, host: Host) -> str | None:
         needs = self.bias and host.kind == "linear" and not host.has("bias")
         return super().admits(host) or (
