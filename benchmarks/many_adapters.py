@@ -21,13 +21,20 @@ import adaptome as ad
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=1000, help="how many adapters")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4, vocab_size=1000
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=1000,
     )
     model = LlamaForCausalLM(config).eval()
     ids = torch.arange(8)[None]
@@ -50,7 +57,9 @@ def main() -> None:
             ad.load(model, Path(folder) / str(k))
             load.append(time.perf_counter() - start)
             with torch.no_grad():
-                assert torch.equal(model(ids).logits[0, -1, :4], outputs[k]), f"adapter {k} does not give its outputs"
+                assert torch.equal(model(ids).logits[0, -1, :4], outputs[k]), (
+                    f"adapter {k} does not give its outputs"
+                )
             ad.detach(model)
     tenth = max(args.count // 10, 1)
     result = {
@@ -62,7 +71,13 @@ def main() -> None:
         "load_median_ms": 1e3 * statistics.median(load),
         "load_last_over_first_tenth": statistics.median(load[-tenth:]) / statistics.median(load[:tenth]),
     }
-    print(json.dumps(result) if args.json else "\n".join(f"{k:28} {v:,.3f}" if isinstance(v, float) else f"{k:28} {v:,}" for k, v in result.items()))
+    print(
+        json.dumps(result)
+        if args.json
+        else "\n".join(
+            f"{k:28} {v:,.3f}" if isinstance(v, float) else f"{k:28} {v:,}" for k, v in result.items()
+        )
+    )
 
 
 if __name__ == "__main__":
