@@ -70,7 +70,7 @@ def test_checkpointing_takes_less_memory():
     model = build("llama-3.1-70b", num_hidden_layers=8)
     kept = inspect(model, "lora", **options)
     again = inspect(model, "lora", gradient_checkpointing=True, **options)
-    assert again.memory.activations < kept.memory.activations / 5
+    assert again.memory.activations < kept.memory.activations / 2
     assert again.memory.peak < kept.memory.peak
 
 
