@@ -231,7 +231,7 @@ def _prepare(model: Any, gradient_checkpointing: bool) -> None:
     """Set the copy up as a training run does: training mode, no cache of keys and values, every layer run."""
     model.train()
     config = getattr(model, "config", None)
-    if getattr(config, "use_cache", False):
+    if config is not None and getattr(config, "use_cache", False):
         config.use_cache = False
     for module in model.modules():
         if hasattr(module, "layerdrop"):
