@@ -50,7 +50,7 @@ def inspect(
     from adaptome import inspection
 
     chosen = _settings(settings or [])
-    own = sorted(set(chosen) & set((inspection.inspect.__kwdefaults__ or {})))
+    own = sorted(set(chosen) & set(inspection.inspect.__kwdefaults__ or {}))
     if own:
         raise typer.BadParameter(f"{own[0]} is no setting of a method; it is an option of its own.", param_hint="--set")
     found = inspection.inspect(
