@@ -12,17 +12,17 @@ from adaptome.example_inputs import example_inputs
 from adaptome.memory import footprint, optimizer_bytes, scalar, shadow
 
 TINY = {
-    "llama-3.2-1b": dict(num_hidden_layers=2, hidden_size=48, intermediate_size=80, vocab_size=96, head_dim=12,
-                         num_attention_heads=4, num_key_value_heads=2, bos_token_id=1, eos_token_id=2, use_cache=False),
-    "gpt2": dict(n_layer=2, n_embd=48, n_head=4, vocab_size=96, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
-                 bos_token_id=1, eos_token_id=2, use_cache=False),
-    "bert-base": dict(num_hidden_layers=2, hidden_size=48, intermediate_size=80, num_attention_heads=4, vocab_size=96,
-                      hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
-    "deberta-v3-base": dict(num_hidden_layers=2, hidden_size=48, intermediate_size=80, num_attention_heads=4,
-                            vocab_size=96, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
-    "t5-base": dict(num_layers=2, num_decoder_layers=2, d_model=48, d_kv=12, d_ff=80, num_heads=4, vocab_size=96,
-                    dropout_rate=0.0, use_cache=False),
-    "vit-b-16": dict(num_hidden_layers=2, hidden_size=48, intermediate_size=80, num_attention_heads=4, image_size=64),
+    "llama-3.2-1b": {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 80, "vocab_size": 96, "head_dim": 12,
+                         "num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "use_cache": False},
+    "gpt2": {"n_layer": 2, "n_embd": 48, "n_head": 4, "vocab_size": 96, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
+                 "bos_token_id": 1, "eos_token_id": 2, "use_cache": False},
+    "bert-base": {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 4, "vocab_size": 96,
+                      "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "deberta-v3-base": {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 4,
+                            "vocab_size": 96, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "t5-base": {"num_layers": 2, "num_decoder_layers": 2, "d_model": 48, "d_kv": 12, "d_ff": 80, "num_heads": 4, "vocab_size": 96,
+                    "dropout_rate": 0.0, "use_cache": False},
+    "vit-b-16": {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 4, "image_size": 64},
 }  # fmt: skip
 METHODS = ["lora", "dora", "ia3", "series", "bitfit", "norm-tuning"]
 
@@ -86,7 +86,7 @@ def test_peak_is_the_allocators(name, checkpointing):
     model = tiny(name)
     ad.attach(model, "lora", targets="all-linear", seed=0)
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     inputs = example_inputs(model, 16, 64, device="cpu")
     on_meta = {key: value.to("meta") for key, value in inputs.items()}
     counted = footprint(shadow(model), on_meta)
@@ -118,7 +118,7 @@ def test_checkpointing_keeps_less_and_a_frozen_model_nothing():
     ad.attach(model, "lora", seed=0)
     inputs = example_inputs(model, 4, 32)
     full = footprint(shadow(model), inputs)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     assert footprint(shadow(model), inputs).saved < full.saved / 2
     frozen = tiny("bert-base").requires_grad_(False)
     assert footprint(shadow(frozen), inputs).saved == footprint(shadow(frozen), inputs).gradients == 0

@@ -227,12 +227,12 @@ def _name(model: nn.Module) -> str:
     return next((short for short, known in DTYPES.items() if known is dtype), str(dtype))
 
 
-def _prepare(model: nn.Module, gradient_checkpointing: bool) -> None:
+def _prepare(model: Any, gradient_checkpointing: bool) -> None:
     """Set the copy up as a training run does: training mode, no cache of keys and values, every layer run."""
     model.train()
     config = getattr(model, "config", None)
-    if getattr(config, "use_cache", False):
-        config.use_cache = False  # type: ignore[union-attr]
+    if config is not None and getattr(config, "use_cache", False):
+        config.use_cache = False
     for module in model.modules():
         if hasattr(module, "layerdrop"):
             module.layerdrop = 0.0  # else layers drop out of the count at random
