@@ -57,8 +57,11 @@ def test_killed_after_any_other_step(tmp_path, reference, step):
     dies_and_resumes(Run(tmp_path, kill_step=step), reference("bert"))
 
 
-@pytest.mark.parametrize("settings", [LONG_LENGTHS, BUSY], ids=["by-length", "evaluating"])
-@pytest.mark.parametrize("step", [5, 7])
+@pytest.mark.parametrize(
+    ("step", "settings"),
+    [(7, LONG_LENGTHS), (10, LONG_LENGTHS), (5, BUSY), (7, BUSY)],
+    ids=["by-length-7", "by-length-10", "evaluating-5", "evaluating-7"],
+)
 def test_killed_with_other_samplers_and_evaluations(tmp_path, reference, step, settings):
     dies_and_resumes(Run(tmp_path, "llama", kill_step=step, settings=settings), reference("llama", settings))
 

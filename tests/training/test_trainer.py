@@ -252,6 +252,9 @@ def test_early_stopping_stops_and_a_resumed_run_stops_at_the_same_step(tmp_path)
     assert again.state.global_step == 8
     for name, value in ad.parameters_of(whole.model).items():
         assert torch.equal(value, ad.parameters_of(again.model)[name])
+    killed_at_its_end = run(tmp_path / "whole", [])
+    killed_at_its_end.train(resume_from_checkpoint=True)
+    assert killed_at_its_end.state.global_step == 8
 
 
 class Stop(Keep):
@@ -265,11 +268,12 @@ class Stop(Keep):
             control.should_training_stop = True
 
 
-def test_a_finished_run_that_is_resumed_trains_no_further(tmp_path):
-    first = trained(tmp_path)
-    again = trainer_of(Run(tmp_path))
+@pytest.mark.parametrize("settings", [{}, {"max_steps": 4, "save_steps": 2}], ids=["epochs", "within an epoch"])
+def test_a_finished_run_that_is_resumed_trains_no_further(tmp_path, settings):
+    first = trained(tmp_path, **settings)
+    again = trainer_of(Run(tmp_path, settings=tuple(settings.items())))
     again.train(resume_from_checkpoint=True)
-    assert again.state.global_step == first.state.global_step == 12
+    assert again.state.global_step == first.state.global_step == settings.get("max_steps", 12)
     for name, value in ad.parameters_of(first.model).items():
         assert torch.equal(value, ad.parameters_of(again.model)[name])
 

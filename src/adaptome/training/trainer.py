@@ -144,7 +144,7 @@ class AdapterCheckpoints(StoredAdapters):
         result = super()._init_training_state(max_steps, *args, **kwargs)
         if self._resumed is not None:
             stored = TrainerState.load_from_json(str(self._resumed / TRAINER_STATE))
-            control = dict(stored.stateful_callbacks or {}).get("TrainerControl", {}).get("attributes", {})
+            control = dict(stored.stateful_callbacks or {}).get("TrainerControl", {}).get("args", {})
             early = bool(control.get("should_training_stop")) and stored.global_step < stored.max_steps
             self._stopped_before = early or self.state.global_step >= max_steps
             best = self._resumed.with_name(f"checkpoint-{self.state.best_global_step}")
