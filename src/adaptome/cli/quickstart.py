@@ -23,11 +23,11 @@ def quickstart(
     Takes a small sentence encoder that comes as a package and docstrings of the Python on this machine, so that
     no network is used. Trains a linear probe, LoRA and a bottleneck adapter to tell which module a docstring is from.
     """
-    from rich.console import Console
-
-    from adaptome.quickstart import quickstart as run
-
     try:
+        from rich.console import Console
+
+        from adaptome.quickstart import quickstart as run
+
         # Progress is for people; --json leaves the standard output to the result.
         metrics = run(output, console=Console(stderr=json))
     except KeyboardInterrupt:

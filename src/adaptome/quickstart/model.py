@@ -5,36 +5,61 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adaptome.data.stdlib_docstrings import Example
-from adaptome.tasks.models import resolve
+from adaptome.quickstart.settings import PROBE, Settings
+from adaptome.recipe import Recipe, load_recipe
+from adaptome.tasks import Task, get_task
 from adaptome.tasks.pooling import MeanPooledClassifier
 
 Batch = dict[str, Tensor]
-ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+SPLITS = ("train", "validation", "test")
 
 
-def load_base(labels: int) -> tuple[MeanPooledClassifier, Any]:
-    """The packaged MiniLM encoder (22 million parameters) with a new head, and its tokenizer; no network is used.
+def recipe_of(method: str, settings: Settings, output: Path) -> Recipe:
+    """What is trained, as a recipe: it is stored with the adapter, for `adaptome predict`, `eval` and `train`."""
+    options = settings.options.get(method, {})
+    return load_recipe(
+        {
+            "title": f"Which module does a docstring come from? MiniLM with {method}, as in `adaptome quickstart`",
+            "model": {"name": "minilm"},
+            "task": {"name": "text-classification", "max_length": settings.max_tokens},
+            "data": {split: str(output / "data" / f"{split}.jsonl") for split in SPLITS},
+            "methods": [] if method == PROBE else [{"name": method, **options}],
+            "training": {
+                "epochs": settings.epochs,
+                "batch_size": settings.batch_size,
+                "learning_rate": settings.learning_rate,
+                "seed": settings.seed,
+            },
+            "output": {"folder": str(output / f"{method}-again")},
+        }
+    )
+
+
+def load_base(recipe: Recipe, labels: Sequence[str]) -> tuple[Task, Any, MeanPooledClassifier]:
+    """The task, the tokenizer, and the packaged encoder with a new head on the mean of its token states.
 
     Raises:
         MissingExtraError: the encoder's package is not installed.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import set_seed
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # the file's pooler, told as unexpected, is left out on purpose
-    folder = resolve("minilm")
-    # The mean of the token states stands in for BERT's own pooler; a layer that never runs must not be adapted.
-    encoder = AutoModel.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32, add_pooling_layer=False
-    )
-    return MeanPooledClassifier(encoder, labels), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    task = get_task(recipe.task.name, labels, **recipe.task.settings)
+    spec: Any = recipe.model
+    tokenizer = task.load_processor(spec)
+    set_seed(recipe.training.seed)  # the head's start
+    model = task.load_model(spec, tokenizer)
+    assert isinstance(model, MeanPooledClassifier)
+    return task, tokenizer, model
 
 
 class Batches:

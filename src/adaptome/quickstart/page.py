@@ -173,7 +173,7 @@ def _prediction(page: Report, metrics: dict[str, Any]) -> None:
         f"“{found['sentence']}” is read as {found['label']}. The largest difference between the probabilities before "
         f"saving {found['method']} and after loading it is {found['largest_difference']:.1g}.",
     )
-    likeliest = dict(list(found["probabilities"].items())[:4])
+    likeliest = dict(sorted(found["scores"].items(), key=lambda item: -item[1])[:4])
     page.bars(Bars("Probability of the likeliest modules", likeliest, ".1%", one_colour=True))
 
 

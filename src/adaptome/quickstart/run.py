@@ -16,17 +16,17 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 import adaptome as ad
-from adaptome.core.errors import TrainingError
+from adaptome.core.errors import RecipeError, TrainingError
 from adaptome.core.files import atomic_folder, write_atomic
 from adaptome.data.stdlib_docstrings import DocstringTask, docstring_task
 from adaptome.quickstart.jobs import run_job
-from adaptome.quickstart.model import ENCODER
+from adaptome.quickstart.model import SPLITS, recipe_of
 from adaptome.quickstart.page import report
-from adaptome.quickstart.settings import Settings
+from adaptome.quickstart.settings import ENCODER, PROBE, Settings
 from adaptome.tasks.models import resolve
 
-FILES = ("data.json", "settings.json", "metrics.json", "report.html")
-SHOWN_ONLY = ("confusion", "predicted", "sentence", "loss_by_step", "validation_accuracy_by_epoch")
+FILES = ("data", "metrics.json", "report.html", PROBE)
+SHOWN_ONLY = ("confusion", "predicted", "prediction", "loss_by_step", "validation_accuracy_by_epoch")
 
 
 def quickstart(
@@ -48,26 +48,48 @@ def quickstart(
 
     Raises:
         MissingExtraError: the encoder's package is not installed.
+        RecipeError: the settings name no adapter, or a method or an option that does not exist.
         CheckpointError: `output` holds files that are not a quickstart's.
         DataError: this Python has no standard library in source form.
         TrainingError: a run failed, or the reloaded adapter predicts something else.
     """
     settings, console = settings or Settings(), console or Console()
-    resolve("minilm")  # before anything is done: is the encoder there?
     output = Path(output)
-    with atomic_folder(output, only=[*FILES, "probe", *ad.list_methods()]) as folder:
+    _check(settings, output)
+    with atomic_folder(output, only=[*FILES, *ad.list_methods()]) as folder:
         start = time.perf_counter()
         with _progress(console) as progress:
             task = _build(progress, settings)
-            write_atomic(folder / "data.json", json.dumps(task.to_dict()))
-            write_atomic(folder / "settings.json", json.dumps(settings.to_dict(), indent=2))
+            _write_data(folder / "data", task)
+            job = {"settings": settings.to_dict(), "data": task.to_dict(), "output": str(output)}
+            write_atomic(folder / "job.json", json.dumps(job))
             results = [_run(progress, folder, method) for method in settings.methods]
             reloaded = _reload(progress, folder, settings, results)
+        (folder / "job.json").unlink()
         metrics = _metrics(folder, settings, task, results, reloaded, time.perf_counter() - start)
         write_atomic(folder / "metrics.json", json.dumps(metrics, indent=2))
         report(metrics, results, task).write(folder / "report.html")
     _show(console, output, metrics)
     return metrics
+
+
+def _check(settings: Settings, output: Path) -> None:
+    """Whatever can be found wrong before any work is done."""
+    resolve("minilm")
+    if set(settings.methods) <= {PROBE}:
+        raise RecipeError(f"methods={settings.methods}: name at least one adapter, such as 'lora'.")
+    for method in settings.methods:
+        recipe_of(method, settings, output)
+
+
+def _write_data(folder: Path, task: DocstringTask) -> None:
+    """The splits as JSON lines, with the labels' names: what recipes read."""
+    folder.mkdir()
+    for split in SPLITS:
+        rows = (
+            {"text": e.text, "label": task.labels[e.label], "origin": e.origin} for e in getattr(task, split)
+        )
+        write_atomic(folder / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _progress(console: Console) -> Progress:
@@ -104,7 +126,7 @@ def _run(progress: Progress, folder: Path, method: str) -> dict[str, Any]:
     low, high = _interval(result["accuracy"], examples)
     result.update(
         accuracy_interval_95=[low, high],
-        stored_bytes=sum(file.stat().st_size for file in (folder / method).iterdir()),
+        stored_bytes=sum(file.stat().st_size for file in (folder / method).rglob("*.safetensors")),
     )
     progress.update(row, description=f"{result['accuracy']:.1%} of the test split right")
     return result
@@ -114,18 +136,17 @@ def _reload(
     progress: Progress, folder: Path, settings: Settings, results: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Predicts the sentence by the adapter that was best on the validation split, loaded in a new process."""
-    best = max(results, key=lambda r: (r["method"] != "probe", r["validation_accuracy"]))
+    best = max((r for r in results if r["method"] != PROBE), key=lambda r: r["validation_accuracy"])
     row: TaskID = progress.add_task(f"loading {best['method']} in a new process", name="predict", total=None)
     found = run_job("predict", folder / best["method"], settings.sentence)
-    before = best["sentence"]["probabilities"]
-    error = max(abs(before[label] - share) for label, share in found["probabilities"].items())
+    error = max(abs(best["prediction"]["scores"][label] - score) for label, score in found["scores"].items())
     if error > 1e-4:
         raise TrainingError(
             f"{best['method']} loaded in a new process gives other probabilities (by up to {error:.2g}) than the "
             f"model that was saved.\n  Please report this with the versions in `adaptome --version`."
         )
     progress.update(row, description="the same as before saving", completed=1, total=1)
-    return {**found, "method": best["method"], "largest_difference": error}
+    return {"method": best["method"], "sentence": settings.sentence, **found, "largest_difference": error}
 
 
 def _interval(share: float, n: int) -> tuple[float, float]:
@@ -177,15 +198,17 @@ def _show(console: Console, output: Path, metrics: dict[str, Any]) -> None:
         )
     console.print(table)
     found = metrics["prediction"]
-    share = found["probabilities"][found["label"]]
     console.print(f"\nA new process loaded [bold]{found['method']}[/] and read:")
     console.print(f"  {found['sentence']}", style="italic", highlight=False)
-    console.print(f"  -> [bold]{found['label']}[/] ({share:.0%}), as before it was saved\n", highlight=False)
+    console.print(
+        f"  -> [bold]{found['label']}[/] ({found['score']:.0%}), as before it was saved\n", highlight=False
+    )
     console.print(f"Done in {metrics['seconds']:.0f} s. Written to {output}{os.sep}", highlight=False)
     console.print(
         "  report.html   curves, confusion matrix, comparison: open it in a browser", highlight=False
     )
     console.print("  metrics.json  every figure", highlight=False)
+    console.print("  data/         the examples", highlight=False)
     for run in metrics["runs"]:
         size = (
             f"{run['stored_bytes'] / 1e6:.1f} MB"
@@ -193,3 +216,6 @@ def _show(console: Console, output: Path, metrics: dict[str, Any]) -> None:
             else f"{run['stored_bytes'] / 1e3:.0f} kB"
         )
         console.print(f"  {run['method'] + os.sep:<13} the trained weights, {size}", highlight=False)
+    console.print(
+        f'\nTry it: adaptome predict {output / found["method"]} "Parse the header."', highlight=False
+    )

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+PROBE = "probe"
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -26,7 +29,10 @@ class Settings:
     per_label: int = 200
     methods: tuple[str, ...] = ("probe", "lora", "parallel")
     options: dict[str, dict[str, Any]] = field(
-        default_factory=lambda: {"lora": {"r": 8, "alpha": 16, "targets": "all-linear"}}
+        default_factory=lambda: {
+            "lora": {"r": 8, "alpha": 16, "targets": "all-linear"},
+            "parallel": {"size": 32},  # on the two maps of every MLP
+        }
     )
     epochs: int = 5
     batch_size: int = 32

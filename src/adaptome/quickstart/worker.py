@@ -16,46 +16,40 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 
 import adaptome as ad
-from adaptome.core.errors import AdaptomeError, CheckpointError
+from adaptome.core.errors import AdaptomeError
 from adaptome.core.files import write_atomic
 from adaptome.data.stdlib_docstrings import DocstringTask
-from adaptome.quickstart.model import (
-    ENCODER,
-    Batches,
-    confusion,
-    load_base,
-    logits_of,
-    scores,
-)
-from adaptome.quickstart.settings import Settings
+from adaptome.quickstart.model import Batches, confusion, load_base, logits_of, recipe_of, scores
+from adaptome.quickstart.settings import ENCODER, PROBE, Settings
 from adaptome.quickstart.training import Progress, train_adapter, train_probe
+from adaptome.recipe import Recipe
+from adaptome.tasks import Task
 from adaptome.tasks.pooling import MeanPooledClassifier
-
-PROBE, HEAD, CLASSIFIER = "probe", "head.safetensors", "classifier.json"
 
 
 def train(folder: Path, method: str, progress: Progress) -> dict[str, Any]:
     """Trains, saves and scores one method: its entry of metrics.json, and what the report shows of it."""
-    settings = Settings.from_dict(json.loads((folder / "settings.json").read_text(encoding="utf-8")))
-    task = DocstringTask.from_dict(json.loads((folder / "data.json").read_text(encoding="utf-8")))
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    settings, data = Settings.from_dict(job["settings"]), DocstringTask.from_dict(job["data"])
     torch.set_num_threads(settings.threads or available_cores())
-    model, tokenizer = load_base(len(task.labels))
+    recipe = recipe_of(method, settings, Path(job["output"]))
+    task, tokenizer, model = load_base(recipe, data.labels)
     base_parameters = sum(p.numel() for p in model.encoder.parameters())
 
     start = time.perf_counter()
     if method == PROBE:
-        run = train_probe(model, tokenizer, task, settings, progress)
+        run = train_probe(model, tokenizer, data, settings, progress)
     else:
-        run = train_adapter(method, model, tokenizer, task, settings, progress)
+        run = train_adapter(method, model, tokenizer, data, settings, progress)
     seconds = time.perf_counter() - start
 
-    save(run.model, folder / method, method, task.labels, settings.max_tokens)
-    test = Batches(task.test, tokenizer, settings.batch_size, settings.max_tokens)
-    probabilities = logits_of(run.model, test).softmax(-1)
-    matrix = confusion(probabilities.argmax(-1), test.labels, len(task.labels))
+    store(model, folder / method, recipe, task)
+    test = Batches(data.test, tokenizer, settings.batch_size, settings.max_tokens)
+    predicted = logits_of(model, test).argmax(-1)
+    matrix = confusion(predicted, test.labels, len(data.labels))
     return {
         "method": method,
         **scores(matrix),
@@ -68,59 +62,36 @@ def train(folder: Path, method: str, progress: Progress) -> dict[str, Any]:
         "loss_by_step": run.loss,
         "validation_accuracy_by_epoch": run.validation,
         "confusion": matrix.tolist(),
-        "predicted": probabilities.argmax(-1).tolist(),
-        "sentence": classify(run.model, tokenizer, task.labels, settings.max_tokens, settings.sentence),
+        "predicted": predicted.tolist(),
+        "prediction": task.predict(model, tokenizer, [settings.sentence])[0],
     }
 
 
-def save(
-    model: MeanPooledClassifier, folder: Path, method: str, labels: tuple[str, ...], max_tokens: int
-) -> None:
-    """The adapter (or the probe's head) as a folder, with what is needed to classify again."""
-    if method == PROBE:
-        folder.mkdir()
-        save_file(
-            {"weight": model.classifier.weight.detach(), "bias": model.classifier.bias.detach()},
-            folder / HEAD,
-        )
+def store(model: MeanPooledClassifier, folder: Path, recipe: Recipe, task: Task) -> None:
+    """The adapter with its recipe and its task: a folder that `adaptome predict` and `adaptome eval` read.
+
+    The probe has no adapter; its head is stored as it is.
+    """
+    folder.mkdir()
+    if recipe.methods:
+        ad.save(model, folder / "adapter", base_id=ENCODER)
+        write_atomic(folder / "recipe.yaml", recipe.to_yaml(full=True))
     else:
-        ad.save(model, folder, base_id=ENCODER)
-    about = {"method": method, "labels": labels, "max_tokens": max_tokens}
-    write_atomic(folder / CLASSIFIER, json.dumps(about, indent=2))
+        write_atomic(folder / "head.safetensors", save(dict(model.classifier.state_dict())))
+    write_atomic(folder / "task.json", json.dumps(task.to_dict(), indent=1))
 
 
 def predict(folder: Path, sentence: str) -> dict[str, Any]:
-    """Loads what `save` wrote onto a fresh base model and classifies a sentence.
+    """What a stored adapter says of a sentence: {"label", "score", "scores"}.
 
     Raises:
-        CheckpointError: there is no such folder, or what it holds cannot be used.
+        TrainingError: the folder holds no finished run.
+        CheckpointError: its adapter cannot be used.
     """
-    if not (folder / CLASSIFIER).is_file():
-        raise CheckpointError(
-            f"{folder} holds no classifier of a quickstart ({CLASSIFIER} is not there).\n"
-            f"  Name the folder of one method, such as quickstart-output/lora."
-        )
-    about = json.loads((folder / CLASSIFIER).read_text(encoding="utf-8"))
+    from adaptome import training
+
     torch.set_num_threads(available_cores())
-    model, tokenizer = load_base(len(about["labels"]))
-    if about["method"] == PROBE:
-        model.classifier.load_state_dict(load_file(folder / HEAD))
-    else:
-        ad.load(model, folder)
-    return classify(model, tokenizer, tuple(about["labels"]), about["max_tokens"], sentence)
-
-
-def classify(
-    model: MeanPooledClassifier, tokenizer: Any, labels: tuple[str, ...], max_tokens: int, sentence: str
-) -> dict[str, Any]:
-    """The sentence, its label, and the probability of every label, the likeliest first."""
-    batch = dict(tokenizer([sentence], truncation=True, max_length=max_tokens, return_tensors="pt"))
-    model.eval()
-    with torch.inference_mode():
-        probabilities = model(**batch).logits[0].softmax(-1)
-    order = probabilities.argsort(descending=True).tolist()
-    shares = {labels[i]: probabilities[i].item() for i in order}
-    return {"sentence": sentence, "label": labels[order[0]], "probabilities": shares}
+    return dict(training.predict(folder, [sentence])[0])
 
 
 def available_cores() -> int:
