@@ -233,16 +233,18 @@ def _prepare(model: nn.Module, gradient_checkpointing: bool) -> None:
     config = getattr(model, "config", None)
     if getattr(config, "use_cache", False):
         config.use_cache = False  # type: ignore[union-attr]
-    for module in model.modules():
-        if hasattr(module, "layerdrop"):
-            module.layerdrop = 0.0  # else layers drop out of the count at random
+    part: Any
+    for part in model.modules():
+        if hasattr(part, "layerdrop"):
+            part.layerdrop = 0.0  # else layers drop out of the count at random
     if not gradient_checkpointing:
         return
+    switches: Any = model
     if hasattr(model, "gradient_checkpointing_enable"):  # transformers
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable = getattr(model, "activation_checkpointing_enable", switches.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
     elif hasattr(model, "enable_gradient_checkpointing"):  # diffusers
-        model.enable_gradient_checkpointing()
+        switches.enable_gradient_checkpointing()
     else:
         raise ModelError(
             f"{type(model).__name__} has no gradient checkpointing to switch on.\n"
