@@ -27,7 +27,7 @@ def line_chart(xs: Sequence[int], ys: Sequence[int], x_label: str, y_label: str)
         y_label: the figure's title for readers who do not see it, too.
     """
     place_x = _scale(xs[0], xs[-1], LEFT, WIDTH - RIGHT)
-    low, high = min(ys), max(ys)
+    low, high = float(min(ys)), float(max(ys))
     if low == high:
         low, high = low / 2, high * 2
     place_y = _scale(low, high, HEIGHT - BOTTOM, TOP)
@@ -46,9 +46,9 @@ def line_chart(xs: Sequence[int], ys: Sequence[int], x_label: str, y_label: str)
         parts.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x}</text>')
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     parts.append(f'<polyline points="{path}" fill="none" stroke="#3f51b5" stroke-width="2"/>')
-    for (x, y), value in zip(points, ys, strict=True):
+    for (at, height), value in zip(points, ys, strict=True):
         parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="#3f51b5"><title>{value:,}</title></circle>'
+            f'<circle cx="{at:.1f}" cy="{height:.1f}" r="3.5" fill="#3f51b5"><title>{value:,}</title></circle>'
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text></svg>')

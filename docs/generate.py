@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figure import line_chart
 from torch import nn
 
 import adaptome as ad
+
+from figure import line_chart
 
 ROOT = Path(__file__).resolve().parent.parent
 #: the models whose counts a method's page tells: name, configuration class, its arguments

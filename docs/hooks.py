@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import generate
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import adaptome as ad
+
+import generate
 
 #: file at the root -> page
 ROOT_PAGES = {

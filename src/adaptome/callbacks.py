@@ -81,7 +81,7 @@ def _lightning_callback() -> type:
         from lightning.pytorch import Callback
     except ImportError:
         try:
-            from pytorch_lightning import Callback
+            from pytorch_lightning import Callback  # type: ignore[assignment]
         except ImportError as error:
             raise MissingExtraError("lightning", "lightning") from error
 

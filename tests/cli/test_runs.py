@@ -132,3 +132,13 @@ def test_the_merged_model_needs_no_adaptome_and_predicts_the_same(capsys):
         scores = model(**batch).logits.softmax(-1)[0].tolist()
     after = {model.config.id2label[i]: score for i, score in enumerate(scores)}
     assert after == pytest.approx(before, abs=1e-5)
+
+
+def test_a_model_of_adaptomes_own_is_not_merged_into_something_nobody_reads(capsys):
+    assert (
+        run("train", "recipe.yaml", "task.pooling=mean", "output.folder=pooled", "training.max_steps=1") == 0
+    )
+    capsys.readouterr()
+    assert run("merge", "pooled", "merged-pooled") == 1
+    assert "task.pooling=cls" in capsys.readouterr().err
+    assert not Path("merged-pooled").exists()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import transformers
 
 from adaptome.core import method
 
-from .pages import blocks, pages, small_model
+from .pages import SMALL, blocks, pages, small_model
 
 PAGES = pages()
 #: languages that are shown and not run
@@ -25,10 +27,21 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification"):
         auto = getattr(transformers, name)
-        monkeypatch.setattr(auto, "from_pretrained", classmethod(small_model))
+        monkeypatch.setattr(auto, "from_pretrained", small_or(auto.from_pretrained))
     method.list_methods()
     monkeypatch.setattr(method, "_REGISTRY", dict(method._REGISTRY))
     return tmp_path
+
+
+def small_or(original):
+    """`from_pretrained` that gives a small model for the names the pages use, and does as ever for others."""
+
+    def from_pretrained(name, *args, **settings):
+        if name in SMALL:
+            return small_model(original.__self__, name, **settings)
+        return original(name, *args, **settings)
+
+    return from_pretrained
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -36,7 +49,10 @@ def test_code_blocks_run(page, workplace, monkeypatch):
     namespace = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", namespace)
     for block in blocks(PAGES[page]):
-        if block.reason is not None or block.language in SHOWN:
+        if block.reason is not None:
+            continue
+        if block.language in SHOWN:
+            write_if_named(block.code)
             continue
         where = f"{page}, line {block.line}"
         if block.language == "python":
@@ -50,6 +66,12 @@ def test_code_blocks_run(page, workplace, monkeypatch):
     for name, value in list(vars(namespace).items()):
         if name.startswith("test_"):
             value()
+
+
+def write_if_named(code: str) -> None:
+    """A block that opens with a comment of one file name is that file, and the page goes on to use it."""
+    if name := re.match(r"# ([\w-]+\.(?:yaml|json|toml))\n", code):
+        Path(name[1]).write_text(code, encoding="utf-8")
 
 
 def run_commands(code: str, where: str) -> None:

@@ -27,13 +27,18 @@ def merge(
 ) -> None:
     """Write a finished run's adapters into its base, and save that as a model that needs no adaptome."""
     import adaptome as ad
-    from adaptome.core.errors import StateError
+    from adaptome.core.errors import MergeError, StateError
     from adaptome.core.files import atomic_folder
     from adaptome.training import load_run
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise StateError(f"{output} is there and not empty.\n  Name a new folder for the merged model.")
     loaded = load_run(run)
+    if not hasattr(loaded.model, "save_pretrained"):
+        raise MergeError(
+            f"{type(loaded.model).__name__}, the model of {run}, is adaptome's own: merged, no other library could read it.\n"
+            "  Keep the adapter, or train with a head of transformers (for sentences: task.pooling=cls)."
+        )
     report = ad.merge(loaded.model, keep=False, requantise=requantise)
     with atomic_folder(output) as folder:
         loaded.model.save_pretrained(folder)

@@ -116,7 +116,7 @@ class Frozen:
         )
         stack = [*self.layer._overrides.get(name, ()), *(a for a in self.below if name in a.changes)]
         for adapter in stack:
-            value = host.canonical(adapter.apply_to(name, host.native(value)))  # type: ignore[attr-defined]
+            value = host.canonical(adapter.apply_to(name, host.native(value)))
         return value
 
     def bias(self) -> Tensor | None:
@@ -180,8 +180,10 @@ class Adapted:
 
 
 def _rebuild(base: type[nn.Module], readable: tuple[str, ...]) -> nn.Module:
-    cls = adapted_class(base, readable)
-    return cls.__new__(cls)
+    layer: Any = base
+    cls: Any = adapted_class(layer, readable)
+    made: nn.Module = cls.__new__(cls)
+    return made
 
 
 def _parameter_property(name: str) -> property:
@@ -234,12 +236,12 @@ def put(host: Host, name: str, adapter: Adapter) -> None:
         prepare(layer, host)
     key = _key(name, host)
     getattr(layer, ATTRIBUTE)[key] = adapter
-    readable = set(type(layer)._readable)  # type: ignore[attr-defined]
+    readable = set(type(layer)._readable)
     # A packed weight is a code that only its own library reads: another value is run densely, see frozen_forward.
     unread = {host.parameter} if host.packed else set()
     wanted = readable | ({n for n in adapter.changes if host.has(n)} - unread)
     if wanted != readable:
-        swap(layer, adapted_class(layer._base, tuple(sorted(wanted))))  # type: ignore[attr-defined, arg-type]
+        swap(layer, adapted_class(layer._base, tuple(sorted(wanted))))
 
 
 def prepare(layer: nn.Module, host: Host) -> None:
@@ -249,7 +251,8 @@ def prepare(layer: nn.Module, host: Host) -> None:
     layer.__dict__["_overrides"] = {}
     if "forward" in layer.__dict__ and "_old_forward" not in layer.__dict__:
         layer.__dict__["_instance_forward"] = layer.__dict__.pop("forward")
-    swap(layer, adapted_class(type(layer)))
+    base: Any = type(layer)
+    swap(layer, adapted_class(base))
     layer.add_module(ATTRIBUTE, nn.ModuleDict())
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         layer.__dict__["_mode"], layer.training = layer.training, False
@@ -292,7 +295,7 @@ def _key(name: str, host: Host) -> str:
     return f"{name}:{host.parameter}" if host.kind in ("experts", "parameter", "vector") else name
 
 
-def adapters_on(layer: nn.Module, name: str) -> list[Adapter]:
+def adapters_on(layer: nn.Module | Adapted, name: str) -> list[Adapter]:
     """The adapters called `name` on this layer (several when it holds several parameter hosts)."""
     found = getattr(layer, ATTRIBUTE, {})
     return [a for key, a in found.items() if key == name or key.startswith(f"{name}:")]
@@ -326,7 +329,7 @@ def keep_off_fast_path(module: nn.TransformerEncoderLayer | nn.TransformerEncode
     """
     running = any(isinstance(m, Adapted) and m._chain for m in module.modules() if m is not module)
     if isinstance(module, nn.TransformerEncoderLayer):
-        hooks: dict[Any, Any] = module._forward_pre_hooks  # type: ignore[assignment]
+        hooks: dict[Any, Any] = module._forward_pre_hooks
         if running:
             hooks[ATTRIBUTE] = _nothing
         else:

@@ -435,7 +435,7 @@ def fill(attachment: Attachment, tensors: dict[str, Tensor], source: str) -> Non
             _copy(place, tensors[key])
 
 
-def _copy(place: Tensor, value: Tensor) -> None:
+def _copy(place: Any, value: Tensor) -> None:
     if hasattr(place, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 

@@ -454,8 +454,8 @@ _KINDS: list[tuple[Callable[[nn.Module], bool], type[Host]]] = [
     (
         lambda m: (
             hasattr(m, "nf")
-            and m._parameters.get("weight") is not None
-            and m._parameters["weight"].dim() == 2
+            and (weight := m._parameters.get("weight")) is not None
+            and weight.dim() == 2
         ),
         Conv1DHost,
     ),

@@ -166,7 +166,8 @@ def unmerge(model: nn.Module) -> None:
         attachment.merged = False
     tied = root.__dict__.pop("_tied_before", None)
     if tied is not None:
-        root.config.tie_word_embeddings = tied
+        config: Any = root.config
+        config.tie_word_embeddings = tied
     _rearrange(root)
 
 
@@ -308,7 +309,7 @@ def _untie(root: Any) -> tuple[str, ...]:
                 module._parameters[name] = first
         else:
             untied += [path for path, m, n in tied if n in m.__dict__.get("_unmerged", {})]
-    config = getattr(root, "config", None)
+    config: Any = getattr(root, "config", None)
     if untied and getattr(config, "tie_word_embeddings", False):
         root.__dict__["_tied_before"] = config.tie_word_embeddings
         config.tie_word_embeddings = False

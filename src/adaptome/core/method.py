@@ -134,8 +134,8 @@ class Method:
         """Every setting with its value, as JSON can hold it."""
         return {
             f.name: (list(v) if isinstance(v := getattr(self, f.name), tuple) else v)
-            for f in dataclasses.fields(self)
-        }  # type: ignore[arg-type]
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+        }
 
     def replace(self, **settings: Any) -> Method:
         """The same method with some settings changed.
@@ -157,7 +157,8 @@ class Method:
         return self.replace(**{setting: value}) if setting else self
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
+        own: Any = type(self)
+        hints = _hints(own)
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = _coerce(getattr(self, field.name), hints[field.name], f"{self.name}.{field.name}")
             _check_bounds(value, field.metadata, f"{self.name}.{field.name}")

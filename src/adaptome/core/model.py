@@ -589,7 +589,7 @@ def parameters_of(model: nn.Module, name: str = "default") -> dict[str, nn.Param
         for key, value in tensors_of(attachment_of(model, name)).items()
         if isinstance(value, nn.Parameter)
     }
-    return found  # type: ignore[return-value]
+    return found
 
 
 def tensors_of(attachment: Attachment) -> dict[str, Tensor]:

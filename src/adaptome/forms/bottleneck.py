@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from adaptome.core.errors import HostError
 from adaptome.core.hosts import Host, first_input
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "identity"]
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "silu": F.silu,

@@ -54,8 +54,9 @@ def test_gradients_reach_the_ups_first():
     assert a.Ap.grad.abs().sum() == 0 and a.As.grad.abs().sum() == 0
 
 
-def test_export_is_exact_without_a_bias_and_refused_with_one(tmp_path):
-    model, _ = adapted(linear(bias=False), ad.Hydra(r=2, q=3))
+@pytest.mark.parametrize(("r", "q"), [(2, 3), (2, 0), (0, 3)])
+def test_export_is_exact_without_a_bias_and_refused_with_one(r, q, tmp_path):
+    model, _ = adapted(linear(bias=False), ad.Hydra(r=r, q=q))
     shake(model)
     x, expected = batch(4, 12), model(batch(4, 12))
     assert ad.export(model, tmp_path / "out").worst == 0.0

@@ -70,7 +70,6 @@ class HydraAdapter(WeightAdapter):
     """Both branches of one layer."""
 
     fast = True
-
     def __init__(self, method: Hydra, host: Host):
         super().__init__(host)
         self.scale, self.dropout = method.scale, method.dropout
@@ -102,15 +101,16 @@ class HydraAdapter(WeightAdapter):
     def changed(self, name: str, value: Tensor) -> Tensor:
         with torch.autocast(value.device.type, enabled=False):
             if name == "weight":
-                P = self.Bp.to(value) @ self.Ap.to(value) if self.Ap is not None else 0.0
-                S = self.Bs.to(value) @ (self.As.to(value) @ value) if self.As is not None else 0.0
-                return value + self.scale * (P + S)
+                added = torch.zeros_like(value)
+                for A, B, sequential in self.factors():
+                    added = added + B.to(value) @ (A.to(value) @ value if sequential else A.to(value))
+                return value + self.scale * added
             # the bias is what the branches make of x = 0, where f(x) = b
             zero = value.new_zeros(self.host.fan_in)
             training, self.training = self.training, False
-            added = self.branch("p", zero) + self.branch("s", value)
+            shift = self.branch("p", zero) + self.branch("s", value)
             self.training = training
-            return value + self.scale * added
+            return value + self.scale * shift
 
     def as_lora(self) -> tuple[Tensor, Tensor]:
         """A = [Ap; As W], B = s [Bp, Bs].
@@ -122,10 +122,14 @@ class HydraAdapter(WeightAdapter):
             raise MergeError(
                 f"hydra on {self.host.name} changes the bias as well as the weight: LoRA has no place for that.\n  Merge it into the model instead."
             )
-        W = self.host.weight().to((self.Ap if self.As is None else self.As).dtype)
-        A = [self.Ap.detach()] * (self.Ap is not None) + [self.As.detach() @ W] * (self.As is not None)
-        B = [self.Bp.detach()] * (self.Bp is not None) + [self.Bs.detach()] * (self.Bs is not None)
-        return torch.cat(A), torch.cat(B, 1) * (self.scale * self.strength)
+        made = [(A.detach(), B.detach(), sequential) for A, B, sequential in self.factors()]
+        down = [A @ self.host.weight().to(A.dtype) if sequential else A for A, _, sequential in made]
+        return torch.cat(down), torch.cat([B for _, B, _ in made], 1) * (self.scale * self.strength)
+
+    def factors(self) -> list[tuple[Tensor, Tensor, bool]]:
+        """A, B and whether it is the sequential branch, of every branch that has a rank above 0."""
+        pairs = [(self._parameters[f"A{name}"], self._parameters[f"B{name}"], name == "s") for name in "ps"]
+        return [(A, B, sequential) for A, B, sequential in pairs if A is not None and B is not None]
 
 
 def _drawn(A: Tensor, init: str) -> Tensor:
