@@ -25,6 +25,8 @@ def adapted() -> nn.Module:
     ad.attach(model, "lora", targets="attention", train=["lm_head"], seed=1)
     ad.attach(model, "dora", "second", targets="mlp", seed=2)
     ad.attach(model, "series", "third", targets="blocks", size=4, seed=3)
+    ad.attach(model, "norm-tuning", "fourth", seed=4)
+    ad.attach(model, "dora", "fifth", targets="embeddings", seed=5)
     for name in ad.adapters(model):
         move(model, name)
     return model

@@ -480,7 +480,9 @@ def _ignore_on_save(root: nn.Module) -> None:
         ignored = getattr(module, "_keys_to_ignore_on_save", None)
         if isinstance(ignored, set):
             ignored -= {key for key in ignored if is_ours(key)}
-            ignored |= {key for key in module.state_dict() if is_ours(key)}
+            # not by state_dict(), whose hooks reshard under FSDP2
+            tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
+            ignored |= {key for key, _ in tensors if is_ours(key)}
 
 
 # -- detaching and switching ---------------------------------------------------------------------------------------
