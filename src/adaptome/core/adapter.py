@@ -186,11 +186,18 @@ def _rebuild(base: type[nn.Module], readable: tuple[str, ...]) -> nn.Module:
     return made
 
 
+def _is_away(value: Tensor, adapters: tuple[WeightAdapter, ...]) -> bool:
+    """Whether a parameter is offloaded or sharded now: what brings it in (accelerate, FSDP2) reads it too, and must see it as it is."""
+    if value.is_meta:
+        return _offloaded(adapters)
+    return hasattr(value, "device_mesh") and any(hasattr(p, "device_mesh") for p in adapters[0].parameters())
+
+
 def _parameter_property(name: str) -> property:
     def read(self: Any) -> Tensor | None:
         value = self._parameters[name]
         adapters = self._overrides.get(name, ())
-        if not adapters or (value.is_meta and _offloaded(adapters)):  # what moves it here reads it too
+        if not adapters or _is_away(value, adapters):
             return value
         dtype = value.dtype
         for adapter in adapters:

@@ -47,11 +47,12 @@ from adaptome.core.model import (
     attach,
     attachment_of,
     detach,
+    distributed_wrapper,
     find_root,
     plan,
+    root_of,
     set_trainable,
     tensors_of,
-    uncompiled,
 )
 
 FORMAT = 1
@@ -92,7 +93,7 @@ def save(
     """Write one adapter to a folder, whole or not at all.
 
     Args:
-        model: with the adapter.
+        model: with the adapter. Sharded by FSDP2, every process must call; the first writes whole tensors.
         folder: made or replaced.
         name: of the adapter.
         base_id: hub id or path of the base; None to take it from the model's config.
@@ -108,7 +109,13 @@ def save(
     attachment = attachment_of(model, name)
     with at_hand(m for top in attachment.modules() for m in top.modules()):
         tensors = {key: _whole(value) for key, value in tensors_of(attachment).items()}
-    return write(folder, tensors, describe(model, name, base_id))
+    manifest = describe(model, name, base_id)
+    if distributed_wrapper(model) != "FSDPModule":
+        return write(folder, tensors, manifest)
+    try:
+        return write(folder, tensors, manifest) if torch.distributed.get_rank() == 0 else Path(folder)
+    finally:
+        torch.distributed.barrier()  # no process goes on before the folder is there
 
 
 def write(folder: str | os.PathLike[str], tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Path:
@@ -376,9 +383,8 @@ def _attach_described(
 ) -> str:
     how = "nothing: not checked"
     if check_base:
-        root = find_root(model) if adapters(model) else uncompiled(model)
         how = _check_base(
-            root, manifest["base"], manifest["base"].get("id"), tuple(manifest.get("heads", ()))
+            root_of(model), manifest["base"], manifest["base"].get("id"), tuple(manifest.get("heads", ()))
         )
     dtype = manifest.get("dtype")
     method = build(method_class(manifest["method"]), manifest["settings"])

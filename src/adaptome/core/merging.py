@@ -18,7 +18,7 @@ from adaptome.core import adapter as swap
 from adaptome.core.adapter import Adapted, WeightAdapter, check_mergeable
 from adaptome.core.errors import MergeError
 from adaptome.core.hosts import Host, host_of
-from adaptome.core.model import STATE, State, _rearrange, attachment_of, find_root, forget, is_ours
+from adaptome.core.model import STATE, State, _rearrange, attachment_of, find_root, forget, is_ours, refuse_sharded
 from adaptome.core.plan import table
 from adaptome.quantization import packed
 
@@ -89,6 +89,7 @@ def merge(
         StateError: unknown name.
     """
     root = find_root(model)
+    refuse_sharded(root, "merging")
     state: State = root.__dict__[STATE]
     wanted = [names] if isinstance(names, str) else list(state.active if names is None else names)
     already = [n for n in wanted if attachment_of(root, n).merged]

@@ -99,8 +99,14 @@ def find_root(model: nn.Module) -> nn.Module:
     )
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
-    """What torch.compile wrapped, so that names do not depend on compiling."""
+def root_of(model: nn.Module) -> nn.Module:
+    """The module that carries, or will carry, the adapters' state: not torch.compile's wrapper, so that names do not depend on it.
+
+    Raises:
+        StateError: when several modules inside carry adapters.
+    """
+    if adapters(model):
+        return find_root(model)
     while "_orig_mod" in model._modules:
         model = model._orig_mod  # type: ignore[assignment]
     return model
@@ -151,7 +157,7 @@ def plan(
     Raises:
         TargetError, MethodError, HostError: as `attach`.
     """
-    model = uncompiled(model)
+    model = root_of(model)
     chosen = get_method(method, **settings)
     heads = _head_targets(model, train)
     hosts = _hosts(model, chosen, targets, exclude, layers, heads)
@@ -369,33 +375,38 @@ def _shared_home(root: nn.Module, hosts: Sequence[Host]) -> nn.Module:
 
 
 def _root_to_attach(model: nn.Module) -> nn.Module:
-    """The module that carries, or will carry, the adapters' state: what torch.compile wraps, not its wrapper.
+    """`root_of`, when adapters can still be put on the model.
 
     Raises:
         StateError: the model is wrapped for distributed training already, so that new parameters would never be synchronised.
     """
-    model = uncompiled(model)
-    wrapper = next((type(m).__name__ for m in model.modules() if _is_distributed(m)), None)
+    wrapper = distributed_wrapper(model)
     if wrapper is not None:
         raise StateError(
             f"this model is wrapped by {wrapper} already: adapters put on it now would not be synchronised between processes.\n"
             "  Attach (or load) first, then wrap."
         )
-    if STATE in model.__dict__ or not any(STATE in m.__dict__ for m in model.modules()):
-        return model
-    return find_root(model)
+    return root_of(model)
 
 
-def _is_distributed(module: nn.Module) -> bool:
-    """Told by name, so that nothing distributed is imported."""
-    names = {
-        f"{c.__module__}.{c.__name__}"
-        for c in type(module).__mro__
-        if c.__module__.startswith(("torch.nn.parallel", "torch.distributed"))
-    }
-    return any(
-        n.endswith((".DistributedDataParallel", ".FSDPModule", ".FullyShardedDataParallel")) for n in names
-    )
+def distributed_wrapper(model: nn.Module) -> str | None:
+    """'DistributedDataParallel', 'FSDPModule' or 'FullyShardedDataParallel' when the model, or a part of it, is wrapped by it."""
+    wrappers = {"DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel"}
+    for cls in {c for m in model.modules() for c in type(m).__mro__}:
+        # told by name, so that nothing distributed is imported
+        if cls.__name__ in wrappers and cls.__module__.startswith(("torch.nn.parallel", "torch.distributed")):
+            return cls.__name__
+    return None
+
+
+def refuse_sharded(model: nn.Module, what: str) -> None:
+    """Raise StateError when the model's parameters are sharded: what replaces them or their layers' classes would be undone."""
+    wrapper = distributed_wrapper(model)
+    if wrapper in ("FSDPModule", "FullyShardedDataParallel"):
+        raise StateError(
+            f"this model is sharded ({wrapper}): {what} would be undone by the next forward.\n"
+            "  ad.save it, and ad.load it on a model that is not."
+        )
 
 
 def _build(
@@ -469,7 +480,9 @@ def _ignore_on_save(root: nn.Module) -> None:
         ignored = getattr(module, "_keys_to_ignore_on_save", None)
         if isinstance(ignored, set):
             ignored -= {key for key in ignored if is_ours(key)}
-            ignored |= {key for key in module.state_dict() if is_ours(key)}
+            # not by state_dict(), whose hooks reshard under FSDP2
+            tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
+            ignored |= {key for key, _ in tensors if is_ours(key)}
 
 
 # -- detaching and switching ---------------------------------------------------------------------------------------
@@ -486,6 +499,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     from adaptome.core.merging import unmerge
 
     root, state = find_root(model), state_of(model)
+    refuse_sharded(root, "detaching")
     names = list(state.attachments) if name is None else [attachment_of(model, name).name]
     if any(state.attachments[n].merged for n in names):
         unmerge(root)
