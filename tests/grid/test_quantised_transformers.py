@@ -142,7 +142,7 @@ def test_merging_and_unmerging(load):
     ad.attach(model, "lora", targets="all-linear")
     train(model, 3)
     before, expected = weights(model), model(input_ids=TOKENS).logits
-    report = ad.merge(model, requantise=True)
+    report = ad.merge(model, requantise=True, tolerance=float("inf"))
     assert set(report.requantised) == set(before)
     assert "requantisation error" in str(report)
     assert (model(input_ids=TOKENS).logits - expected).norm() / expected.norm() < 0.5
