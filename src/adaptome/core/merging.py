@@ -8,7 +8,7 @@ layer is compared with the adapted one on a probe input, and the difference told
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,29 @@ from adaptome.quantization import packed
 #: relative difference on the probe above which a merge is refused, by the precision of the stored weight
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
+#: the merged weights must be this much nearer, after requantising, to what was meant than the base was
+LOST = 0.9
+
+
+@dataclass(frozen=True)
+class Requantised:
+    """What quantising one merged weight again did.
+
+    Attributes:
+        error: relative Frobenius distance to the weight that was meant.
+        missed: squared norm of what separates the stored weight from the one that was meant.
+        meant: squared norm of the adapters' change.
+    """
+
+    error: float
+    missed: float
+    meant: float
+
+    @property
+    def lost(self) -> float:
+        """Distance that is left, as a share of the adapters' change."""
+        return (self.missed / self.meant) ** 0.5 if self.meant else 0.0
+
 
 @dataclass(frozen=True)
 class MergeReport:
@@ -34,6 +57,8 @@ class MergeReport:
         names: the adapters.
         differences: layer -> largest relative difference of the outputs on a probe (None: no probe for this kind of layer).
         requantised: layer -> relative error that requantising the merged weight made.
+        lost: layer -> distance that requantising left between the stored and the meant weight, as a share of the
+            adapters' change: at 1 and above the base was as near.
         untied: layers whose weight was tied to another's and is now their own.
     """
 
@@ -41,6 +66,7 @@ class MergeReport:
     differences: dict[str, float | None]
     requantised: dict[str, float]
     untied: tuple[str, ...]
+    lost: dict[str, float] = field(default_factory=dict)
 
     @property
     def worst(self) -> float:
@@ -52,16 +78,17 @@ class MergeReport:
         return {**vars(self), "names": list(self.names), "untied": list(self.untied), "worst": self.worst}
 
     def __str__(self) -> str:
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 path,
                 "-" if d is None else f"{d:.2e}",
                 f"{self.requantised[path]:.2e}" if path in self.requantised else "",
+                f"{self.lost[path]:.0%}" if path in self.lost else "",
             )
             for path, d in self.differences.items()
         ]
         return f"merged {', '.join(self.names)}\n" + table(
-            ("layer", "difference", "requantisation error"), rows
+            ("layer", "difference", "requantisation error", "change lost"), rows
         )
 
 
@@ -80,12 +107,14 @@ def merge(
         names: which; None for all that are active.
         keep: keep the adapters and the old weights, so that `unmerge` is exact; False frees them: the model is then a plain one.
         requantise: allow packed weights to be dequantised, merged and quantised again, which changes the outputs
-            a little more; the error is told. Without it they are refused.
-        tolerance: largest relative difference on the probe; None for a bound by precision (requantised layers have none).
+            a little more; the error is told. Without it they are refused. Changes smaller than a quantisation
+            step get lost: a merge that would bring the weights no nearer to what is meant is refused too.
+        tolerance: largest relative difference on the probe; None for a bound by precision (requantised layers have none, and
+            with a tolerance given any loss of the adapters' change is accepted).
 
     Raises:
         MergeError: an adapter has no merged form, one that stays comes before one that merges, the result is not finite or
-            differs by more than the tolerance, or a packed weight without `requantise`. The model is then as it was.
+            differs by more than the tolerance, a packed weight without `requantise`, or a change that requantising loses. The model is then as it was.
         StateError: unknown name.
     """
     root = find_root(model)
@@ -104,7 +133,7 @@ def merge(
     layers = _layers(root, state, wanted)
     done: list[Any] = []
     before: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
-    report: dict[str, tuple[float | None, float | None]] = {}
+    report: dict[str, tuple[float | None, Requantised | None]] = {}
     training = [m for m in root.modules() if m.training]
     for module in training:
         module.training = False
@@ -113,9 +142,14 @@ def merge(
             before.append((layer, dict(layer._parameters), dict(layer.__dict__.get("_unmerged", {}))))
             done.append(layer)
             report[path] = _merge_layer(path, layer, stack, state, wanted, requantise, tolerance)
+        again = {path: made for path, (_, made) in report.items() if made is not None}
+        if tolerance is None:
+            _check_lost(again)
     except BaseException:  # put everything back, whatever stopped us, Ctrl-C included
         for layer, parameters, unmerged in before:
-            layer._parameters.update(parameters)
+            for parameter, value in parameters.items():
+                if value is not layer._parameters[parameter]:
+                    packed.install(layer, value, parameter)
             layer.__dict__.pop("_unmerged", None)
             if unmerged:
                 layer.__dict__["_unmerged"] = unmerged
@@ -136,9 +170,19 @@ def merge(
     return MergeReport(
         tuple(wanted),
         {p: d for p, (d, _) in report.items()},
-        {p: e for p, (_, e) in report.items() if e is not None},
+        {p: made.error for p, made in again.items()},
         untied,
+        {p: made.lost for p, made in again.items()},
     )
+
+
+def _check_lost(again: dict[str, Requantised]) -> None:
+    missed, meant = sum(made.missed for made in again.values()), sum(made.meant for made in again.values())
+    if meant and missed >= LOST**2 * meant:
+        raise MergeError(
+            f"quantising the merged weights again would lose the adapters: it leaves {(missed / meant) ** 0.5:.0%} of their change, which is smaller than the quantisation steps.\n"
+            "  Merge into the full-precision base, or keep the adapter attached; tolerance=float('inf') merges all the same."
+        )
 
 
 def _check_none_stays(state: State, going: list[str]) -> None:
@@ -205,7 +249,7 @@ def _merge_layer(
     wanted: list[str],
     requantise: bool,
     tolerance: float | None,
-) -> tuple[float | None, float | None]:
+) -> tuple[float | None, Requantised | None]:
     host: Host = host_of(layer, path)
     if any(p.device.type == "meta" for p in layer._parameters.values() if p is not None):
         raise MergeError(
@@ -220,7 +264,7 @@ def _merge_layer(
     swap.arrange(layer, wanted)
     before = _run(layer, probe)
     swap.arrange(layer, [])
-    error = None
+    error: Requantised | None = None
     for parameter in dict.fromkeys(p for a in stack for p in a.changes if host.has(p)):
         adapters = [a for a in stack if parameter in a.changes]
         made = _write(layer, host, parameter, adapters, path)
@@ -249,11 +293,14 @@ def _run(layer: Any, probe: Tensor | None) -> Any:
 
 
 @torch.no_grad()
-def _write(layer: Any, host: Host, parameter: str, adapters: list[WeightAdapter], path: str) -> float | None:
-    """Replace one parameter by its merged value; the old object is remembered. Returns the requantisation error of a packed one."""
+def _write(
+    layer: Any, host: Host, parameter: str, adapters: list[WeightAdapter], path: str
+) -> Requantised | None:
+    """Replace one parameter by its merged value; the old object is remembered. Tells what requantising a packed one did."""
     old = layer._parameters[parameter]
     is_packed = host.packed and parameter == host.parameter
-    value: Tensor = host.native(host.current_weight()) if is_packed else old.detach()
+    was: Tensor = host.native(host.current_weight()) if is_packed else old.detach()
+    value = was
     for adapter in adapters:
         value = adapter.apply_to(parameter, value)
     if not torch.isfinite(value).all():
@@ -263,7 +310,9 @@ def _write(layer: Any, host: Host, parameter: str, adapters: list[WeightAdapter]
     layer.__dict__.setdefault("_unmerged", {}).setdefault(parameter, old)
     if is_packed:
         packed.install(layer, packed.repack(layer, value, parameter), parameter)
-        return packed.requantisation_error(layer, value)
+        missed = (packed.dense(layer, parameter) - value).square().sum()
+        error = packed.requantisation_error(layer, value, parameter)
+        return Requantised(error, float(missed), float((value - was).square().sum()))
     layer._parameters[parameter] = nn.Parameter(value.to(old.dtype).contiguous(), requires_grad=False)
     return None
 
