@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from adaptome.core.adapter import Frozen, WeightAdapter
 from adaptome.core.hosts import Host
+from adaptome.forms.dropped import dropped_linear
 
 
 class LowRank(WeightAdapter):
@@ -49,8 +50,14 @@ class LowRank(WeightAdapter):
         if self.host.kind == "embedding":
             z = F.dropout(self.host.reduce(x, A), self.dropout, self.training)
         else:
-            z = self.host.reduce(F.dropout(x.to(y.dtype), self.dropout, self.training), A)
+            z = self.reduced(x.to(y.dtype), A)
         return self.host.add_expanded(y, z, B, scale)
+
+    def reduced(self, x: Tensor, A: Tensor) -> Tensor:
+        """`A dropout(x)`."""
+        if self.dropout and self.training and self.host.kind == "linear":
+            return dropped_linear(x, A.to(x.dtype), self.dropout)
+        return self.host.reduce(F.dropout(x, self.dropout, self.training), A)
 
     def delta(self) -> Tensor:
         """`scale * B A`, `[*, out, in]`."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from adaptome.core.adapter import Frozen
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
+from adaptome.forms.dropped import dropped_linear
 from adaptome.forms.low_rank import kaiming
 from adaptome.forms.reparametrization import Reparametrization
 
@@ -70,18 +71,17 @@ class DoRAAdapter(Reparametrization):
     def forward(self, frozen: Frozen, x: Tensor) -> Tensor:
         y: Tensor = frozen(x)
         bias = frozen.bias()
-        branch = nn.functional.dropout(x.to(y.dtype), self.dropout, self.training)
         V = y if bias is None else y - bias.to(y.dtype)
-        if branch is not x and self.dropout and self.training:
-            # PEFT's convention: dropout acts on the direction's update alone
-            V = self.host.add_expanded(V, self.host.reduce(branch, self.A), self.B, self.scale)
-        else:
-            V = self.host.add_expanded(V, self.host.reduce(x.to(y.dtype), self.A), self.B, self.scale)
-        c = self.m / self.norm(frozen)
-        if self.strength != 1.0:
-            return torch.lerp(y, V * c.to(y.dtype) + (0 if bias is None else bias.to(y.dtype)), self.strength)
-        V = V * c.to(y.dtype)
-        return V if bias is None else V + bias.to(y.dtype)
+        x = x.to(y.dtype)
+        z = (
+            dropped_linear(x, self.A.to(y.dtype), self.dropout)
+            if self.dropout and self.training
+            else self.host.reduce(x, self.A)
+        )
+        V = self.host.add_expanded(V, z, self.B, self.scale)
+        c = (self.m / self.norm(frozen)).to(y.dtype)
+        out: Tensor = _ScaledRows.apply(V, c, None if bias is None else bias.to(y.dtype))
+        return out if self.strength == 1.0 else torch.lerp(y, out, self.strength)
 
     @torch.no_grad()
     def norm(self, frozen: Frozen) -> Tensor:
@@ -92,3 +92,24 @@ class DoRAAdapter(Reparametrization):
         gram = self.A @ self.A.mT
         squares = squares + ((2 * self.scale) * cross + self.scale**2 * (self.B @ gram)).mul(self.B).sum(-1)
         return squares.clamp_min(0).sqrt()
+
+
+class _ScaledRows(torch.autograd.Function):
+    """`c V + b`, keeping its output for the backward instead of V: most layers' outputs are kept by what reads them anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, V: Tensor, c: Tensor, b: Tensor | None) -> Tensor:
+        out = V * c if b is None else torch.addcmul(b, V, c)
+        ctx.save_for_backward(out, c, b)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        out, c, b = ctx.saved_tensors
+        dc = None
+        if ctx.needs_input_grad[1]:
+            scaled = (grad * (out if b is None else out - b)).flatten(0, -2).sum(0)
+            dc = torch.where(
+                c == 0, 0, scaled / torch.where(c == 0, 1, c)
+            )  # a row of magnitude 0 has lost its direction
+        return grad * c, dc, grad if ctx.needs_input_grad[2] else None
