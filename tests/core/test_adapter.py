@@ -170,3 +170,29 @@ def test_an_adapter_without_a_forward_is_an_error():
 
     with pytest.raises(HostError, match="Adapter defines no forward"):
         ad.Adapter(host_of(nn.Linear(2, 2)))(None)
+
+
+class ReadsTwice(nn.Linear):
+    """Reads its weight without gradient first, then once for each row, as fused experts are read."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            scale = self.weight.abs().max()
+        return torch.stack([F.linear(row, self.weight, self.bias) for row in x]) / scale
+
+
+def test_a_parameter_read_many_times_is_changed_once_a_forward(monkeypatch):
+    model, x = nn.Sequential(ReadsTwice(6, 4)), torch.randn(5, 6)
+    ad.attach(model, "lora", targets="0.weight")
+    move(model)
+    adapter, calls = ad.adapters(model)["default"].adapters["0.weight"], []
+    changed = type(adapter).changed
+    monkeypatch.setattr(type(adapter), "changed", lambda *a: calls.append(1) or changed(*a))
+    y = model(x)
+    assert len(calls) == 2, "once without gradient, once with"
+    y.sum().backward()
+    ad.check_gradients(model)
+    assert all(p.grad.any() for p in ad.parameters_of(model).values())
+    W = changed(adapter, "weight", model[0]._parameters["weight"])
+    torch.testing.assert_close(y, F.linear(x, W, model[0].bias) / W.abs().max())
+    assert "_values" not in vars(model[0])
