@@ -70,6 +70,6 @@ def same(a: dict[str, object], b: dict[str, object]) -> bool:
     assert isinstance(bits_a, dict) and isinstance(bits_b, dict)
     return (
         bits_a.keys() == bits_b.keys()
-        and all(torch.equal(bits_a[k], bits_b[k]) for k in bits_a)
+        and all(torch.allclose(bits_a[k], bits_b[k], rtol=0, atol=0, equal_nan=True) for k in bits_a)
         and all(a[k] == b[k] for k in a if k != "bits")
     )

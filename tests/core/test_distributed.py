@@ -14,7 +14,11 @@ def test_two_processes_train_what_one_does(tmp_path):
     worker = Path(__file__).with_name("distributed.py")
     processes = [
         subprocess.Popen(
-            [sys.executable, worker, str(rank), tmp_path], env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, worker, str(rank), tmp_path],
+            env=os.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in (0, 1)
     ]

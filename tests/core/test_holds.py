@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from models import IDS, Net, llama, move, run
 from torch import nn
 
 import adaptome as ad
 from adaptome.core.adapter import Adapted
 from adaptome.core.errors import HostError, StateError, TargetError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from models import IDS, Net, llama, move, run
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 #: one method for each way of acting: beside the layer, on its weight, around a block, on a norm, on the embedding
@@ -121,8 +118,17 @@ def test_gradient_checkpointing_gives_the_same_gradients(method, targets, use_re
 @every_way
 def test_generating_with_and_without_cache_gives_the_same(method, targets):
     model = adapted(method, targets)
-    asked = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "output_logits": True, "return_dict_in_generate": True}
-    cached, plain = model.generate(TOKENS, use_cache=True, **asked), model.generate(TOKENS, use_cache=False, **asked)
+    asked = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
+    cached, plain = (
+        model.generate(TOKENS, use_cache=True, **asked),
+        model.generate(TOKENS, use_cache=False, **asked),
+    )
     assert torch.equal(cached.sequences, plain.sequences)
     assert not torch.allclose(cached.logits[0], llama().generate(TOKENS, **asked).logits[0], atol=1e-3)
 
@@ -147,7 +153,13 @@ def offload(model: nn.Module, how: str, folder: Path) -> nn.Module:
 
     if how == "cpu_offload":
         return cpu_offload(model, execution_device=torch.device("cpu"))
-    places = {"model.embed_tokens": "cpu", "model.layers": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk"}
+    places = {
+        "model.embed_tokens": "cpu",
+        "model.layers": "cpu",
+        "model.norm": "cpu",
+        "model.rotary_emb": "cpu",
+        "lm_head": "disk",
+    }
     return dispatch_model(model, places, offload_dir=folder, main_device="cpu", force_hooks=True)
 
 
@@ -251,7 +263,11 @@ def test_a_tied_head_trained_whole_is_counted_once_and_stays_tied(tmp_path):
     model = llama(tie=True)
     made = ad.attach(model, "lora", r=4, targets="q", train=["lm_head"])
     assert sum(made.heads.values()) == 32 * 16
-    assert ad.trainable(model).count == made.trainable == sum(p.numel() for p in ad.parameters_of(model).values())
+    assert (
+        ad.trainable(model).count
+        == made.trainable
+        == sum(p.numel() for p in ad.parameters_of(model).values())
+    )
     assert ad.trainable(model).total == made.total
     move(model)
     before = run(model, TOKENS)
@@ -309,7 +325,9 @@ class Wrapper(nn.Module):
         return self.inner(x)
 
 
-@pytest.mark.parametrize("wrap", [Wrapper, lambda m: Wrapper(Wrapper(m)), lambda m: torch.compile(m, backend="eager")])
+@pytest.mark.parametrize(
+    "wrap", [Wrapper, lambda m: Wrapper(Wrapper(m)), lambda m: torch.compile(m, backend="eager")]
+)
 def test_the_verbs_find_the_model_inside_a_wrapper(wrap, tmp_path):
     model = Net()
     ad.attach(model, "lora", r=2, targets="wide")
@@ -415,7 +433,9 @@ def test_save_pretrained_writes_the_base_as_always(tmp_path):
 
 def convolutions() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4))
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4)
+    )
 
 
 @pytest.mark.parametrize(("method", "targets"), [("lora", "convs"), ("norm-tuning", "norms")])

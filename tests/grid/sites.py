@@ -224,7 +224,11 @@ def run(model: nn.Module, x: Tensor) -> Tensor:
 
 def bits(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the base's state dict, without what adapters added."""
-    return {k: v.clone() for k, v in model.state_dict().items() if ".adaptome." not in f".{k}" and "adaptome_shared" not in k}
+    return {
+        k: v.clone()
+        for k, v in model.state_dict().items()
+        if ".adaptome." not in f".{k}" and "adaptome_shared" not in k
+    }
 
 
 def tolerance(dtype: torch.dtype) -> dict[str, float]:

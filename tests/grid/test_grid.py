@@ -70,7 +70,9 @@ def test_gradients_reach_what_it_declares_and_nothing_else(method, site, dtype):
     attachment = ad.adapters(model)["default"]
     for path, adapter in attachment.adapters.items():
         own = [p for p in adapter.parameters() if p.requires_grad]
-        assert not own or any(p.grad is not None and p.grad.any() for p in own), f"{path} cannot leave its start"
+        assert not own or any(p.grad is not None and p.grad.any() for p in own), (
+            f"{path} cannot leave its start"
+        )
     for name, parameter in model.named_parameters():
         if id(parameter) in declared:
             assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
@@ -82,7 +84,11 @@ def test_gradients_reach_what_it_declares_and_nothing_else(method, site, dtype):
 def test_away_from_its_start_every_trained_tensor_has_a_gradient(method):
     model = adapted(method, "linear")
     model(example("linear")).square().sum().backward()
-    dead = [k for k, p in ad.parameters_of(model).items() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    dead = [
+        k
+        for k, p in ad.parameters_of(model).items()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
     assert not dead
 
 

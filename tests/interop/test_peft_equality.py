@@ -14,7 +14,12 @@ import adaptome as ad
 
 IDS = torch.randint(0, 30, (3, 5), generator=torch.Generator().manual_seed(1))
 #: our tensor -> PEFT's, by the end of the name
-NAMES = {"A": "lora_A.default.weight", "B": "lora_B.default.weight", "m": "lora_magnitude_vector.default.weight", "l": "ia3_l.default"}
+NAMES = {
+    "A": "lora_A.default.weight",
+    "B": "lora_B.default.weight",
+    "m": "lora_magnitude_vector.default.weight",
+    "l": "ia3_l.default",
+}
 
 
 def llama() -> nn.Module:
@@ -68,7 +73,13 @@ def test_outputs_and_gradients_are_pefts(case):
     peer.loss.backward()
     for name, parameter in ad.parameters_of(model).items():
         twin = partner(name, theirs)
-        torch.testing.assert_close(parameter.grad, twin.grad.view(parameter.shape), rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            parameter.grad,
+            twin.grad.view(parameter.shape),
+            rtol=1e-4,
+            atol=1e-5,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
     assert ad.trainable(model).count == sum(p.numel() for p in other.parameters() if p.requires_grad)
 
 

@@ -79,7 +79,10 @@ def test_lora_is_its_equation(rslora, scale):
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_lora_on_a_convolution_is_the_convolution_with_the_sum(groups):
-    model, x = Layer(nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, groups=groups)), torch.randn(2, 4, 5, 7).double()
+    model, x = (
+        Layer(nn.Conv2d(4, 6, (3, 2), stride=2, padding=1, groups=groups)),
+        torch.randn(2, 4, 5, 7).double(),
+    )
     t = on(model, ad.LoRA(r=R, alpha=R))
     W = model.layer._parameters["weight"] + (t["B"] @ t["A"]).view(6, 4 // groups, 3, 2)
     both_gradients(model, x, F.conv2d(x, W, model.layer.bias, stride=2, padding=1, groups=groups), t)
@@ -170,7 +173,9 @@ def two() -> nn.Module:
 
 def test_settings_by_layer():
     model = two()
-    made = ad.attach(model, "lora", r=2, targets=["left", "right"], per_layer={"*": {"alpha": 4.0}, "right": {"r": 5}})
+    made = ad.attach(
+        model, "lora", r=2, targets=["left", "right"], per_layer={"*": {"alpha": 4.0}, "right": {"r": 5}}
+    )
     assert [e.parameters for e in made.entries] == [2 * 16, 5 * 16]
     adapters = ad.adapters(model)["default"].adapters
     assert adapters["left"].scale == 2.0 and adapters["right"].scale == 4 / 5
@@ -247,7 +252,14 @@ def test_bitfit_and_norm_tuning_train_offsets():
 @pytest.mark.parametrize("act", ["relu", "gelu", "silu", "tanh", "sigmoid", "identity"])
 @pytest.mark.parametrize("place", ["after", "before", "parallel"])
 def test_bottlenecks_are_their_equations(place, act):
-    f = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "identity": lambda h: h}[act]
+    f = {
+        "relu": F.relu,
+        "gelu": F.gelu,
+        "silu": F.silu,
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+        "identity": lambda h: h,
+    }[act]
     settings = {"size": 4, "activation": act, "scale": "learned", "bias": True}
     method = ad.Parallel(**settings) if place == "parallel" else ad.Series(place=place, **settings)
     model, x = linear(), torch.randn(3, IN).double()
@@ -283,7 +295,11 @@ def meta_llama(layers: int = 32) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        hidden_size=4096, intermediate_size=11008, num_hidden_layers=layers, num_attention_heads=32, num_key_value_heads=32
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=32,
     )
     with torch.device("meta"):
         return LlamaForCausalLM(config)

@@ -144,6 +144,7 @@ class Adapted:
     _overrides  parameter name -> weight adapters that change it in place of a fast form, in order
     _host       the layer's host
     _instance_forward  a forward that something had put on the object itself before we came, or None
+    _values     during the forward: parameters as its adapters changed them, so that experts read one by one are changed once
     _mode       of a batch norm: whether it would be in training mode were it not frozen
     """
 
@@ -162,7 +163,13 @@ class Adapted:
                 # The backward dequantises again, so that training does not hold a dense weight for every layer.
                 return checkpoint(self._run_dense, *args, use_reentrant=False, **kwargs)
             return self._run_dense(*args, **kwargs)
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
+        if not self._overrides or torch.compiler.is_compiling():
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        self.__dict__["_values"] = {}
+        try:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.__dict__.pop("_values", None)
 
     def _run_dense(self, *args: Any, **kwargs: Any) -> Any:
         frozen = Frozen(self, ())
@@ -199,16 +206,29 @@ def _parameter_property(name: str) -> property:
         adapters = self._overrides.get(name, ())
         if not adapters or _is_away(value, adapters):
             return value
-        dtype = value.dtype
-        for adapter in adapters:
-            if "_hf_hook" in adapter.__dict__:
-                with at_hand(adapter.modules()):
-                    value = adapter.apply_to(name, value)
-            else:
-                value = adapter.apply_to(name, value)
-        return value.to(dtype)
+        values = self.__dict__.get("_values")
+        if values is None:
+            return _changed(name, value, adapters)
+        # what was made without gradient must not serve where it is wanted
+        key = (name, torch.is_grad_enabled())
+        if key not in values:
+            values[key] = _changed(name, value, adapters)
+        made: Tensor = values[key]
+        return made
 
     return property(read)
+
+
+def _changed(name: str, value: Tensor, adapters: tuple[WeightAdapter, ...]) -> Tensor:
+    """The parameter with all adapters applied, in its own type."""
+    dtype = value.dtype
+    for adapter in adapters:
+        if "_hf_hook" in adapter.__dict__:
+            with at_hand(adapter.modules()):
+                value = adapter.apply_to(name, value)
+        else:
+            value = adapter.apply_to(name, value)
+    return value.to(dtype)
 
 
 def _offloaded(adapters: tuple[WeightAdapter, ...]) -> bool:
