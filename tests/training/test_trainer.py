@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 import torch
-from killable import Examples, Run, arguments, collate, model_of, trainer_of
 from torch.testing import assert_close
 from transformers import (
     BertConfig,
@@ -21,6 +20,8 @@ import adaptome as ad
 from adaptome.core.errors import CheckpointError, GradientError, TrainingError
 from adaptome.training.checkpoint import checkpoints
 from adaptome.training.trainer import AdaptomeTrainer
+
+from killable import Examples, Run, arguments, collate, model_of, trainer_of
 
 
 def trained(run, **settings):
@@ -269,7 +270,9 @@ class Stop(Keep):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_steps": 4, "save_steps": 2}], ids=["epochs", "within an epoch"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"max_steps": 4, "save_steps": 2}], ids=["epochs", "within an epoch"]
+)
 def test_a_finished_run_that_is_resumed_trains_no_further(tmp_path, settings):
     first = trained(tmp_path, **settings)
     again = trainer_of(Run(tmp_path, settings=tuple(settings.items())))
