@@ -11,6 +11,7 @@ optimizer step they drive the methods' schedules.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -76,14 +77,18 @@ def _transformers_callback() -> type:
     return AdaptomeCallback
 
 
-def _lightning_callback() -> type:
-    try:
-        from lightning.pytorch import Callback
-    except ImportError:
+def _lightning_base() -> Any:
+    """The base class of callbacks, under either of the names that Lightning is installed by."""
+    for package in ("lightning.pytorch", "pytorch_lightning"):
         try:
-            from pytorch_lightning import Callback  # type: ignore[assignment]
-        except ImportError as error:
-            raise MissingExtraError("lightning", "lightning") from error
+            return importlib.import_module(package).Callback
+        except ModuleNotFoundError:
+            continue
+    raise MissingExtraError("lightning", "lightning")
+
+
+def _lightning_callback() -> type:
+    Callback: Any = _lightning_base()
 
     class LightningCallback(Callback):
         """Drives an adapted model in Lightning's Trainer, with automatic or manual optimization."""

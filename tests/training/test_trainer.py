@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 import torch
-from killable import Examples, Run, arguments, collate, model_of, trainer_of
 from torch.testing import assert_close
 from transformers import (
     BertConfig,
@@ -21,6 +20,8 @@ import adaptome as ad
 from adaptome.core.errors import CheckpointError, GradientError, TrainingError
 from adaptome.training.checkpoint import checkpoints
 from adaptome.training.trainer import AdaptomeTrainer
+
+from killable import Examples, Run, arguments, collate, model_of, trainer_of
 
 
 def trained(run, **settings):
@@ -246,7 +247,8 @@ def test_early_stopping_stops_and_a_resumed_run_stops_at_the_same_step(tmp_path)
     assert whole.state.global_step == 8
     cut = run(tmp_path / "cut", scores)
     cut.add_callback(Stop(at=5))
-    cut.train()
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
     again = run(tmp_path / "cut", scores[2:])
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 8
@@ -258,17 +260,19 @@ def test_early_stopping_stops_and_a_resumed_run_stops_at_the_same_step(tmp_path)
 
 
 class Stop(Keep):
-    """Ends a run as a kill would, but in this process: nothing is saved."""
+    """Ends a run as Ctrl-C does."""
 
     def __init__(self, at):
         self.at = at
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if state.global_step == self.at:
-            control.should_training_stop = True
+            raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_steps": 4, "save_steps": 2}], ids=["epochs", "within an epoch"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"max_steps": 4, "save_steps": 2}], ids=["epochs", "within an epoch"]
+)
 def test_a_finished_run_that_is_resumed_trains_no_further(tmp_path, settings):
     first = trained(tmp_path, **settings)
     again = trainer_of(Run(tmp_path, settings=tuple(settings.items())))

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adaptome.core.checkpoint import MANIFEST, _check_base, describe, fill, read_manifest, read_tensors, write
+from adaptome.core.checkpoint import MANIFEST, describe, fill, read_manifest, read_tensors, write
 from adaptome.core.errors import CheckpointError
+from adaptome.core.fingerprint import check_base
 from adaptome.core.model import Attachment, adapters, find_root, tensors_of
 from adaptome.training.optimizer import full
 
@@ -63,7 +64,7 @@ def restore_adapters(model: nn.Module, folder: Path) -> None:
     for name, attachment in here.items():
         manifest = read_manifest(folder / name)
         _check_same(attachment, manifest, folder / name)
-        _check_base(
+        check_base(
             find_root(model), manifest["base"], manifest["base"].get("id"), tuple(manifest.get("heads", ()))
         )
         fill(attachment, read_tensors(folder / name, manifest), str(folder / name))

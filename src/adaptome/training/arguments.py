@@ -13,7 +13,7 @@ from adaptome.core.errors import MissingExtraError, RecipeError
 from adaptome.recipe import Recipe
 from adaptome.tasks import Prepared, Task
 
-_TRACKERS = {"tensorboard": "train", "wandb": "trackers", "mlflow": "trackers"}
+_TRACKERS = {"tensorboard": "train", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[str, Any]:
