@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adaptome.data.stdlib_docstrings import Example
-from adaptome.quickstart.settings import PROBE, Settings
+from adaptome.quickstart.settings import PROBE, WARM_UP, WEIGHT_DECAY, Settings
 from adaptome.recipe import Recipe, load_recipe
 from adaptome.tasks import Task, get_task
 from adaptome.tasks.pooling import MeanPooledClassifier
@@ -22,7 +22,10 @@ SPLITS = ("train", "validation", "test")
 
 
 def recipe_of(method: str, settings: Settings, output: Path) -> Recipe:
-    """What is trained, as a recipe: it is stored with the adapter, for `adaptome predict`, `eval` and `train`."""
+    """What is trained, as a recipe: it is stored with the adapter, for `adaptome predict`, `eval` and `train`.
+
+    A recipe has one learning rate; the quickstart's own loop gives the head a higher one.
+    """
     options = settings.options.get(method, {})
     return load_recipe(
         {
@@ -35,6 +38,8 @@ def recipe_of(method: str, settings: Settings, output: Path) -> Recipe:
                 "epochs": settings.epochs,
                 "batch_size": settings.batch_size,
                 "learning_rate": settings.learning_rate,
+                "warmup": WARM_UP,
+                "weight_decay": WEIGHT_DECAY,
                 "seed": settings.seed,
             },
             "output": {"folder": str(output / f"{method}-again")},

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 PROBE = "probe"
+WARM_UP = 0.06  # share of the steps in which the learning rates rise
+WEIGHT_DECAY = 0.01
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import adaptome as ad
 from adaptome.data.stdlib_docstrings import DocstringTask
 from adaptome.quickstart.model import Batches, logits_of
-from adaptome.quickstart.settings import Settings
+from adaptome.quickstart.settings import WARM_UP, WEIGHT_DECAY, Settings
 from adaptome.tasks.pooling import MeanPooledClassifier
 
 Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
@@ -50,7 +50,8 @@ def train_adapter(
         [
             {"params": adapter, "lr": settings.learning_rate},
             {"params": head, "lr": settings.head_learning_rate},
-        ]
+        ],
+        weight_decay=WEIGHT_DECAY,
     )
 
     train = Batches(task.train, tokenizer, settings.batch_size, settings.max_tokens)
@@ -134,6 +135,6 @@ def _logistic_regression(x: Tensor, y: Tensor, labels: int, penalty: float) -> t
 
 
 def _warm_up_then_fall(step: int, total: int) -> float:
-    """Share of the learning rate: up over the first 6 % of the steps, then down to zero in a line."""
-    warm = max(1, round(0.06 * total))
+    """Share of the learning rate: up over the first steps, then down to zero in a line."""
+    warm = max(1, round(WARM_UP * total))
     return min((step + 1) / warm, (total - step) / max(1, total - warm))
