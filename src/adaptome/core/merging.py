@@ -18,7 +18,16 @@ from adaptome.core import adapter as swap
 from adaptome.core.adapter import Adapted, WeightAdapter, check_mergeable
 from adaptome.core.errors import MergeError
 from adaptome.core.hosts import Host, host_of
-from adaptome.core.model import STATE, State, _rearrange, attachment_of, find_root, forget, is_ours, refuse_sharded
+from adaptome.core.model import (
+    STATE,
+    State,
+    _rearrange,
+    attachment_of,
+    find_root,
+    forget,
+    is_ours,
+    refuse_sharded,
+)
 from adaptome.core.plan import table
 from adaptome.quantization import packed
 
