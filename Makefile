@@ -38,7 +38,7 @@ $(VENV)/dev: $(VENV)/made $(LOCK)
 	@$(INSTALL) --editable '.[dev]'
 	@touch $(VENV)/quickstart $@
 
-.PHONY: stale help quickstart test test-all lint types docs docs-serve format generate check lock clean
+.PHONY: stale help quickstart test test-all lint types docs docs-serve format generate check lock bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## *' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ lock: $(VENV)/dev  ## write the installed versions to constraints.txt
 	$(BIN)/python -m pip list --format freeze --exclude-editable | sed -E '/^pip==/d; s/\+[a-z0-9.]+$$//' > $(VENV)/lock
 	@{ sed '/^[^#]/d' constraints.txt; cat $(VENV)/lock; } > $(VENV)/constraints && mv $(VENV)/constraints constraints.txt
 	@touch $(VENV)/quickstart $(VENV)/dev
+
+bench:  ## list the benchmarks
+	@for file in $(wildcard benchmarks/*.py benchmarks/*/*.py); do printf '%-44s %s\n' "$$file" "$$(sed -n '1s/^"""//p' "$$file" | sed 's/"""$$//')"; done
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

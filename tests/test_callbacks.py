@@ -93,7 +93,7 @@ def test_lightnings_callback_counts_optimizer_steps_not_batches(steps, monkeypat
     monkeypatch.setitem(sys.modules, "lightning.pytorch", stand_in)
     monkeypatch.delitem(vars(callbacks), "LightningCallback", raising=False)
     callback, net = callbacks.LightningCallback(), adapted()
-    monkeypatch.delitem(vars(callbacks), "LightningCallback")
+    del callbacks.LightningCallback  # made on the stand-in: the next test wants the real one
     net(torch.randn(5, 3)).sum().backward()
     for batch, step in enumerate([0, 1, 1, 2]):
         trainer = types.SimpleNamespace(global_step=step, estimated_stepping_batches=2)
