@@ -18,27 +18,25 @@ from adaptome.core.errors import AdaptomeError
 
 if TYPE_CHECKING:
     from adaptome.core.adapter import Adapter, Frozen
+    from adaptome.core.attaching import attach, plan
     from adaptome.core.checkpoint import LoadReport, load, save
     from adaptome.core.hosts import Host
     from adaptome.core.merging import MergeReport, merge, unmerge
     from adaptome.core.method import Method, get_method, list_methods, option, register
     from adaptome.core.model import (
-        Attachment,
         activate,
         active,
-        adapters,
-        attach,
         check_gradients,
         detach,
         disabled,
         on_step,
         parameters_of,
         penalty,
-        plan,
         set_trainable,
         trainable,
     )
     from adaptome.core.plan import Entry, Plan, Report
+    from adaptome.core.state import Attachment, adapters
     from adaptome.core.steer import steer, steered
     from adaptome.interop.peft import ExportReport, export
 
@@ -57,21 +55,25 @@ _HOMES = {
     "adaptome.core.hosts": ("Host",),
     "adaptome.core.merging": ("MergeReport", "merge", "unmerge"),
     "adaptome.core.method": ("Method", "get_method", "list_methods", "option", "register"),
+    "adaptome.core.attaching": (
+        "attach",
+        "plan",
+    ),
     "adaptome.core.model": (
-        "Attachment",
         "activate",
         "active",
-        "adapters",
-        "attach",
         "check_gradients",
         "detach",
         "disabled",
         "on_step",
         "parameters_of",
         "penalty",
-        "plan",
         "set_trainable",
         "trainable",
+    ),
+    "adaptome.core.state": (
+        "Attachment",
+        "adapters",
     ),
     "adaptome.core.plan": ("Entry", "Plan", "Report"),
     "adaptome.core.steer": ("steer", "steered"),

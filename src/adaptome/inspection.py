@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from adaptome.architectures import build
+from adaptome.core.attaching import attach
 from adaptome.core.errors import ModelError, did_you_mean
 from adaptome.core.method import Method
-from adaptome.core.model import attach, is_ours
 from adaptome.core.plan import Plan, count
+from adaptome.core.state import is_ours
 from adaptome.core.targets import roles_of
 from adaptome.example_inputs import example_inputs
 from adaptome.memory import OPTIMIZERS, footprint, optimizer_bytes, shadow
@@ -121,7 +122,9 @@ class Inspection:
         yield f"trainable {self.trainable:,} of {self.total:,} ({self.percent:.4f} %)"
         if self.memory is not None:
             wanted = ", ".join(f"{key} {value}" for key, value in self.setup.items())
-            table = Table("memory", "GiB", "bytes", title=f"one training step: {wanted}", title_justify="left")
+            table = Table(
+                "memory", "GiB", "bytes", title=f"one training step: {wanted}", title_justify="left"
+            )
             for key, size in vars(self.memory).items():
                 table.add_row(key, f"{size / 2**30:.3f}", f"{size:,}", end_section=key == "activations")
             for column in table.columns[1:]:
@@ -191,7 +194,9 @@ def inspect(
             per_layer=per_layer, dtype=adapter_dtype, seed=0, **settings,
         )  # fmt: skip
     elif settings or targets or train:
-        raise ModelError("targets, train and settings belong to a method.\n  Name one: inspect(model, 'lora', ...).")
+        raise ModelError(
+            "targets, train and settings belong to a method.\n  Name one: inspect(model, 'lora', ...)."
+        )
     memory, note = _memory(copy, inputs, loss, batch, length, optimizer)
     return Inspection(
         model=name,
@@ -263,7 +268,9 @@ def _rows(model: nn.Module, plan: Plan | None) -> tuple[Row, ...]:
         for name, p in model.named_parameters():
             if p.requires_grad:
                 path, _, tensor = name.rpartition(".")
-                found.append((role(path) or "other", f"{_leaf(path)}.{tensor}".lstrip("."), tuple(p.shape), p.numel()))
+                found.append(
+                    (role(path) or "other", f"{_leaf(path)}.{tensor}".lstrip("."), tuple(p.shape), p.numel())
+                )
     groups: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
     for kind, module, shape, size in found:
         groups.setdefault((kind, module, shape), []).append(size)
@@ -287,15 +294,24 @@ def _memory(
     """The estimate for a model on the meta device, or None and the reason."""
     packed = [n for n, p in model.named_parameters() if not p.is_floating_point() and not p.is_complex()]
     if packed:
-        return None, f"No memory estimate: {packed[0]} and {len(packed) - 1} more are quantised, which no step on shapes alone can run."
+        return (
+            None,
+            f"No memory estimate: {packed[0]} and {len(packed) - 1} more are quantised, which no step on shapes alone can run.",
+        )
     if inputs is None:
         inputs = example_inputs(model, batch, length)
     try:
         step = footprint(model, inputs, loss)
-    except (RuntimeError, NotImplementedError) as error:  # what torch raises for an operation without a meta form
+    except (
+        RuntimeError,
+        NotImplementedError,
+    ) as error:  # what torch raises for an operation without a meta form
         if "meta" not in str(error).lower() and "data-dependent" not in str(error).lower():
             raise
-        return None, f"No memory estimate: the forward asks for values, which shapes alone do not have ({error})."
+        return (
+            None,
+            f"No memory estimate: the forward asks for values, which shapes alone do not have ({error}).",
+        )
     tensors = [*model.named_parameters(), *model.named_buffers()]
     sizes = {id(t): (is_ours(name), t.numel() * t.element_size()) for name, t in tensors}
     weights = sum(size for ours, size in sizes.values() if not ours)

@@ -23,6 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from adaptome.core.attaching import attach, plan
 from adaptome.core.errors import (
     BaseMismatchError,
     CheckpointError,
@@ -41,17 +42,14 @@ from adaptome.core.fingerprint import check_base as _check_base
 from adaptome.core.fingerprint import fingerprint
 from adaptome.core.hosts import at_hand
 from adaptome.core.method import build, method_class
-from adaptome.core.model import (
+from adaptome.core.model import detach, set_trainable
+from adaptome.core.state import (
     Attachment,
     adapters,
-    attach,
     attachment_of,
-    detach,
     distributed_wrapper,
     find_root,
-    plan,
     root_of,
-    set_trainable,
     tensors_of,
 )
 
@@ -394,7 +392,9 @@ def _attach_described(
         "per_layer": manifest.get("per_layer"),
     }
     wanted = plan(model, method, **where).trainable
-    if wanted > 4 * numbers + 2**20:  # before anything is built: settings may ask for more than fits in memory
+    if (
+        wanted > 4 * numbers + 2**20
+    ):  # before anything is built: settings may ask for more than fits in memory
         raise KeyMismatchError(
             f"the settings ask for {wanted:,} numbers and the file holds {numbers:,}.\n  Nothing was loaded."
         )

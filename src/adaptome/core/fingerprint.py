@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptome.core.errors import BaseMismatchError
-from adaptome.core.model import is_ours
+from adaptome.core.state import is_ours
 
 #: relative tolerance of the base's sampled weights, so that bf16 and fp32 copies of one base agree
 SAMPLE_TOLERANCE = 2e-2

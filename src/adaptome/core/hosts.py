@@ -453,9 +453,7 @@ _KINDS: list[tuple[Callable[[nn.Module], bool], type[Host]]] = [
     (lambda m: isinstance(m, nn.Linear), LinearHost),
     (
         lambda m: (
-            hasattr(m, "nf")
-            and (weight := m._parameters.get("weight")) is not None
-            and weight.dim() == 2
+            hasattr(m, "nf") and (weight := m._parameters.get("weight")) is not None and weight.dim() == 2
         ),
         Conv1DHost,
     ),

@@ -18,17 +18,9 @@ from adaptome.core import adapter as swap
 from adaptome.core.adapter import Adapted, WeightAdapter, check_mergeable
 from adaptome.core.errors import MergeError
 from adaptome.core.hosts import Host, host_of
-from adaptome.core.model import (
-    STATE,
-    State,
-    _rearrange,
-    attachment_of,
-    find_root,
-    forget,
-    is_ours,
-    refuse_sharded,
-)
+from adaptome.core.model import forget
 from adaptome.core.plan import table
+from adaptome.core.state import STATE, State, attachment_of, find_root, is_ours, rearrange, refuse_sharded
 from adaptome.quantization import packed
 
 #: relative difference on the probe above which a merge is refused, by the precision of the stored weight
@@ -162,7 +154,7 @@ def merge(
             layer.__dict__.pop("_unmerged", None)
             if unmerged:
                 layer.__dict__["_unmerged"] = unmerged
-        _rearrange(root)
+        rearrange(root)
         raise
     finally:
         for module in training:
@@ -170,7 +162,7 @@ def merge(
     for name in wanted:
         state.attachments[name].merged = True
     untied = _untie(root)
-    _rearrange(root)
+    rearrange(root)
     if not keep:
         for module in root.modules():
             module.__dict__.pop("_unmerged", None)
@@ -222,7 +214,7 @@ def unmerge(model: nn.Module) -> None:
     if tied is not None:
         config: Any = root.config
         config.tie_word_embeddings = tied
-    _rearrange(root)
+    rearrange(root)
 
 
 def _layers(root: nn.Module, state: State, wanted: list[str]) -> list[tuple[str, Any, list[WeightAdapter]]]:

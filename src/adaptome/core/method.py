@@ -254,7 +254,19 @@ def _check_bounds(value: Any, bounds: Mapping[str, Any], where: str) -> None:
 # -- the registry ----------------------------------------------------------------------------------------------------
 
 _REGISTRY: dict[str, type[Method]] = {}
-_ATTACH_ARGUMENTS = {"model", "method", "name", "targets", "exclude", "layers", "train", "per_layer", "dtype", "seed", "budget"}
+_ATTACH_ARGUMENTS = {
+    "model",
+    "method",
+    "name",
+    "targets",
+    "exclude",
+    "layers",
+    "train",
+    "per_layer",
+    "dtype",
+    "seed",
+    "budget",
+}
 M = TypeVar("M", bound=type[Method])
 
 
@@ -275,7 +287,9 @@ def register(name: str, **about: Any) -> Callable[[M], M]:
             setattr(cls, key, value)
         taken = _ATTACH_ARGUMENTS & set(cls.__annotations__)
         if taken:
-            raise MethodError(f"register({name!r}): settings {sorted(taken)} have the names of ad.attach's own arguments; choose others.")
+            raise MethodError(
+                f"register({name!r}): settings {sorted(taken)} have the names of ad.attach's own arguments; choose others."
+            )
         known = _REGISTRY.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise MethodError(f"a method named {name!r} is registered already, by {known.__module__}.")

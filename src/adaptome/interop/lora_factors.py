@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptome.core.adapter import Adapter, WeightAdapter
 from adaptome.core.errors import MergeError
-from adaptome.core.model import Attachment
+from adaptome.core.state import Attachment
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from adaptome.core.attaching import attach
 from adaptome.core.checkpoint import LoadReport, fill
 from adaptome.core.errors import (
     CheckpointError,
@@ -34,15 +35,8 @@ from adaptome.core.errors import (
 )
 from adaptome.core.files import atomic_folder
 from adaptome.core.hosts import Host
-from adaptome.core.model import (
-    Attachment,
-    attach,
-    attachment_of,
-    detach,
-    find_root,
-    set_trainable,
-    tensors_of,
-)
+from adaptome.core.model import detach, set_trainable
+from adaptome.core.state import Attachment, attachment_of, find_root, tensors_of
 from adaptome.interop.lora_factors import Factors, lora_factors
 
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."

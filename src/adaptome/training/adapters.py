@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adaptome.core.checkpoint import MANIFEST, describe, fill, read_manifest, read_tensors, write
 from adaptome.core.errors import CheckpointError
 from adaptome.core.fingerprint import check_base
-from adaptome.core.model import Attachment, adapters, find_root, tensors_of
+from adaptome.core.state import Attachment, adapters, find_root, tensors_of
 from adaptome.training.optimizer import full
 
 

@@ -1,0 +1,330 @@
+"""Planning and attaching: from targets to hosts, from a method to adapters, and the base frozen."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from adaptome.core import adapter as swap
+from adaptome.core.adapter import Adapter
+from adaptome.core.budget import Fit, fit, parse
+from adaptome.core.errors import StateError, TargetError
+from adaptome.core.hosts import Host, host_of
+from adaptome.core.method import Method, get_method
+from adaptome.core.plan import Entry, Plan, count
+from adaptome.core.state import (
+    SHARED,
+    STATE,
+    Attachment,
+    State,
+    Targets,
+    distributed_wrapper,
+    is_ours,
+    rearrange,
+    root_of,
+)
+from adaptome.core.targets import Match, resolve
+from adaptome.core.trained import Trained, trained
+from adaptome.quantization import packed
+
+
+def plan(
+    model: nn.Module,
+    method: str | Method | type[Method],
+    *,
+    targets: Targets | None = None,
+    exclude: Targets | None = None,
+    layers: Any = None,
+    train: Targets = (),
+    per_layer: Mapping[str, Mapping[str, Any]] | None = None,
+    budget: str | int | None = None,
+    **settings: Any,
+) -> Plan:
+    """What `attach` with the same arguments would do; builds nothing, so it works on the meta device.
+
+    Raises:
+        TargetError, MethodError, HostError: as `attach`.
+    """
+    model = root_of(model)
+    chosen = get_method(method, **settings)
+    heads = _head_targets(model, train)
+    hosts = _hosts(model, chosen, targets, exclude, layers, heads)
+    chosen, fitted = _fit(model, chosen, hosts, budget)
+    methods = _methods_by_layer(model, chosen, hosts, per_layer or {})
+    made = _plan(model, chosen, hosts, methods, trained(model, heads, None) if heads else {}, None)
+    return replace(made, budget=fitted)
+
+
+def _fit(
+    model: nn.Module, method: Method, hosts: Sequence[Host], budget: str | int | None
+) -> tuple[Method, Fit | None]:
+    """The method at the size that a budget asks for."""
+    if budget is None:
+        return method, None
+
+    def count_of(text: str) -> int:
+        name, _, settings = text.partition(":")
+        pairs = [pair.partition("=") for pair in settings.split(",") if pair]
+        other = get_method(name.strip(), **{k.strip(): ast.literal_eval(v.strip()) for k, _, v in pairs})
+        return sum(other.parameters(host) for host in hosts) + other.shared_parameters(hosts)
+
+    return fit(method, hosts, parse(budget, _base_count(model), count_of))
+
+
+def _hosts(
+    model: nn.Module,
+    method: Method,
+    targets: Targets | None,
+    exclude: Targets | None,
+    layers: Any,
+    heads: Mapping[str, Any],
+) -> list[Host]:
+    wanted = targets if targets is not None else method.default_targets
+    matches: list[Match] = resolve(model, wanted, exclude=exclude, layers=layers)
+    whole = [path for path, rows in heads.items() if rows is None]
+    kept = [m for m in matches if not any(m.path == h or m.path.startswith(f"{h}.") for h in whole)]
+    hosts = [host_of(m.module, m.path, m.parameter, m.role, m.layer) for m in kept]
+    if not hosts:
+        raise TargetError(
+            f"targets={wanted!r} matches only modules that are trained whole ({', '.join(whole)}).\n  Name other targets, or leave them out of train."
+        )
+    for host in hosts:
+        method.check(host)
+    return hosts
+
+
+def _methods_by_layer(
+    model: nn.Module, method: Method, hosts: Sequence[Host], per_layer: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Method]:
+    """The method of every host by name: later patterns win."""
+    chosen = {host.name: method for host in hosts}
+    for pattern, settings in per_layer.items():
+        names = {host_of(m.module, m.path, m.parameter).name for m in resolve(model, pattern)} & set(chosen)
+        if not names:
+            raise TargetError(
+                f"per_layer pattern {pattern!r} matches none of the {len(hosts)} targets.\n  The targets are {', '.join(list(chosen)[:4])}, ..."
+            )
+        chosen |= {name: chosen[name].replace(**settings) for name in names}
+    return chosen
+
+
+_ROWS = re.compile(r"(?P<path>.*)\[(?P<first>\d+):(?P<end>\d*)\]")
+
+
+def _head_targets(model: nn.Module, train: Targets) -> dict[str, tuple[int, int] | None]:
+    """Module path -> rows to train, of every pattern in `train`; 'embed_tokens[100:]' names rows."""
+    found: dict[str, tuple[int, int] | None] = {}
+    for pattern in [train] if isinstance(train, str) else train:
+        rows = _ROWS.fullmatch(pattern)
+        for match in resolve(model, rows["path"] if rows else pattern):
+            if next(match.module.parameters(), None) is None:
+                raise TargetError(
+                    f"train={pattern!r}: {match.path} ({type(match.module).__name__}) has no parameters to train."
+                )
+            if rows is None:
+                found[match.path] = None
+                continue
+            length = next(iter(match.module.parameters())).shape[0]
+            first, end = int(rows["first"]), int(rows["end"] or length)
+            if not first < end <= length:
+                raise TargetError(
+                    f"train={pattern!r}: rows {first} to {end} of {match.path}, which has {length}."
+                )
+            found[match.path] = (first, end)
+    return found
+
+
+def _plan(
+    model: nn.Module,
+    method: Method,
+    hosts: Sequence[Host],
+    methods: Mapping[str, Method],
+    heads: Mapping[str, Trained],
+    seed: int | None,
+) -> Plan:
+    entries = tuple(Entry(h.name, h.kind, h.shape, h.role, methods[h.name].parameters(h)) for h in hosts)
+    seen: set[int] = set()
+    sizes: dict[str, int] = {}
+    for path, head in heads.items():
+        own = [p for p in head.parameters() if id(p) not in seen]
+        seen |= {id(p) for p in own}
+        sizes[path] = sum(p.numel() for p in own)
+    return Plan(
+        method.name,
+        method.settings(),
+        entries,
+        method.shared_parameters(hosts),
+        sizes,
+        _base_count(model),
+        seed,
+    )
+
+
+def _base_count(model: nn.Module) -> int:
+    ours = {id(p): p.numel() for name, p in model.named_parameters() if is_ours(name)}
+    return count(model) - sum(ours.values())
+
+
+# -- attaching -----------------------------------------------------------------------------------------------------
+
+
+def attach(
+    model: nn.Module,
+    method: str | Method | type[Method],
+    name: str = "default",
+    *,
+    targets: Targets | None = None,
+    exclude: Targets | None = None,
+    layers: Any = None,
+    train: Targets = (),
+    per_layer: Mapping[str, Mapping[str, Any]] | None = None,
+    budget: str | int | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int | None = None,
+    **settings: Any,
+) -> Plan:
+    """Put a method's adapters on a model, freeze the base, and activate them after those already there.
+
+    Args:
+        model: any module; its layers stay the same objects.
+        method: a name ('lora'), a method (LoRA(r=8)) or its class.
+        name: of this adapter; a model holds any number.
+        targets: roles ('attention', 'q', 'all-linear', ...), globs or 're:' regexes on module names, or a list of them; every
+            entry must match. None: the method's own default.
+        exclude: the same language; what it matches is left out.
+        layers: only blocks with these numbers: 3, [0, 5], '4:8', '-4:'.
+        train: modules trained whole and saved beside the adapters ('classifier'); 'embed_tokens[32000:]' trains rows.
+        per_layer: settings by pattern, {'*.q_proj': {'r': 16}}; later patterns win.
+        budget: trainable numbers instead of a size: 20000, '1.5M', '0.1%' of the base, or 'lora:r=8' for as many as that
+            method has here; the method solves its own size for it, and the plan tells how close it came.
+        dtype: of the adapters; None for float32, or float64 on a float64 base.
+        seed: of their initialisation; None draws one from torch's generator, so torch.manual_seed before this call makes it repeatable.
+        settings: of the method.
+
+    Returns:
+        The plan: every host with its shape and trainable numbers. Print it.
+
+    Raises:
+        TargetError: an entry matches nothing.
+        MethodError: an unknown method or setting.
+        HostError: the method does not admit a target.
+        StateError: the name is taken.
+    """
+    chosen = get_method(method, **settings)
+    root = _root_to_attach(model)
+    state: State | None = root.__dict__.get(STATE)
+    if state is not None and name in state.attachments:
+        raise StateError(
+            f"an adapter called {name!r} is attached already.\n  Choose another name, or ad.detach(model, {name!r}) first."
+        )
+    if not name or not re.fullmatch(r"[\w-]+", name):
+        raise StateError(f"adapter name {name!r}: use letters, digits, '-' and '_'.")
+    if hasattr(nn.ModuleDict, name):
+        raise StateError(
+            f"adapter name {name!r} is an attribute of every module.\n  Choose another, such as '{name}-1'."
+        )
+    head_targets = _head_targets(root, train)
+    hosts = _hosts(root, chosen, targets, exclude, layers, head_targets)
+    chosen, fitted = _fit(root, chosen, hosts, budget)
+    methods = _methods_by_layer(root, chosen, hosts, per_layer or {})
+    seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
+    heads = trained(root, head_targets, dtype) if head_targets else {}
+    made = replace(_plan(root, chosen, hosts, methods, heads, seed), budget=fitted)
+    built, shared = _build(chosen, hosts, methods, seed, dtype)
+    # Nothing on the model has changed up to here: an error above leaves it as it was.
+    attachment = Attachment(
+        name, chosen, targets, exclude, layers, (train,) if isinstance(train, str) else tuple(train),
+        {k: dict(v) for k, v in (per_layer or {}).items()}, seed, dtype, made, built, heads, shared,
+    )  # fmt: skip
+    state = _freeze(root) if state is None else state
+    for adapter in [*built.values(), *heads.values()]:
+        swap.put(adapter.host, name, adapter.train(root.training))
+    if shared is not None:
+        home = _shared_home(root, hosts)
+        if not hasattr(home, SHARED):
+            home.add_module(SHARED, nn.ModuleDict())
+        getattr(home, SHARED)[name] = shared.train(root.training)
+    state.attachments[name] = attachment
+    state.active.append(name)
+    rearrange(root)
+    return made
+
+
+def _shared_home(root: nn.Module, hosts: Sequence[Host]) -> nn.Module:
+    """Where shared state is registered: on the root, unless the root runs or lists all its children."""
+    listing = isinstance(root, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+    return hosts[0].layer if listing else root
+
+
+def _root_to_attach(model: nn.Module) -> nn.Module:
+    """`root_of`, when adapters can still be put on the model.
+
+    Raises:
+        StateError: the model is wrapped for distributed training already, so that new parameters would never be synchronised.
+    """
+    wrapper = distributed_wrapper(model)
+    if wrapper is not None:
+        raise StateError(
+            f"this model is wrapped by {wrapper} already: adapters put on it now would not be synchronised between processes.\n"
+            "  Attach (or load) first, then wrap."
+        )
+    return root_of(model)
+
+
+def _build(
+    method: Method, hosts: Sequence[Host], methods: Mapping[str, Method], seed: int, dtype: torch.dtype | None
+) -> tuple[dict[str, Adapter], nn.Module | None]:
+    """The adapters by host name and the shared state, initialised from seed and host name alone."""
+    with torch.random.fork_rng(devices=[]):
+        _seed(seed, "")
+        with _device(hosts[0]):
+            shared = method.shared(hosts)
+        if shared is not None:
+            shared.to(hosts[0].device)
+        built: dict[str, Adapter] = {}
+        for host in hosts:
+            _seed(seed, host.name)
+            with _device(host):
+                adapter = methods[host.name].adapter(host, shared)
+            adapter.to(host.device)
+            _cast(adapter, dtype or torch.promote_types(host.dtype, torch.float32))
+            built[host.name] = adapter
+    return built, shared
+
+
+def _device(host: Host) -> Any:
+    """Tensors are drawn on the CPU, so that a seed gives the same adapter on every device; on meta nothing is drawn."""
+    return torch.device("meta" if host.device.type == "meta" else "cpu")
+
+
+def _cast(adapter: Adapter, dtype: torch.dtype) -> None:
+    for module in adapter.modules():
+        for key, value in module._parameters.items():
+            if value is not None and value.is_floating_point() and value.dtype != dtype:
+                module._parameters[key] = nn.Parameter(value.detach().to(dtype), value.requires_grad)
+
+
+def _seed(seed: int, name: str) -> None:
+    # the CPU's generator alone: torch.manual_seed would also reset those of accelerators, which fork_rng does not keep
+    torch.default_generator.manual_seed(
+        int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big")
+    )
+
+
+def _freeze(root: nn.Module) -> State:
+    state = State(trained_before=tuple(n for n, p in root.named_parameters() if p.requires_grad))
+    for parameter in root.parameters():
+        parameter.requires_grad_(False)
+    for path, module in list(root.named_modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            swap.prepare(module, host_of(module, path))
+    packed.settle(root)
+    root.__dict__[STATE] = state
+    return state

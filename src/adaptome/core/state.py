@@ -1,0 +1,197 @@
+"""What a model knows of its adapters, and how its layers are told.
+
+All state is on the model itself: adapters on their layers, shared state in `model.adaptome_shared`, and one `State` under
+`model._adaptome`, so that copying or pickling the model takes everything along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core import adapter as swap
+from adaptome.core.adapter import Adapted, Adapter
+from adaptome.core.errors import StateError, did_you_mean
+from adaptome.core.method import Method
+from adaptome.core.plan import Entry, Plan
+from adaptome.core.trained import Trained
+
+STATE, SHARED = "_adaptome", "adaptome_shared"
+
+
+Targets = str | Sequence[str]
+
+
+@dataclass
+class Attachment:
+    """One named adapter of a model: its method, where it sits, and how it was made.
+
+    `adapters` maps the target's full name to the adapter there; `heads` likewise for modules trained whole.
+    """
+
+    name: str
+    method: Method
+    targets: Targets | None
+    exclude: Targets | None
+    layers: Any
+    train: tuple[str, ...]
+    per_layer: dict[str, dict[str, Any]]
+    seed: int
+    dtype: torch.dtype | None
+    plan: Plan
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    heads: dict[str, Trained] = field(default_factory=dict)
+    shared: nn.Module | None = None
+    merged: bool = False
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The plan's entries."""
+        return self.plan.entries
+
+    def all(self) -> dict[str, Adapter]:
+        """Adapters and heads by target name."""
+        return {**self.adapters, **self.heads}
+
+    def modules(self) -> list[nn.Module]:
+        """Adapters, heads and shared state."""
+        return [*self.all().values(), *([self.shared] if self.shared is not None else [])]
+
+
+@dataclass
+class State:
+    """Everything a model knows of its adapters."""
+
+    attachments: dict[str, Attachment] = field(default_factory=dict)
+    active: list[str] = field(default_factory=list)
+    #: names of the base's parameters that trained before the first attach
+    trained_before: tuple[str, ...] = ()
+    disabled: bool = False
+
+
+def find_root(model: nn.Module) -> nn.Module:
+    """The module that carries the adapters' state: the model, or the one inside a wrapper (DDP, compiled, your own).
+
+    Raises:
+        StateError: when nothing is attached.
+    """
+    if STATE in model.__dict__:
+        return model
+    roots = [m for m in model.modules() if STATE in m.__dict__]
+    if len(roots) == 1:
+        return roots[0]
+    if not roots:
+        raise StateError(
+            f"nothing is attached to this {type(model).__name__}.\n  Attach first: ad.attach(model, 'lora')."
+        )
+    raise StateError(
+        f"{len(roots)} modules inside this {type(model).__name__} carry adapters; call the verb on the one you mean."
+    )
+
+
+def root_of(model: nn.Module) -> nn.Module:
+    """The module that carries, or will carry, the adapters' state: not torch.compile's wrapper, so that names do not depend on it.
+
+    Raises:
+        StateError: when several modules inside carry adapters.
+    """
+    if adapters(model):
+        return find_root(model)
+    while "_orig_mod" in model._modules:
+        model = model._orig_mod  # type: ignore[assignment]
+    return model
+
+
+def state_of(model: nn.Module) -> State:
+    """The state of a model's adapters; StateError when nothing is attached."""
+    state: State = find_root(model).__dict__[STATE]
+    return state
+
+
+def adapters(model: nn.Module) -> dict[str, Attachment]:
+    """The attachments by name; empty when nothing is attached."""
+    return dict(state_of(model).attachments) if any(STATE in m.__dict__ for m in model.modules()) else {}
+
+
+def attachment_of(model: nn.Module, name: str) -> Attachment:
+    """One attachment.
+
+    Raises:
+        StateError: naming those there are.
+    """
+    known = state_of(model).attachments
+    if name not in known:
+        raise StateError(
+            f"no adapter is called {name!r}.{did_you_mean(name, known)} Attached: {', '.join(known)}."
+        )
+    return known[name]
+
+
+def is_ours(name: str) -> bool:
+    """Whether a parameter's or module's qualified name lies inside an adapter."""
+    parts = name.split(".")
+    return swap.ATTRIBUTE in parts or SHARED in parts
+
+
+def tensors_of(attachment: Attachment) -> dict[str, Tensor]:
+    """Everything of an attachment that a file must hold: parameters and buffers, each tensor once."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    modules: dict[str, nn.Module] = dict(attachment.all())
+    if attachment.shared is not None:
+        modules["shared"] = attachment.shared
+    for path, module in modules.items():
+        rebuilt = getattr(module, "rebuilt", ())
+        for key, value in module.state_dict(keep_vars=True).items():
+            if key not in rebuilt and id(value) not in seen:
+                seen.add(id(value))
+                found[f"{path}.{key}" if path else key] = value
+    return found
+
+
+def distributed_wrapper(model: nn.Module) -> str | None:
+    """'DistributedDataParallel', 'FSDPModule' or 'FullyShardedDataParallel' when the model, or a part of it, is wrapped by it."""
+    wrappers = {"DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel"}
+    for cls in {c for m in model.modules() for c in type(m).__mro__}:
+        # told by name, so that nothing distributed is imported
+        if cls.__name__ in wrappers and cls.__module__.startswith(("torch.nn.parallel", "torch.distributed")):
+            return cls.__name__
+    return None
+
+
+def refuse_sharded(model: nn.Module, what: str) -> None:
+    """Raise StateError when the model's parameters are sharded: what replaces them or their layers' classes would be undone."""
+    wrapper = distributed_wrapper(model)
+    if wrapper in ("FSDPModule", "FullyShardedDataParallel"):
+        raise StateError(
+            f"this model is sharded ({wrapper}): {what} would be undone by the next forward.\n"
+            "  ad.save it, and ad.load it on a model that is not."
+        )
+
+
+def rearrange(root: nn.Module) -> None:
+    """Make every adapted layer run what the state says."""
+    state: State = root.__dict__[STATE]
+    running = [] if state.disabled else [n for n in state.active if not state.attachments[n].merged]
+    for module in root.modules():
+        if isinstance(module, Adapted):
+            swap.arrange(module, running)
+    for module in root.modules():
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
+            swap.keep_off_fast_path(module)
+    ignore_on_save(root)
+
+
+def ignore_on_save(root: nn.Module) -> None:
+    """Let transformers' save_pretrained write the base as always: tell it which keys are ours."""
+    for module in root.modules():
+        ignored = getattr(module, "_keys_to_ignore_on_save", None)
+        if isinstance(ignored, set):
+            ignored -= {key for key in ignored if is_ours(key)}
+            # not by state_dict(), whose hooks reshard under FSDP2
+            tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
+            ignored |= {key for key, _ in tensors if is_ours(key)}
