@@ -2,7 +2,7 @@
 #
 #   PYTHON       the interpreter that makes the environment (3.11 or newer)   make test PYTHON=python3.12
 #   TORCH_INDEX  where else to look for torch; PyPI's torch for Linux brings CUDA, its CPU build is smaller:
-#                make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#                make quickstart TORCH_INDEX=<the CPU index that pytorch.org names>
 #   JOBS         test processes                                               make test JOBS=4
 #   ARGS         passed on to the command                                     make test ARGS="tests/cli -k version"
 

@@ -86,7 +86,12 @@ def test_a_hub_id_of_a_built_in_needs_no_network(monkeypatch):
 
 
 def test_a_folder_and_a_file_build_the_same(tmp_path):
-    config = {**hyperparameters("bert-base"), "num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3}
+    config = {
+        **hyperparameters("bert-base"),
+        "num_hidden_layers": 2,
+        "hidden_size": 24,
+        "num_attention_heads": 3,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     for source in (tmp_path, tmp_path / "config.json", str(tmp_path)):
         model = build(source)
@@ -98,18 +103,24 @@ def test_a_saved_model_builds_its_own_structure(tmp_path):
     saved = build("gpt2", meta=False, n_layer=1, n_embd=24, n_head=3, vocab_size=50)
     saved.save_pretrained(tmp_path)
     rebuilt = build(tmp_path)
-    assert {n: p.shape for n, p in rebuilt.named_parameters()} == {n: p.shape for n, p in saved.named_parameters()}
+    assert {n: p.shape for n, p in rebuilt.named_parameters()} == {
+        n: p.shape for n, p in saved.named_parameters()
+    }
 
 
 def test_a_saved_diffusers_model_builds(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({**hyperparameters("sd-1.5-unet"), "cross_attention_dim": 96}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**hyperparameters("sd-1.5-unet"), "cross_attention_dim": 96})
+    )
     model = build(tmp_path)
     assert type(model).__name__ == "UNet2DConditionModel"
     assert model.config.cross_attention_dim == 96
 
 
 def test_task_dtype_and_changes_are_taken():
-    model = build("roberta-base", task="text-classification", dtype=torch.bfloat16, num_labels=5, num_hidden_layers=3)
+    model = build(
+        "roberta-base", task="text-classification", dtype=torch.bfloat16, num_labels=5, num_hidden_layers=3
+    )
     assert type(model).__name__ == "RobertaForSequenceClassification"
     assert model.classifier.out_proj.out_features == 5
     assert len(model.roberta.encoder.layer) == 3
@@ -132,7 +143,10 @@ def test_hyperparameters_are_a_copy():
         (lambda folder: build("roberta-bass"), "near it: roberta-base"),
         (lambda folder: build("nothing-like-it-at-all-zzz"), "Built-in names: ast-base"),
         (lambda folder: build(folder), "holds no config.json"),
-        (lambda folder: build(folder / "config.json"), "neither a built-in architecture, nor an existing file"),
+        (
+            lambda folder: build(folder / "config.json"),
+            "neither a built-in architecture, nor an existing file",
+        ),
         (lambda folder: build("gpt2", n_layers=3), "no hyperparameter 'n_layers'. Did you mean 'n_layer'?"),
         (lambda folder: build("sd-1.5-unet", cross_attention=3), "Did you mean 'cross_attention_dim'?"),
         (lambda folder: build("gpt2", task="causal"), "Did you mean 'causal-lm'?"),
@@ -152,7 +166,10 @@ def test_a_bad_request_says_what_would_be_right(tmp_path, make, message):
         ("[1]", "is not a model's config"),
         ('{"hidden_size": 3}', "neither model_type"),
         ('{"model_type": "bertt"}', "Did you mean 'bert'?"),
-        ('{"model_type": "bert", "architectures": ["BertConfig"]}', "'BertConfig', which is no model of transformers"),
+        (
+            '{"model_type": "bert", "architectures": ["BertConfig"]}',
+            "'BertConfig', which is no model of transformers",
+        ),
         ('{"_class_name": "UNet2DOutput"}', "no model of diffusers"),
     ],
 )

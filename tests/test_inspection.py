@@ -128,13 +128,21 @@ def test_it_prints_and_is_json():
     assert "c_attn" in text and "activations" in text and f"{found.trainable:,} of {found.total:,}" in text
     data = json.loads(json.dumps(found.to_dict()))
     assert data["memory"]["optimizer"] == 0
-    assert data["setup"] == {"batch": 2, "length": 8, "dtype": "fp32", "optimizer": "sgd", "gradient_checkpointing": False}
+    assert data["setup"] == {
+        "batch": 2,
+        "length": 8,
+        "dtype": "fp32",
+        "optimizer": "sgd",
+        "gradient_checkpointing": False,
+    }
     assert data["rows"][0]["shape"] == list(found.rows[0].shape)
 
 
 def test_own_modules_take_own_inputs():
     model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
-    found = inspect(model, "lora", targets=["0", "2"], r=2, inputs={"input": torch.zeros(11, 5, device="meta")})
+    found = inspect(
+        model, "lora", targets=["0", "2"], r=2, inputs={"input": torch.zeros(11, 5, device="meta")}
+    )
     assert found.trainable == 2 * (5 + 7) + 2 * (7 + 3)
     with pytest.raises(ModelError, match=r"inputs of Sequential are not known"):
         inspect(model, "lora", targets=["0", "2"])

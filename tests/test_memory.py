@@ -50,7 +50,9 @@ def really_saved(model, inputs):
 
 def real_peak(model, inputs):
     """The CPU allocator's peak over forward and backward, from torch's profiler."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         scalar(model(**inputs)).backward()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
@@ -107,7 +109,9 @@ def test_by_hand():
     model = nn.Sequential(nn.Linear(5, 7, bias=False), nn.Tanh(), nn.Linear(7, 3, bias=False))
     model[0].weight.requires_grad_(False)
     found = footprint(shadow(model), {"input": torch.zeros(11, 5, device="meta")})
-    assert found.saved == 11 * 7 * 4  # the second layer's input; the first is frozen, so nothing for it or tanh
+    assert (
+        found.saved == 11 * 7 * 4
+    )  # the second layer's input; the first is frozen, so nothing for it or tanh
     assert found.gradients == 7 * 3 * 4
     model[0].weight.requires_grad_(True)  # tanh keeps its output, which is the same storage
     assert footprint(shadow(model), {"input": torch.zeros(11, 5, device="meta")}).saved == 11 * 7 * 4
@@ -143,7 +147,9 @@ def test_attention_and_dropout_are_a_gpus():
             return nn.functional.scaled_dot_product_attention(y, y, y)
 
     found = footprint(shadow(Attention()), {"x": torch.zeros(2, 3, 16, 8, device="meta")})
-    assert found.saved == 2 * 3 * 16 * (8 + 8 + 1) * 4  # y, the output and a log-sum a row; no [16, 16] probabilities
+    assert (
+        found.saved == 2 * 3 * 16 * (8 + 8 + 1) * 4
+    )  # y, the output and a log-sum a row; no [16, 16] probabilities
 
 
 def test_a_shadow_takes_no_memory_and_keeps_ties():

@@ -19,7 +19,12 @@ __all__ = ["example_inputs"]
 
 
 def example_inputs(
-    model: nn.Module, batch: int, length: int, *, device: torch.device | str = "meta", dtype: torch.dtype | None = None
+    model: nn.Module,
+    batch: int,
+    length: int,
+    *,
+    device: torch.device | str = "meta",
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments for one training step of `model`; with labels where its head takes them.
 
@@ -51,7 +56,9 @@ class _Maker:
     def __init__(self, model: nn.Module, batch: int, length: int, device: torch.device, dtype: torch.dtype):
         self.model, self.batch, self.device, self.dtype = model, batch, device, dtype
         self.config: Any = model.config
-        self.length = min(length, self.first("max_position_embeddings", "n_positions", of=self.text) or length)
+        self.length = min(
+            length, self.first("max_position_embeddings", "n_positions", of=self.text) or length
+        )
 
     @property
     def text(self) -> Any:
@@ -76,7 +83,15 @@ class _Maker:
             return {}
         if name.endswith(("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")):
             return {"labels": self.ids()}
-        if name.endswith(("LMHeadModel", "ForCausalLM", "ForMaskedLM", "ForTokenClassification", "ForConditionalGeneration")):
+        if name.endswith(
+            (
+                "LMHeadModel",
+                "ForCausalLM",
+                "ForMaskedLM",
+                "ForTokenClassification",
+                "ForConditionalGeneration",
+            )
+        ):
             return {"labels": self.ids(length)}
         return {}
 
@@ -113,7 +128,11 @@ def _image(m: _Maker) -> dict[str, Any]:
 
 def _image_and_text(m: _Maker) -> dict[str, Any]:
     length = min(m.length, m.config.text_config.max_position_embeddings)
-    return {"input_ids": m.ids(length), "pixel_values": _pixels(m, m.config.vision_config), "return_loss": True}
+    return {
+        "input_ids": m.ids(length),
+        "pixel_values": _pixels(m, m.config.vision_config),
+        "return_loss": True,
+    }
 
 
 def _features(m: _Maker) -> dict[str, Any]:
@@ -145,7 +164,9 @@ def _queries(m: _Maker) -> dict[str, Any]:
 def _latents(m: _Maker) -> dict[str, Any]:
     """A diffusion UNet: latents of the config's size, and a text of at most 77 tokens."""
     c = m.config
-    height, width = c.sample_size if isinstance(c.sample_size, (tuple, list)) else (c.sample_size, c.sample_size)
+    height, width = (
+        c.sample_size if isinstance(c.sample_size, (tuple, list)) else (c.sample_size, c.sample_size)
+    )
     inputs: dict[str, Any] = {"sample": m.values(c.in_channels, height, width), "timestep": m.ids()}
     if m.first("cross_attention_dim"):
         inputs["encoder_hidden_states"] = m.values(min(m.length, 77), c.cross_attention_dim)

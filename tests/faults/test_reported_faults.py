@@ -78,9 +78,13 @@ def test_03_a_tied_head_is_counted_once_merged_alone_and_untied(tmp_path):
     assert report.untied == ("lm_head",) and model.config.tie_word_embeddings is False
     torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-4, atol=1e-4)
     model.save_pretrained(tmp_path / "merged")
-    torch.testing.assert_close(LlamaForCausalLM.from_pretrained(tmp_path / "merged")(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        LlamaForCausalLM.from_pretrained(tmp_path / "merged")(IDS).logits, expected, rtol=1e-4, atol=1e-4
+    )
     ad.detach(model)
-    assert model.lm_head.weight is model.model.embed_tokens.weight and model.config.tie_word_embeddings is True
+    assert (
+        model.lm_head.weight is model.model.embed_tokens.weight and model.config.tie_word_embeddings is True
+    )
     assert torch.equal(model(IDS).logits, before)
 
 
@@ -117,7 +121,10 @@ def test_04_keys_that_do_not_fit_are_an_error(fault, tmp_path):
     record = json.loads(manifest.read_text())
     record["tensors"]["sha256"] = sha256(path)
     manifest.write_text(json.dumps(record))
-    with pytest.raises(KeyMismatchError, match={"missing": "1 missing", "unexpected": "1 unexpected", "shape": "of another shape"}[fault]):
+    with pytest.raises(
+        KeyMismatchError,
+        match={"missing": "1 missing", "unexpected": "1 unexpected", "shape": "of another shape"}[fault],
+    ):
         ad.load(model, tmp_path / "out")
     assert ad.adapters(model) == {}
 
@@ -294,7 +301,10 @@ def test_20_accumulating_gradients_gives_the_whole_batchs_gradient(tmp_path):
     def trained(size: int, accumulate: int) -> torch.Tensor:
         model = llama()
         ad.attach(model, "lora", targets="q", seed=0)
-        rows = [{"input_ids": row, "labels": torch.where(torch.arange(6) < 2 + k, row, -100)} for k, row in enumerate(IDS.repeat(2, 1))]
+        rows = [
+            {"input_ids": row, "labels": torch.where(torch.arange(6) < 2 + k, row, -100)}
+            for k, row in enumerate(IDS.repeat(2, 1))
+        ]
         arguments = TrainingArguments(
             str(tmp_path / f"{size}"), per_device_train_batch_size=size, gradient_accumulation_steps=accumulate, max_steps=1, learning_rate=0.1,
             optim="sgd", lr_scheduler_type="constant", max_grad_norm=0.0, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
@@ -347,7 +357,11 @@ def test_24_an_export_has_one_rank_one_alpha_and_no_pattern_to_drop(tmp_path):
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] == 4
     assert not config["rank_pattern"] and not config["alpha_pattern"] and not config["use_rslora"]
-    shapes = {tuple(v.shape) for k, v in load_file(tmp_path / "out" / "adapter_model.safetensors").items() if "lora_A" in k}
+    shapes = {
+        tuple(v.shape)
+        for k, v in load_file(tmp_path / "out" / "adapter_model.safetensors").items()
+        if "lora_A" in k
+    }
     assert shapes == {(4, 16)}
 
 
@@ -363,5 +377,7 @@ model(torch.randn(2, 4)).sum().backward()
 ad.check_gradients(model); ad.save(model, sys.argv[1]); ad.merge(model); ad.detach(model); ad.load(model, sys.argv[1])
 print(len(ad.list_methods()) > 6)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip().endswith("True"), done.stderr

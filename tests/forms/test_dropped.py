@@ -40,7 +40,9 @@ def test_gradients_are_those_of_the_drawn_mask():
 def test_neither_the_dropped_copy_nor_a_bytemask_is_kept():
     x, A = torch.randn(256, 512, requires_grad=True), torch.randn(4, 512, requires_grad=True)
     sizes = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append((t.data_ptr(), t.nbytes)), t)[1], lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (sizes.append((t.data_ptr(), t.nbytes)), t)[1], lambda t: t
+    ):
         dropped_linear(x, A, 0.1).sum()
     extra = [size for pointer, size in sizes if pointer not in (x.data_ptr(), A.data_ptr())]
     assert sum(extra) <= 256 * 512 // 8 + 256 * 4 * 4

@@ -61,4 +61,6 @@ def roberta(size: str = "base") -> nn.Module:
 
     wide = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
     with torch.device("meta"):
-        return RobertaModel(RobertaConfig(vocab_size=50265, **(wide if size == "large" else {})), add_pooling_layer=False)
+        return RobertaModel(
+            RobertaConfig(vocab_size=50265, **(wide if size == "large" else {})), add_pooling_layer=False
+        )

@@ -33,7 +33,8 @@ def inspect(
         list[str] | None, typer.Option(help="A role or pattern of layers; may be repeated.")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; may be repeated."),
     ] = None,
     train: Annotated[list[str] | None, typer.Option(help="A module trained whole; may be repeated.")] = None,
     task: Annotated[str | None, typer.Option(help="The head to build, as text-classification.")] = None,
@@ -52,7 +53,9 @@ def inspect(
     chosen = _settings(settings or [])
     own = sorted(set(chosen) & set(inspection.inspect.__kwdefaults__ or {}))
     if own:
-        raise typer.BadParameter(f"{own[0]} is no setting of a method; it is an option of its own.", param_hint="--set")
+        raise typer.BadParameter(
+            f"{own[0]} is no setting of a method; it is an option of its own.", param_hint="--set"
+        )
     found = inspection.inspect(
         model, method, targets=targets or None, train=train or (), task=task, batch=batch, length=length, dtype=dtype,
         optimizer=optimizer, gradient_checkpointing=checkpointing, **chosen,

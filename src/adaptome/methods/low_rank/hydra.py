@@ -70,6 +70,7 @@ class HydraAdapter(WeightAdapter):
     """Both branches of one layer."""
 
     fast = True
+
     def __init__(self, method: Hydra, host: Host):
         super().__init__(host)
         self.scale, self.dropout = method.scale, method.dropout
