@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptome.core.adapter import Frozen
 from adaptome.core.hosts import Host
@@ -43,10 +43,13 @@ class SparseSpectrum(Delta):
         basis: F.
         scale: s.
         count: entries of S.
+        shared: the method's state that all its adapters use.
     """
 
-    def __init__(self, host: Host, basis: Basis, scale: float, count: int):
-        super().__init__(host, fast=host.kind == "linear")
+    def __init__(
+        self, host: Host, basis: Basis, scale: float, count: int, shared: nn.Module | None = None
+    ):
+        super().__init__(host, host.kind == "linear", shared)
         self.basis, self.scale = basis, scale
         sides = host.fan_in + host.fan_out
         self.small = host.fan_in * host.fan_out <= ENTRY * count + TRANSFORM * sides
