@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,21 +36,21 @@ class Basis(NamedTuple):
 
 
 class SparseSpectrum(Delta):
-    """Base of adapters whose update is sparse in a basis; subclasses implement `spectrum` and `entries`.
+    """Base of adapters whose update is sparse in a basis; subclasses set `basis` and implement `spectrum` and `entries`.
 
     Args:
         host: where it sits.
-        basis: F.
         scale: s.
         count: entries of S.
         shared: the method's state that all its adapters use.
     """
 
-    def __init__(
-        self, host: Host, basis: Basis, scale: float, count: int, shared: nn.Module | None = None
-    ):
+    #: F
+    basis: ClassVar[Basis]
+
+    def __init__(self, host: Host, scale: float, count: int, shared: nn.Module | None = None):
         super().__init__(host, host.kind == "linear", shared)
-        self.basis, self.scale = basis, scale
+        self.scale = scale
         sides = host.fan_in + host.fan_out
         self.small = host.fan_in * host.fan_out <= ENTRY * count + TRANSFORM * sides
 
@@ -59,7 +59,7 @@ class SparseSpectrum(Delta):
         raise TypeError(f"{type(self).__name__} defines no spectrum.")
 
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, columns and values of S, for the product."""
+        """Rows, columns and values of S, for the product; rows and columns that are trained are floats, to be rounded."""
         raise TypeError(f"{type(self).__name__} defines no entries.")
 
     def delta(self) -> Tensor:
@@ -88,24 +88,44 @@ class _Product(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, values: Tensor, rows: Tensor, columns: Tensor, out: int, basis: Basis
     ) -> Tensor:
-        ctx.save_for_backward(x, values, rows, columns)
         ctx.basis = basis
-        X = _columns(basis, x, values)
-        s = _spread(X, columns, rows, values, basis.length(out))
+        p, q = cells(rows), cells(columns)
+        ctx.save_for_backward(x, values, p, q)
+        s = _spread(_columns(basis, x, values), q, p, values, basis.length(out))
         return basis.synthesise(s.t(), out).to(x.dtype).view(*x.shape[:-1], out)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, values, rows, columns = ctx.saved_tensors
+        x, values, p, q = ctx.saved_tensors
         G, X = _columns(ctx.basis, grad, values), _columns(ctx.basis, x, values)
-        size = max(1, CHUNK // len(rows))
-        pairs = zip(G.split(size, 1), X.split(size, 1), strict=True)
-        gradient = torch.stack([(g[rows] * z[columns]).sum(1) for g, z in pairs]).sum(0)
+        size = max(1, CHUNK // len(p))
+
+        def at(row: Tensor, column: Tensor) -> Tensor:
+            """The gradient of entries of S: `sum_t (F g_t)[row] (F x_t)[column]`."""
+            row, column = row.clamp(0, len(G) - 1), column.clamp(0, len(X) - 1)
+            pairs = zip(G.split(size, 1), X.split(size, 1), strict=True)
+            return torch.stack([(g[row] * z[column]).sum(1) for g, z in pairs]).sum(0)
+
         gx = None
         if ctx.needs_input_grad[0]:
-            s = _spread(G, rows, columns, values, X.shape[0])
+            s = _spread(G, p, q, values, len(X))
             gx = ctx.basis.synthesise(s.t(), x.shape[-1]).to(x.dtype).view(x.shape)
-        return gx, gradient, None, None, None, None
+        places = moves(values, p, q, at) if any(ctx.needs_input_grad[2:4]) else (None, None)
+        return gx, at(p, q), *places, None, None
+
+
+def cells(coordinates: Tensor) -> Tensor:
+    """Coordinates as indices: integers as they are, floats rounded."""
+    return coordinates.round().long() if coordinates.is_floating_point() else coordinates
+
+
+def moves(
+    values: Tensor, p: Tensor, q: Tensor, at: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the places of entries, straight through the rounding: central differences over the neighbouring cells, in [-1, 1]."""
+    of_row = values * (at(p + 1, q) - at(p - 1, q)) / 2
+    of_column = values * (at(p, q + 1) - at(p, q - 1)) / 2
+    return of_row.clamp(-1, 1), of_column.clamp(-1, 1)
 
 
 def _columns(basis: Basis, x: Tensor, values: Tensor) -> Tensor:

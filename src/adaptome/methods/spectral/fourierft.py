@@ -51,11 +51,12 @@ class FourierFT(Method):
 class FourierFTAdapter(SparseSpectrum):
     """c of one layer; rows, columns and signs of the real spectrum's entries."""
 
+    basis = FOURIER
     rebuilt = ("rows", "columns", "signs")
 
     def __init__(self, method: FourierFT, host: Host):
         M, N = host.fan_out, host.fan_in
-        super().__init__(host, FOURIER, method.alpha / (M * N), 2 * method.n)
+        super().__init__(host, method.alpha / (M * N), 2 * method.n)
         p, q = positions(M, N, method.n, method.position_seed)
         # frequencies above the half are conjugates of those below: each conjugation turns the sign of the imaginary part
         above_p, above_q = 2 * p > M, 2 * q > N

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adaptome.core.adapter import Adapter
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
-from adaptome.forms.spectrum import COSINE, SparseSpectrum
+from adaptome.forms.spectrum import COSINE, SparseSpectrum, cells, moves
 from adaptome.methods.spectral.fourierft import positions, too_many
 
 Phase = Literal["both", "coefficients", "locations"]
@@ -45,8 +45,8 @@ class LoCA(Method):
     schedule    on_step: in the first `location_share` of all steps in turn `coefficient_steps` of a alone, `location_steps` of l
                 alone; then a alone. What a step does not train is put back after it, whatever the optimiser did to it. A
                 loop that never calls on_step trains both at once
-    forward     by FFT: over the activations, O(in log in + out log out + n) a token, or over dW, see forms/spectrum.py; steps that
-                train locations form dW. C and D are never formed
+    forward     by FFT: over the activations, O(in log in + out log out + n) a token, or over dW, see forms/spectrum.py; the gradients
+                of a and l need K at 5 n cells alone. C and D are never formed
     merge       exact
     source      Du et al. 2025, arXiv:2502.06820
     """
@@ -96,10 +96,11 @@ class LoCA(Method):
 class LoCAAdapter(SparseSpectrum):
     """a and l of one layer."""
 
+    basis = COSINE
     rebuilt = ("start",)
 
     def __init__(self, method: LoCA, host: Host, shared: nn.Module | None):
-        super().__init__(host, COSINE, method.alpha, method.n, shared)
+        super().__init__(host, method.alpha, method.n, shared)
         self.pace = method.pace
         start = positions(host.fan_out, host.fan_in, method.n, method.position_seed)
         self.register_buffer("start", torch.stack(start).to(torch.int32))
@@ -121,13 +122,8 @@ class LoCAAdapter(SparseSpectrum):
         """a, without gradient in the steps of the locations."""
         return self.a.detach() if self.shared.phase == "locations" else self.a
 
-    def forms(self, tokens: int) -> bool:
-        moving = self.l is not None and self.l.requires_grad and self.shared.phase != "coefficients"
-        return (moving and torch.is_grad_enabled()) or super().forms(tokens)
-
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
-        rows, columns = (at.detach().round().long() for at in self.coordinates())
-        return rows, columns, self.coefficients
+        return *self.coordinates(), self.coefficients
 
     def spectrum(self) -> Tensor:
         S: Tensor = _Cells.apply(
@@ -155,7 +151,7 @@ class _Cells(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, rows: Tensor, columns: Tensor, M: int, N: int) -> Tensor:
-        p, q = rows.round().long(), columns.round().long()
+        p, q = cells(rows), cells(columns)
         ctx.save_for_backward(a, p, q)
         S = a.new_zeros(*a.shape[:-1], M * N).scatter_add_(-1, p * N + q, a)
         return S.view(*a.shape[:-1], M, N)
@@ -169,6 +165,4 @@ class _Cells(torch.autograd.Function):
         def at(row: Tensor, column: Tensor) -> Tensor:
             return flat.gather(-1, row.clamp(0, M - 1) * N + column.clamp(0, N - 1))
 
-        of_row = a * (at(p + 1, q) - at(p - 1, q)) / 2
-        of_column = a * (at(p, q + 1) - at(p, q - 1)) / 2
-        return at(p, q), of_row.clamp(-1, 1), of_column.clamp(-1, 1), None, None
+        return at(p, q), *moves(a, p, q, at), None, None
