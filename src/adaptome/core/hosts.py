@@ -202,6 +202,10 @@ class Host:
         """`y + scale * B z`, in one kernel where there is one."""
         return torch.add(y, self.expand(z, B), alpha=scale)
 
+    def add(self, y: Tensor, added: Tensor, scale: float) -> Tensor:
+        """`y + scale * added`, where `added` is what a weight delta makes of the layer's input."""
+        return torch.add(y, added.to(y.dtype), alpha=scale)
+
     def along_output(self, vector: Tensor) -> Tensor:
         """A vector `[out]` shaped to broadcast against the layer's output."""
         return vector
@@ -290,10 +294,15 @@ class ConvHost(Host):
 
     def reduce(self, x: Tensor, A: Tensor) -> Tensor:
         """Convolve with r filters per group: z has `groups * r` channels."""
-        conv, groups = self.layer, self.layer.groups
+        groups = self.layer.groups
         kernel = A.to(x.dtype).view(A.shape[0], *self.stored("weight").shape[1:])
         if groups > 1:
             kernel = kernel.repeat(groups, *[1] * (kernel.dim() - 1))
+        return self.convolve(x, kernel, groups)
+
+    def convolve(self, x: Tensor, kernel: Tensor, groups: int = 1) -> Tensor:
+        """The layer's convolution (its stride, padding and dilation) with another kernel `[r, channels / groups, *k]`, without bias."""
+        conv = self.layer
         if conv.padding_mode != "zeros":
             x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
         else:
@@ -340,10 +349,12 @@ class EmbeddingHost(Host):
         return F.linear(z, B.to(z.dtype))
 
     def add_expanded(self, y: Tensor, z: Tensor, B: Tensor, scale: float) -> Tensor:
+        return self.add(y, self.expand(z.to(y.dtype), B), scale)
+
+    def add(self, y: Tensor, added: Tensor, scale: float) -> Tensor:
         # Subclasses scale their output (Gemma's embedding by sqrt(dim)): the delta passes through the same factor.
         factor = getattr(self.layer, "embed_scale", getattr(self.layer, "scalar_embed_scale", 1.0))
-        added = self.expand(z.to(y.dtype), B) * scale
-        return y + (added * factor).to(y.dtype)
+        return y + (added * scale * factor).to(y.dtype)
 
     def run_dense(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         layer = self.layer

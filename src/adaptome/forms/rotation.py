@@ -1,0 +1,91 @@
+"""`W' = W R`, R orthogonal and block-diagonal up to permutations: the activations are rotated, not the weight.
+
+`W R x = W (R x)`: a linear layer runs on rotated activations, at `in * b` products a token and factor; other kinds read W R.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptome.core.adapter import Frozen
+from adaptome.core.hosts import Host
+from adaptome.forms.reparametrization import Reparametrization
+
+
+class Rotation(Reparametrization):
+    """Base of adapters that rotate the layer's input; subclasses implement `blocks` and may scale the output.
+
+    Args:
+        host: where it sits.
+    """
+
+    def __init__(self, host: Host):
+        super().__init__(host)
+        self.fast = host.kind == "linear"
+
+    def blocks(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
+        """The factors of R, first applied first: blocks `[*, in / b, b, b]` and the order in which they take the inputs."""
+        raise TypeError(f"{type(self).__name__} defines no blocks.")
+
+    def rotated(self, x: Tensor) -> Tensor:
+        """`R x` for x `[..., in]`."""
+        for R, order in self.blocks(x.dtype):
+            x = _Rotated.apply(x, R, order)
+        return x
+
+    def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        turned = self.rotated(x)
+        if self.strength != 1.0:
+            turned = torch.lerp(x, turned, self.strength)
+        y: Tensor = frozen(turned, *args, **kwargs)
+        return y
+
+    def weight(self, W: Tensor) -> Tensor:
+        # the rows of W R are R^T applied to W's rows: the factors' transposes, last first
+        for R, order in reversed(self.blocks(W.dtype)):
+            W = _turn(W, R.mT, order)
+        return W
+
+
+def skew(upper: Tensor, b: int) -> Tensor:
+    """The skew matrices `[*, b, b]` whose entries above the diagonal are `upper` `[*, b (b - 1) / 2]`, row by row."""
+    rows, columns = torch.triu_indices(b, b, 1, device=upper.device)
+    Q = upper.new_zeros(*upper.shape[:-1], b * b).index_add(-1, rows * b + columns, upper)
+    Q = Q.unflatten(-1, (b, b))
+    return Q - Q.mT
+
+
+def cayley(Q: Tensor) -> Tensor:
+    """`(I + Q) (I - Q)^-1`: orthogonal for skew Q, the identity for 0; in at least float32."""
+    exact = Q.to(torch.promote_types(Q.dtype, torch.float32))
+    eye = torch.eye(Q.shape[-1], dtype=exact.dtype, device=Q.device)
+    return torch.linalg.solve(eye - exact, eye + exact)  # they commute
+
+
+def _turn(x: Tensor, R: Tensor, order: Tensor | None) -> Tensor:
+    """Each block of the rows of x `[*, rows, in]` times its rotation `[*, in / b, b, b]`; an order takes the inputs and puts them back."""
+    z = (x if order is None else x[..., order]).unflatten(-1, (-1, R.shape[-1]))
+    z = torch.einsum("...tnb,...ncb->...tnc", z, R).flatten(-2)
+    return z if order is None else torch.empty_like(z).index_copy_(-1, order, z)
+
+
+class _Rotated(torch.autograd.Function):
+    """`_turn` of activations, saving x as it is and R: no permuted copy is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, R: Tensor, order: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, R, order)
+        return _turn(x.reshape(-1, x.shape[-1]), R, order).reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, R, order = ctx.saved_tensors
+        G, X = grad.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1])
+        gx = _turn(G, R.mT, order).reshape(x.shape) if ctx.needs_input_grad[0] else None
+        if order is not None:
+            G, X = G[:, order], X[:, order]
+        G, X = (t.unflatten(-1, (-1, R.shape[-1])).transpose(0, 1) for t in (G, X))
+        return gx, G.mT @ X, None

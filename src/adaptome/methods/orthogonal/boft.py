@@ -1,0 +1,93 @@
+"""BOFT: every layer's input is turned by a product of sparse rotations that together mix far inputs, as an FFT does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core.adapter import Frozen
+from adaptome.core.errors import MethodError
+from adaptome.core.hosts import Host
+from adaptome.core.method import Method, option, register
+from adaptome.forms.rotation import Rotation, cayley, skew
+from adaptome.methods.orthogonal.oft import indivisible
+
+
+@register(
+    "boft",
+    subcategory="orthogonal, butterfly",
+    export="delta",
+    hosts=("linear", "conv", "experts", "parameter"),
+    source="Liu et al. 2023, arXiv:2311.06243, section 4",
+)
+class BOFT(Method):
+    r"""BOFT: every layer's input is turned by a product of sparse rotations that together mix far inputs, as an FFT does.
+
+        W' = diag(s) W R,    R = R^(1) ... R^(m),    R^(i) = P_i^T diag(R_1, ..., R_{in/b}) P_i;    y = s * (W (R x))
+
+    shapes      Q [m, in / b, b (b - 1) / 2] as in OFT; s [out] with `scale`; P_i joins half blocks that lie 2^(i-1) half blocks apart,
+                so m factors mix b 2^(m-1) inputs, which must divide in
+    init        Q = 0, s = 1: starts as the base
+    parameters  m in (b - 1) / 2 + out per layer: 1,048,576 for LLaMA-2-7B, q and v, b = 4, m = 2
+    forward     each factor turns the activations, m in b products a token against the layer's in out, and keeps its input, in numbers
+                a token; s keeps the layer's output
+    special     m = 1 without scale is OFT
+    merge       exact
+    source      Liu et al. 2023, arXiv:2311.06243, section 4
+    """
+
+    size: int = option(4, at_least=2, help="b, the width of a block")
+    factors: int = option(2, at_least=1, help="m, how many rotations are multiplied")
+    scale: bool = option(True, help="train a factor for every output too")
+
+    def validate(self) -> None:
+        if self.factors > 1 and self.size % 2:
+            raise MethodError(f"boft: size = {self.size} is odd: its halves are what the factors join.")
+
+    def admits(self, host: Host) -> str | None:
+        width = self.size * 2 ** (self.factors - 1)
+        return super().admits(host) or indivisible(host, width, "size * 2^(factors - 1)")
+
+    def parameters(self, host: Host) -> int:
+        rotations = self.factors * host.fan_in * (self.size - 1) // 2
+        return (rotations + self.scale * host.fan_out) * host.copies
+
+    def adapter(self, host: Host, shared: nn.Module | None = None) -> Rotation:
+        return BOFTAdapter(self, host)
+
+
+class BOFTAdapter(Rotation):
+    """Q and s of one layer."""
+
+    def __init__(self, method: BOFT, host: Host):
+        super().__init__(host)
+        self.b, self.m = b, m = method.size, method.factors
+        self.Q = nn.Parameter(torch.zeros(*host.lead, m, host.fan_in // b, b * (b - 1) // 2))
+        self.s = nn.Parameter(torch.ones(*host.lead, host.fan_out)) if method.scale else None
+
+    def blocks(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
+        R = cayley(skew(self.Q, self.b)).to(dtype)
+        orders = [butterfly(self.host.fan_in, self.b, i, R.device) for i in range(self.m)]
+        return [(R[..., i, :, :, :], orders[i]) for i in reversed(range(self.m))]
+
+    def weight(self, W: Tensor) -> Tensor:
+        turned = super().weight(W)
+        return turned if self.s is None else turned * self.s[..., None].to(W.dtype)
+
+    def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.s is None:
+            return super().forward(frozen, x, *args, **kwargs)
+        y: Tensor = frozen(self.rotated(x), *args, **kwargs)
+        bias, s = frozen.bias(), self.s.to(y.dtype)
+        y = y * s if bias is None else (y - bias.to(y.dtype)) * s + bias.to(y.dtype)
+        return y if self.strength == 1.0 else torch.lerp(frozen(x, *args, **kwargs), y, self.strength)
+
+
+def butterfly(size: int, b: int, i: int, device: torch.device) -> Tensor | None:
+    """The order in which factor i takes the inputs: half blocks 2^i apart side by side; None as they are."""
+    if i == 0:
+        return None
+    halves = torch.arange(size, device=device).view(-1, 2, 2**i, b // 2)
+    return halves.transpose(1, 2).reshape(-1)

@@ -1,0 +1,63 @@
+"""OFT: every layer's input is turned by a trained block-diagonal rotation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core.hosts import Host
+from adaptome.core.method import Method, option, register
+from adaptome.forms.rotation import Rotation, cayley, skew
+
+
+@register(
+    "oft",
+    subcategory="orthogonal",
+    export="delta",
+    hosts=("linear", "conv", "experts", "parameter"),
+    source="Qiu et al. 2023, arXiv:2306.07280, section 3; input side: Qiu et al. 2025, arXiv:2506.19847",
+)
+class OFT(Method):
+    r"""OFT: every layer's input is turned by a trained block-diagonal rotation.
+
+        W' = W R,    R = diag(R_1, ..., R_{in/b}),    R_i = (I + Q_i) (I - Q_i)^-1,    Q_i skew;    y = W (R x)
+
+    shapes      Q [in / b, b (b - 1) / 2], the entries above the diagonals, row by row; b = `size` divides in
+    init        Q = 0, R = I: starts as the base
+    parameters  in (b - 1) / 2 per layer: 4,063,232 for LLaMA-2-7B, q and v, b = 32
+    forward     R turns the activations: in b products a token against the layer's in out; other kinds than linear read W R
+    keeps       R^T R = I, so W W^T, the norms of W's rows and its singular values
+    merge       exact
+    source      Qiu et al. 2023, arXiv:2306.07280, section 3; on the input side: arXiv:2506.19847
+    """
+
+    size: int = option(32, at_least=2, help="b, the width of a block; must divide the layer's inputs")
+
+    def admits(self, host: Host) -> str | None:
+        return super().admits(host) or indivisible(host, self.size, "size")
+
+    def parameters(self, host: Host) -> int:
+        return host.fan_in * (self.size - 1) // 2 * host.copies
+
+    def adapter(self, host: Host, shared: nn.Module | None = None) -> Rotation:
+        return OFTAdapter(self, host)
+
+
+class OFTAdapter(Rotation):
+    """Q of one layer."""
+
+    def __init__(self, method: OFT, host: Host):
+        super().__init__(host)
+        self.b = method.size
+        self.Q = nn.Parameter(torch.zeros(*host.lead, host.fan_in // self.b, self.b * (self.b - 1) // 2))
+
+    def blocks(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
+        return [(cayley(skew(self.Q, self.b)).to(dtype), None)]
+
+
+def indivisible(host: Host, width: int, setting: str) -> str | None:
+    """The reason when blocks of this width do not fill the inputs."""
+    if host.fan_in % width == 0:
+        return None
+    near = min((d for d in range(2, host.fan_in + 1) if host.fan_in % d == 0), key=lambda d: abs(d - width), default=1)
+    return f"{setting} = {width} does not divide its {host.fan_in} inputs; the nearest divisor is {near}"

@@ -1,0 +1,1 @@
+"""Updates in a spectral basis: Fourier and cosine coefficients, singular values, LDU diagonals."""

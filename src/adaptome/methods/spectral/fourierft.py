@@ -1,0 +1,92 @@
+"""FourierFT: a few trained Fourier coefficients of the update."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core.hosts import Host
+from adaptome.core.method import Method, option, register
+from adaptome.forms.spectrum import FOURIER, SparseSpectrum
+
+
+@register(
+    "fourierft",
+    subcategory="spectral, Fourier",
+    export="delta",
+    source="Gao et al. 2024, arXiv:2405.03003, section 3",
+)
+class FourierFT(Method):
+    r"""FourierFT: a few trained Fourier coefficients of the update.
+
+        dW = alpha Re(IDFT2(S)),    S[p_i, q_i] = c_i and zero elsewhere
+
+    shapes      S [out, in], complex positions p, q [n], distinct, drawn from `position_seed`: equal on layers of one shape; c [n]
+    init        c = 0: starts as the base; 'normal': c ~ N(0, 1), as the paper has it
+    parameters  n per layer: 64,000 for LLaMA-2-7B, q and v, n = 1000
+    forward     by FFT over the activations, O(in log in + out log out + n) a token; on small layers by FFT over dW, see forms/spectrum.py;
+                the real and imaginary parts of the half spectrum make S real with 2 n entries
+    merge       exact; IDFT2 divides by out in, hence the large alpha
+    source      Gao et al. 2024, arXiv:2405.03003, section 3
+    """
+
+    n: int = option(1000, at_least=1, help="coefficients per layer")
+    alpha: float = option(300.0, help="scale of the update")
+    init: Literal["zero", "normal"] = option("zero", help="of the coefficients")
+    position_seed: int = option(777, help="draws the positions, and is saved instead of them")
+
+    def admits(self, host: Host) -> str | None:
+        return super().admits(host) or too_many(self.n, host)
+
+    def parameters(self, host: Host) -> int:
+        return self.n * host.copies
+
+    def adapter(self, host: Host, shared: nn.Module | None = None) -> SparseSpectrum:
+        return FourierFTAdapter(self, host)
+
+
+class FourierFTAdapter(SparseSpectrum):
+    """c of one layer; rows, columns and signs of the real spectrum's entries."""
+
+    basis = FOURIER
+    rebuilt = ("rows", "columns", "signs")
+
+    def __init__(self, method: FourierFT, host: Host):
+        M, N = host.fan_out, host.fan_in
+        super().__init__(host, method.alpha / (M * N), 2 * method.n)
+        p, q = positions(M, N, method.n, method.position_seed)
+        # frequencies above the half are conjugates of those below: each conjugation turns the sign of the imaginary part
+        above_p, above_q = 2 * p > M, 2 * q > N
+        p, q = torch.where(above_p, M - p, p), torch.where(above_q, N - q, q)
+        self.register_buffer("rows", torch.cat([p, p + M // 2 + 1]))
+        self.register_buffer("columns", torch.cat([q, q + N // 2 + 1]))
+        turned = torch.where(above_p ^ above_q, 1, -1)
+        self.register_buffer("signs", torch.cat([torch.ones_like(turned), turned]).to(torch.int8))
+        c = torch.randn if method.init == "normal" else torch.zeros
+        self.c = nn.Parameter(c(*host.lead, method.n))
+
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        signs: Any = self.signs
+        return self.get_buffer("rows"), self.get_buffer("columns"), torch.cat([self.c, self.c], -1) * signs
+
+    def spectrum(self) -> Tensor:
+        rows, columns, values = self.entries()
+        S = values.new_zeros(*self.host.lead, FOURIER.length(self.host.fan_out), FOURIER.length(self.host.fan_in))
+        return S.flatten(-2).index_add(-1, rows * S.shape[-1] + columns, values).view(S.shape)
+
+
+@functools.lru_cache(maxsize=16)
+def positions(M: int, N: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """n distinct cells of an M x N grid, rows and columns, as PEFT draws them."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = torch.randperm(M * N, generator=generator, device="cpu")[:n]
+    return cells // N, cells % N
+
+
+def too_many(n: int, host: Host) -> str | None:
+    """The reason when a layer has fewer cells than coefficients are asked for."""
+    cells = host.fan_in * host.fan_out
+    return f"n = {n} coefficients, but its weight has {cells}" if n > cells else None

@@ -1,0 +1,99 @@
+"""LoLDU: the leading pivots of each weight's LDU factorisation are trained, the triangles stay."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core.hosts import Host
+from adaptome.core.method import Method, option, register
+from adaptome.forms.rescaled import Rescaled
+
+Init = Literal["lu", "uniform", "constant", "normal", "s_uniform", "s_normal", "ones", "zeros"]
+
+
+@register(
+    "loldu",
+    subcategory="spectral, LDU",
+    export="delta",
+    source="Shi et al. 2024, arXiv:2410.13618, section 3",
+)
+class LoLDU(Method):
+    r"""LoLDU: the leading pivots of each weight's LDU factorisation are trained, the triangles stay.
+
+        W' = W + P L_r diag(sigma z - sigma0 z0) U_r,    W = P L diag(D) U,  z0 = D_r,  sigma0 = alpha / r
+
+    shapes      P permutation (partial pivoting, kept as the order of L's rows); L_r [out, r], U_r [r, in] unit trapezoids; z [r]
+    init        'lu': z = z0, starts as the base. The others do not: 'uniform' in +-|mean(z0)| / 2 (the paper's best rows), 'constant'
+                mean(z0), 'normal' with the mean and deviation of z0, 's_uniform' U(-1, 1), 's_normal' N(0, 1), 'ones', 'zeros'
+    parameters  r + 1 per layer (r without `train_scale`): 18,456 for RoBERTa-base, q and v, r = 768; r at most min(in, out)
+    forward     W x + P L_r (d * (U_r x)), r (in + out) products a token; with r = min(in, out) the factors replace W x
+    guard       a pivot below 1e-12 of the largest leaves U's row as it is, and 1 in D
+    merge       exact
+    source      Shi et al. 2024, arXiv:2410.13618, section 3
+
+    The paper's residual is W - sigma0 P L_r diag(z0) U_r, which is the same update. The file holds z and sigma; loading factorises the
+    base again.
+    """
+
+    r: int = option(64, at_least=1, help="trained pivots")
+    alpha: float | None = option(None, help="sigma starts at alpha / r; r when not given")
+    train_scale: bool = option(True, help="train sigma too")
+    init: Init = option("lu", help="how z starts")
+
+    def admits(self, host: Host) -> str | None:
+        k = min(host.fan_in, host.fan_out)
+        return super().admits(host) or (f"r = {self.r} is above its rank, {k}" if self.r > k else None)
+
+    def parameters(self, host: Host) -> int:
+        return (self.r + self.train_scale) * host.copies
+
+    def adapter(self, host: Host, shared: nn.Module | None = None) -> Rescaled:
+        return LoLDUAdapter(self, host)
+
+
+class LoLDUAdapter(Rescaled):
+    """z and sigma of one layer."""
+
+    def __init__(self, method: LoLDU, host: Host):
+        W, r = host.weight(), method.r
+        L, D, U = ldu(W.to(torch.promote_types(W.dtype, torch.float32)))
+        scale = 1.0 if method.alpha is None else method.alpha / r
+        super().__init__(host, L[..., :r], D[..., :r], U[..., :r, :], complete=r == D.shape[-1])
+        self.z = nn.Parameter(started(D[..., :r], method.init))
+        sigma = torch.full((*host.lead, 1), scale, dtype=torch.float32)
+        self.sigma0 = scale
+        self.sigma = nn.Parameter(sigma) if method.train_scale else None
+
+    def change(self) -> Tensor:
+        z0 = self.get_buffer("d0").to(self.z.dtype)
+        return self.z * (self.sigma0 if self.sigma is None else self.sigma) - z0 * self.sigma0
+
+
+def ldu(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`P L [*, m, k]`, `D [*, k]` and unit upper `U [*, k, n]` with `W = P L diag(D) U`; tiny pivots are left inside U, with D = 1."""
+    P, L, U = torch.linalg.lu(W)
+    D = U.diagonal(dim1=-2, dim2=-1)
+    tiny = D.abs() <= 1e-12 * D.abs().amax(-1, keepdim=True)
+    D = torch.where(tiny, torch.ones_like(D), D)
+    order = P.argmax(-1)  # row i of P L is row order[i] of L
+    PL = L.gather(-2, order[..., None].expand(*order.shape, L.shape[-1]))
+    return PL, D, U / D[..., None]
+
+
+def started(z: Tensor, init: Init) -> Tensor:
+    """z at its start, from the base's pivots."""
+    mean = z.mean(-1, keepdim=True)
+    if init == "lu":
+        return z.clone()
+    if init == "uniform":
+        return (torch.rand_like(z) - 0.5) * mean.abs()
+    if init == "normal":
+        return mean + torch.randn_like(z) * z.std(-1, keepdim=True, correction=0)
+    if init == "s_uniform":
+        return 2 * torch.rand_like(z) - 1
+    if init == "s_normal":
+        return torch.randn_like(z)
+    return {"constant": mean.expand_as(z).clone(), "ones": torch.ones_like(z)}.get(init, torch.zeros_like(z))
