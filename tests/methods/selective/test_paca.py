@@ -18,11 +18,15 @@ def conv1d_layer():
 def dense(layer):
     """The layer's weight [out, in] and bias in float64."""
     W = layer.weight.detach().double()
-    return (W.T if isinstance(layer, Conv1D) else W), None if layer.bias is None else layer.bias.detach().double()
+    return (
+        W.T if isinstance(layer, Conv1D) else W
+    ), None if layer.bias is None else layer.bias.detach().double()
 
 
 @pytest.mark.parametrize("shape", [(5, 12), (3, 5, 12), (2, 3, 4, 12), (12,)])
-@pytest.mark.parametrize("make", [linear, lambda: linear(bias=False), conv1d_layer], ids=["bias", "no-bias", "Conv1D"])
+@pytest.mark.parametrize(
+    "make", [linear, lambda: linear(bias=False), conv1d_layer], ids=["bias", "no-bias", "Conv1D"]
+)
 def test_gradients_are_the_columns_of_full_fine_tuning(make, shape):
     if make is conv1d_layer and len(shape) == 1:
         shape = (1, 12)
@@ -47,7 +51,10 @@ def test_gradients_are_the_columns_of_full_fine_tuning(make, shape):
 def test_its_backward_is_right_by_finite_differences():
     model, a = adapted(linear(6, 5), ad.PaCA(r=2))
     shake(model)
-    assert torch.autograd.gradcheck(lambda x, P: torch.func.functional_call(model, {"0.adaptome.default.P": P}, x), (batch(3, 6).requires_grad_(), a.P))
+    assert torch.autograd.gradcheck(
+        lambda x, P: torch.func.functional_call(model, {"0.adaptome.default.P": P}, x),
+        (batch(3, 6).requires_grad_(), a.P),
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +85,9 @@ def test_convolutions_by_input_channel(conv):
     expected.backward(g)
     got.backward(g)
     torch.testing.assert_close(x.grad, z.grad)
-    torch.testing.assert_close(a.P.grad.view(layer.out_channels, 3, *layer.kernel_size) / 2, plain.weight.grad[:, a.I])
+    torch.testing.assert_close(
+        a.P.grad.view(layer.out_channels, 3, *layer.kernel_size) / 2, plain.weight.grad[:, a.I]
+    )
 
 
 def saved_numbers(run, model):
@@ -86,7 +95,10 @@ def saved_numbers(run, model):
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: (kept.__setitem__(t.data_ptr(), t.numel()) if t.untyped_storage().data_ptr() not in own else None, t)[1],
+        lambda t: (
+            kept.__setitem__(t.data_ptr(), t.numel()) if t.untyped_storage().data_ptr() not in own else None,
+            t,
+        )[1],
         lambda t: t,
     ):
         y = run()
@@ -106,7 +118,13 @@ def test_a_model_saves_less_than_with_lora_and_less_the_fewer_columns():
     def saved(method):
         torch.manual_seed(0)
         model = LlamaForCausalLM(
-            LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=32)
+            LlamaConfig(
+                hidden_size=64,
+                intermediate_size=96,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                vocab_size=32,
+            )
         )
         if method is not None:
             ad.attach(model, method)
@@ -139,7 +157,12 @@ def test_the_base_is_never_touched_and_evaluation_sees_every_step(dtype):
             W = before[f"{name}.weight"].float().clone()
             W[:, a.I] += 2.0 * a.P.detach()
             h = h @ W.T + before[f"{name}.bias"].float()
-        torch.testing.assert_close(model(x).float(), h, rtol=2e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-1 if dtype is torch.bfloat16 else 1e-5)
+        torch.testing.assert_close(
+            model(x).float(),
+            h,
+            rtol=2e-2 if dtype is torch.bfloat16 else 1e-5,
+            atol=1e-1 if dtype is torch.bfloat16 else 1e-5,
+        )
 
 
 def test_no_gradient_is_made_for_an_input_that_needs_none():
@@ -206,7 +229,10 @@ def test_indices_follow_the_seed_and_are_saved(tmp_path):
 def test_columns_by_norm():
     layer = linear(30, 8)
     norms = layer.weight.detach().norm(dim=0)
-    assert adapted(layer, ad.PaCA(r=5, selection="largest"))[1].I.tolist() == norms.topk(5).indices.sort().values.tolist()
+    assert (
+        adapted(layer, ad.PaCA(r=5, selection="largest"))[1].I.tolist()
+        == norms.topk(5).indices.sort().values.tolist()
+    )
     layer = linear(30, 8)
     smallest = norms.topk(5, largest=False).indices.sort().values.tolist()
     assert adapted(layer, ad.PaCA(r=5, selection="smallest"))[1].I.tolist() == smallest

@@ -153,5 +153,7 @@ class _Columns(torch.autograd.Function):
             grad_x.index_add_(1, I, rows @ P.to(rows.dtype), alpha=ctx.s)
             grad_x = grad_x.view(*grad.shape[:-1], grad_x.shape[-1])
         if ctx.needs_input_grad[3]:
-            grad_P = (selected.t() @ rows).t().to(P.dtype) * ctx.s  # in this order the product is twice as fast
+            grad_P = (selected.t() @ rows).t().to(
+                P.dtype
+            ) * ctx.s  # in this order the product is twice as fast
         return grad_x, None, None, grad_P, None, None, None
