@@ -59,7 +59,13 @@ def test_first_gradients_reach_the_cores_and_the_zero_factor():
 
 
 def test_factorisations_are_the_authors_and_balanced():
-    assert [factorise(w) for w in (320, 640, 768, 1280, 2048)] == [(4, 8, 10), (8, 8, 10), (8, 8, 12), (8, 10, 16), (8, 16, 16)]
+    assert [factorise(w) for w in (320, 640, 768, 1280, 2048)] == [
+        (4, 8, 10),
+        (8, 8, 10),
+        (8, 8, 12),
+        (8, 10, 16),
+        (8, 16, 16),
+    ]
     assert factorise(4096) == (16, 16, 16) and factorise(7) == (1, 1, 7)
 
 

@@ -21,7 +21,9 @@ def test_vera_shares_one_pair_and_stores_none_of_it(tmp_path):
     model = nn.Sequential(linear(), nn.Linear(20, 8)).double().eval()
     ad.attach(model, ad.VeRA(r=6), targets=["0", "1"])
     first, second = ad.adapters(model)["default"].adapters.values()
-    assert first.shared is second.shared and first.shared.A.shape == (6, 20) and first.shared.B.shape == (20, 6)
+    assert (
+        first.shared is second.shared and first.shared.A.shape == (6, 20) and first.shared.B.shape == (20, 6)
+    )
     shake(model)
     expected = model(batch(3, 12))
     ad.save(model, tmp_path / "out")

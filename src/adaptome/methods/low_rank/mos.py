@@ -10,12 +10,7 @@ from torch import Tensor, nn
 from adaptome.core.errors import MethodError
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
-from adaptome.forms.low_rank import LowRank
-
-
-def group_of(host: Host) -> str:
-    """The pools a layer draws from: layers of one role and shape share them."""
-    return f"{host.role}_{host.fan_in}_{host.fan_out}"
+from adaptome.forms.low_rank import LowRank, group_of
 
 
 class Pools(nn.Module):
