@@ -12,9 +12,7 @@ from tests.methods.helpers import adapted, batch, linear, llama3_8b, llama32_3b,
 def explicit(a, s):
     """s sum_j B_j diag(l_j) A diag(g_j), [out, in]."""
     A, B = a.shared.A.double(), a.shared.B.double()
-    total = sum(
-        B[: a.M, j] @ torch.diag(a.lambda_[j]) @ A[:, : a.m] @ torch.diag(a.gamma[j]) for j in range(a.n)
-    )
+    total = sum(B[: a.M, j] @ torch.diag(a.lambda_[j]) @ A[:, : a.m] @ torch.diag(a.gamma[j]) for j in range(a.n))
     return s * (total if a.host.fan_in == a.m else total.T)
 
 
