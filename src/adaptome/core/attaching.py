@@ -288,6 +288,7 @@ def _build(
             shared = method.shared(hosts)
         if shared is not None:
             shared.to(hosts[0].device)
+            _cast(shared, dtype or torch.promote_types(hosts[0].dtype, torch.float32))
         built: dict[str, Adapter] = {}
         for host in hosts:
             _seed(seed, host.name)
@@ -304,7 +305,7 @@ def _device(host: Host) -> Any:
     return torch.device("meta" if host.device.type == "meta" else "cpu")
 
 
-def _cast(adapter: Adapter, dtype: torch.dtype) -> None:
+def _cast(adapter: nn.Module, dtype: torch.dtype) -> None:
     for module in adapter.modules():
         for key, value in module._parameters.items():
             if value is not None and value.is_floating_point() and value.dtype != dtype:

@@ -83,3 +83,8 @@ def kaiming(tensor: Tensor) -> Tensor:
     bound = tensor.shape[-1] ** -0.5
     with torch.no_grad():
         return tensor.uniform_(-bound, bound)
+
+
+def group_of(host: Host) -> str:
+    """What layers have in common that share tensors: their role and shape. A valid name of a parameter."""
+    return f"{host.role}_{host.fan_in}_{host.fan_out}"
