@@ -79,10 +79,11 @@ class WeightAdapter(Adapter):
         raise HostError(f"{type(self).__name__} defines no changed parameters.")
 
     def check_merge(self) -> None:
-        """Raise MergeError when there is no merged form now, as under facts that differ between the samples of a batch."""
+        """Raise MergeError when there is no one changed weight now, as under facts that differ between the samples of a batch."""
 
     def apply_to(self, name: str, value: Tensor) -> Tensor:
         """`changed`, with the adapter's strength, on the stored layout; computed in at least float32."""
+        self.check_merge()
         before = self.host.canonical(value)
         exact = torch.promote_types(before.dtype, torch.float32)
         after = self.changed(name, before.to(exact))

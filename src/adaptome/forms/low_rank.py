@@ -44,13 +44,15 @@ class LowRank(WeightAdapter):
 
     def add_product(self, y: Tensor, x: Tensor) -> Tensor:
         """`y + scale * strength * B A dropout(x)`."""
-        A, B = self.factors()
-        scale = self.scale * self.strength
+        return self.add_pair(y, x, *self.factors(), self.dropout)
+
+    def add_pair(self, y: Tensor, x: Tensor, A: Tensor, B: Tensor, dropout: float = 0.0) -> Tensor:
+        """As `add_product`, with the factors given."""
         if self.host.kind == "embedding":
-            z = F.dropout(self.host.reduce(x, A), self.dropout, self.training)
+            z = F.dropout(self.host.reduce(x, A), dropout, self.training)
         else:
-            z = self.host.reduce(F.dropout(x.to(y.dtype), self.dropout, self.training), A)
-        return self.host.add_expanded(y, z, B, scale)
+            z = self.host.reduce(F.dropout(x.to(y.dtype), dropout, self.training), A)
+        return self.host.add_expanded(y, z, B, self.scale * self.strength)
 
     def delta(self) -> Tensor:
         """`scale * B A`, `[*, out, in]`."""
