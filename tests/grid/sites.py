@@ -21,7 +21,17 @@ from adaptome.core.hosts import Host, host_of
 from adaptome.core.targets import resolve
 
 #: sizes by convention: a method's setting of this name gets this value in the grid, so that it fits the tiny shapes
-SMALL: dict[str, Any] = {"r": 4, "size": 4, "rank": 4, "n": 8, "alpha": 8.0, "dropout": 0.0, "a1": 4, "a2": 2}
+SMALL: dict[str, Any] = {
+    "r": 4,
+    "size": 4,
+    "rank": 4,
+    "n": 8,
+    "alpha": 8.0,
+    "dropout": 0.0,
+    "a1": 4,
+    "a2": 2,
+    "tasks": ("depth", "edges"),
+}
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -106,8 +106,8 @@ def dense_twin(base):
             own.load_state_dict(module.state_dict())
             continue
         own.weight.data = packed.dense(module)
-        if own.bias is not None:
-            own.bias.data = module.bias.data.clone()
+        if module.bias is not None:  # a merge may have made one
+            own.bias = nn.Parameter(module.bias.data.clone())
     return twin
 
 

@@ -33,10 +33,15 @@ class Adapter(nn.Module):
 
     #: parameters of the layer that the adapter changes; empty for activation adapters
     changes: tuple[str, ...] = ()
+    #: those of them that it makes, starting from zeros, where the layer has a place for one but none (a linear layer without bias);
+    #: what only some other adapter changes is skipped where it does not exist
+    creates: tuple[str, ...] = ()
     #: tensors (parameters or buffers) that are never saved because the settings and the seed rebuild them
     rebuilt: ClassVar[tuple[str, ...]] = ()
     #: parameters that the method never trains
     frozen: ClassVar[tuple[str, ...]] = ()
+    #: whether it is left out of some forwards by what is steered, so that a step may give it no gradient
+    may_idle: bool = False
     #: the share of the adapter's effect, set by `activate(weights=...)`
     strength: float = 1.0
 
@@ -73,8 +78,12 @@ class WeightAdapter(Adapter):
         """The layer's parameter `name` in canonical form, as this adapter makes it from `value` (its value before)."""
         raise HostError(f"{type(self).__name__} defines no changed parameters.")
 
+    def check_merge(self) -> None:
+        """Raise MergeError when there is no one changed weight now, as under facts that differ between the samples of a batch."""
+
     def apply_to(self, name: str, value: Tensor) -> Tensor:
         """`changed`, with the adapter's strength, on the stored layout; computed in at least float32."""
+        self.check_merge()
         before = self.host.canonical(value)
         exact = torch.promote_types(before.dtype, torch.float32)
         after = self.changed(name, before.to(exact))
@@ -112,7 +121,9 @@ class Frozen:
         """
         host: Host = self.layer._host
         value = (
-            host.current_weight() if name == host.parameter else host.canonical(host.stored(name).detach())
+            host.current_weight()
+            if name == host.parameter
+            else host.canonical(host.stored_or_zeros(name).detach())
         )
         stack = [*self.layer._overrides.get(name, ()), *(a for a in self.below if name in a.changes)]
         for adapter in stack:
@@ -121,10 +132,11 @@ class Frozen:
 
     def bias(self) -> Tensor | None:
         """The layer's bias, with the weight adapters before this one applied; None when it has none."""
-        if any("bias" in adapter.changes for adapter in self.below) and self.layer._host.has("bias"):
-            return self.weight("bias")
         bias: Tensor | None = self.layer.bias
-        return bias
+        changing = [adapter for adapter in self.below if "bias" in adapter.changes]
+        if not changing or (bias is None and not any("bias" in adapter.creates for adapter in changing)):
+            return bias
+        return self.weight("bias")
 
 
 def _mix(before: Any, after: Any, share: float) -> Any:
@@ -173,7 +185,7 @@ class Adapted:
 
     def _run_dense(self, *args: Any, **kwargs: Any) -> Any:
         frozen = Frozen(self, ())
-        bias = frozen.weight("bias") if self._host.has("bias") else None
+        bias = frozen.weight("bias") if self._host.has("bias") or "bias" in self._overrides else None
         return self._host.run_dense(frozen.weight(), bias, *args, **kwargs)
 
     def train(self, mode: bool = True) -> Any:
@@ -204,8 +216,10 @@ def _parameter_property(name: str) -> property:
     def read(self: Any) -> Tensor | None:
         value = self._parameters[name]
         adapters = self._overrides.get(name, ())
-        if not adapters or _is_away(value, adapters):
+        if not adapters or (value is not None and _is_away(value, adapters)):
             return value
+        if value is None:
+            value = self._host.stored_or_zeros(name)
         values = self.__dict__.get("_values")
         if values is None:
             return _changed(name, value, adapters)
@@ -266,7 +280,7 @@ def put(host: Host, name: str, adapter: Adapter) -> None:
     readable = set(type(layer)._readable)
     # A packed weight is a code that only its own library reads: another value is run densely, see frozen_forward.
     unread = {host.parameter} if host.packed else set()
-    wanted = readable | ({n for n in adapter.changes if host.has(n)} - unread)
+    wanted = readable | ({n for n in adapter.changes if n in layer._parameters} - unread)
     if wanted != readable:
         swap(layer, adapted_class(layer._base, tuple(sorted(wanted))))
 
@@ -334,6 +348,7 @@ def arrange(layer: Any, names: list[str]) -> None:
     weights = [a for a in stack if isinstance(a, WeightAdapter)]
     chain: list[Adapter] = []
     overrides: dict[str, list[WeightAdapter]] = {}
+    created = {p for a in weights for p in a.creates}
     # From the last adapter back: fast ones stay fast until one that has no fast form needs the weight they made.
     blocked: set[str] = set()
     for adapter in reversed(weights):
@@ -342,7 +357,7 @@ def arrange(layer: Any, names: list[str]) -> None:
             continue
         blocked |= set(adapter.changes)
         for parameter in adapter.changes:
-            if adapter.host.has(parameter):
+            if adapter.host.has(parameter) or parameter in created:
                 overrides.setdefault(parameter, []).insert(0, adapter)
     layer.__dict__["_chain"] = (*chain, *(a for a in stack if not isinstance(a, WeightAdapter)))
     layer.__dict__["_overrides"] = {k: tuple(v) for k, v in overrides.items()}
@@ -375,9 +390,10 @@ def check_mergeable(adapter: Adapter, method: str) -> WeightAdapter:
     """The adapter as one that can be merged.
 
     Raises:
-        MergeError: for an activation adapter.
+        MergeError: for an activation adapter, or one without a merged form under the facts that are steered now.
     """
     if isinstance(adapter, WeightAdapter):
+        adapter.check_merge()
         return adapter
     raise MergeError(
         f"{method} on {adapter.host.name} changes activations, not weights: it cannot be merged.\n"

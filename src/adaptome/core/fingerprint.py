@@ -38,14 +38,14 @@ def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> dict[str, An
 
 
 def _parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """The base's parameters, tied ones once; those of merged layers as they were before."""
+    """The base's parameters, tied ones once; those of merged layers as they were before (none where merging made one)."""
     own = {
         id(m._parameters[n]): p for m in model.modules() for n, p in m.__dict__.get("_unmerged", {}).items()
     }
     found = {
         n: own.get(id(p), p)
         for n, p in model.named_parameters(remove_duplicate=False)
-        if p is not None and not is_ours(n)
+        if own.get(id(p), p) is not None and not is_ours(n)
     }
     first = {id(p): n for n, p in reversed(found.items())}
     return [(n, p) for n, p in found.items() if first[id(p)] == n]

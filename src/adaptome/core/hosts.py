@@ -182,6 +182,12 @@ class Host:
             )
         return value
 
+    def stored_or_zeros(self, parameter: str) -> Tensor:
+        """As `stored`; zeros `[out]` for a parameter that an adapter makes where the layer has none."""
+        if self.has(parameter) or parameter not in self.layer._parameters:
+            return self.stored(parameter)
+        return torch.zeros(self.fan_out, device=self.device, dtype=self.dtype)
+
     @contextmanager
     def at_hand(self) -> Iterator[None]:
         """Bring offloaded weights in for the time of the block."""

@@ -61,6 +61,7 @@ class MergeReport:
         lost: layer -> distance that requantising left between the stored and the meant weight, as a share of the
             adapters' change: at 1 and above the base was as near.
         untied: layers whose weight was tied to another's and is now their own.
+        created: parameters that the layers did not have before: a class built anew from the model's configuration has no place for them.
     """
 
     names: tuple[str, ...]
@@ -68,6 +69,7 @@ class MergeReport:
     requantised: dict[str, float]
     untied: tuple[str, ...]
     lost: dict[str, float] = field(default_factory=dict)
+    created: tuple[str, ...] = ()
 
     @property
     def worst(self) -> float:
@@ -76,7 +78,13 @@ class MergeReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it."""
-        return {**vars(self), "names": list(self.names), "untied": list(self.untied), "worst": self.worst}
+        return {
+            **vars(self),
+            "names": list(self.names),
+            "untied": list(self.untied),
+            "created": list(self.created),
+            "worst": self.worst,
+        }
 
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [
@@ -88,9 +96,9 @@ class MergeReport:
             )
             for path, d in self.differences.items()
         ]
-        return f"merged {', '.join(self.names)}\n" + table(
-            ("layer", "difference", "requantisation error", "change lost"), rows
-        )
+        made = f"\nnew parameters: {', '.join(self.created)}" if self.created else ""
+        columns = ("layer", "difference", "requantisation error", "change lost")
+        return f"merged {', '.join(self.names)}\n" + table(columns, rows) + made
 
 
 def merge(
@@ -161,7 +169,7 @@ def merge(
             module.training = True
     for name in wanted:
         state.attachments[name].merged = True
-    untied = _untie(root)
+    untied, created = _untie(root), _created(before)
     rearrange(root)
     if not keep:
         for module in root.modules():
@@ -174,6 +182,17 @@ def merge(
         {p: made.error for p, made in again.items()},
         untied,
         {p: made.lost for p, made in again.items()},
+        created,
+    )
+
+
+def _created(before: list[tuple[Any, dict[str, Any], dict[str, Any]]]) -> tuple[str, ...]:
+    """Names of the parameters that were not there before the merge."""
+    return tuple(
+        ".".join(part for part in (layer._host.path, name) if part)
+        for layer, parameters, _ in before
+        for name, value in parameters.items()
+        if value is None and layer._parameters[name] is not None
     )
 
 
@@ -266,7 +285,8 @@ def _merge_layer(
     before = _run(layer, probe)
     swap.arrange(layer, [])
     error: Requantised | None = None
-    for parameter in dict.fromkeys(p for a in stack for p in a.changes if host.has(p)):
+    created = {p for a in stack for p in a.creates}
+    for parameter in dict.fromkeys(p for a in stack for p in a.changes if host.has(p) or p in created):
         adapters = [a for a in stack if parameter in a.changes]
         made = _write(layer, host, parameter, adapters, path)
         error = made if made is not None else error
@@ -300,7 +320,9 @@ def _write(
     """Replace one parameter by its merged value; the old object is remembered. Tells what requantising a packed one did."""
     old = layer._parameters[parameter]
     is_packed = host.packed and parameter == host.parameter
-    was: Tensor = host.native(host.current_weight()) if is_packed else old.detach()
+    was: Tensor = (
+        host.native(host.current_weight()) if is_packed else host.stored_or_zeros(parameter).detach()
+    )
     value = was
     for adapter in adapters:
         value = adapter.apply_to(parameter, value)
@@ -314,7 +336,7 @@ def _write(
         missed = (packed.dense(layer, parameter) - value).square().sum()
         error = packed.requantisation_error(layer, value, parameter)
         return Requantised(error, float(missed), float((value - was).square().sum()))
-    layer._parameters[parameter] = nn.Parameter(value.to(old.dtype).contiguous(), requires_grad=False)
+    layer._parameters[parameter] = nn.Parameter(value.to(was.dtype).contiguous(), requires_grad=False)
     return None
 
 

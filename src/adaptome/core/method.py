@@ -165,6 +165,10 @@ class Method:
             object.__setattr__(self, field.name, value)
         self.validate()
 
+    def example_facts(self) -> tuple[dict[str, Any], ...]:
+        """What to tell `ad.steer` for an example run: the first alone shows an effect, all in turn reach every trained tensor."""
+        return ({},)
+
     def validate(self) -> None:
         """Checks between settings; raise MethodError."""
 

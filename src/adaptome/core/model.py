@@ -197,7 +197,7 @@ def penalty(model: nn.Module) -> Tensor | None:
 def check_gradients(model: nn.Module) -> None:
     """After the first backward: make sure that a gradient reached every adapter that should train.
 
-    Experts are left out: one that no token was routed to has none.
+    Experts are left out: one that no token was routed to has none; so are adapters that steering leaves out of some forwards.
 
     Raises:
         GradientError: naming the adapters without.
@@ -208,7 +208,8 @@ def check_gradients(model: nn.Module) -> None:
         for path, adapter in attachment_of(model, name).all().items():
             training = [p for p in adapter.parameters() if p.requires_grad]
             total += bool(training)
-            if training and all(p.grad is None for p in training) and "expert" not in adapter.host.role:
+            idle = adapter.may_idle or "expert" in adapter.host.role
+            if training and not idle and all(p.grad is None for p in training):
                 missing.append(f"{name}: {path}")
     if missing:
         shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")

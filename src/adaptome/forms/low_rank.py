@@ -45,19 +45,21 @@ class LowRank(WeightAdapter):
 
     def add_product(self, y: Tensor, x: Tensor) -> Tensor:
         """`y + scale * strength * B A dropout(x)`."""
-        A, B = self.factors()
-        scale = self.scale * self.strength
-        if self.host.kind == "embedding":
-            z = F.dropout(self.host.reduce(x, A), self.dropout, self.training)
-        else:
-            z = self.reduced(x.to(y.dtype), A)
-        return self.host.add_expanded(y, z, B, scale)
+        return self.add_pair(y, x, *self.factors(), self.dropout)
 
-    def reduced(self, x: Tensor, A: Tensor) -> Tensor:
+    def add_pair(self, y: Tensor, x: Tensor, A: Tensor, B: Tensor, dropout: float = 0.0) -> Tensor:
+        """As `add_product`, with the factors given."""
+        if self.host.kind == "embedding":
+            z = F.dropout(self.host.reduce(x, A), dropout, self.training)
+        else:
+            z = self.reduced(x.to(y.dtype), A, dropout)
+        return self.host.add_expanded(y, z, B, self.scale * self.strength)
+
+    def reduced(self, x: Tensor, A: Tensor, dropout: float) -> Tensor:
         """`A dropout(x)`."""
-        if self.dropout and self.training and self.host.kind == "linear":
-            return dropped_linear(x, A.to(x.dtype), self.dropout)
-        return self.host.reduce(F.dropout(x, self.dropout, self.training), A)
+        if dropout and self.training and self.host.kind == "linear":
+            return dropped_linear(x, A.to(x.dtype), dropout)
+        return self.host.reduce(F.dropout(x, dropout, self.training), A)
 
     def delta(self) -> Tensor:
         """`scale * B A`, `[*, out, in]`."""

@@ -94,10 +94,13 @@ def repack(layer: nn.Module, weight: Tensor, parameter: str = "weight") -> nn.Pa
     raise _unknown(layer, value, parameter)
 
 
-def install(layer: nn.Module, value: nn.Parameter, parameter: str = "weight") -> None:
-    """Put a packed parameter on the layer, together with what its library keeps on the layer beside it."""
+def install(layer: nn.Module, value: nn.Parameter | None, parameter: str = "weight") -> None:
+    """Put a packed parameter on the layer, together with what its library keeps on the layer beside it.
+
+    Plain ones are put as they are; None takes away the parameter that a merge made.
+    """
     for library in _LIBRARIES:
-        if library.fits(layer, value):
+        if value is not None and library.fits(layer, value):
             library.install(layer, value, parameter)
             return
     layer._parameters[parameter] = value

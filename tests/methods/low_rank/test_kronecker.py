@@ -32,7 +32,8 @@ def test_forward_merge_and_gradients_are_torchs_kron(fan_in, fan_out, a1, a2, le
     torch.testing.assert_close(model(x), expected)
     wanted = [x, a.A, a.B]
     torch.testing.assert_close(
-        torch.autograd.grad(model(x).square().sum(), wanted), torch.autograd.grad(expected.square().sum(), wanted)
+        torch.autograd.grad(model(x).square().sum(), wanted),
+        torch.autograd.grad(expected.square().sum(), wanted),
     )
     ad.merge(model)
     torch.testing.assert_close(model(x), expected)
@@ -88,7 +89,11 @@ def test_neither_direction_makes_or_keeps_the_full_matrix():
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            made.extend(t.numel() for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, torch.Tensor))
+            made.extend(
+                t.numel()
+                for t in (out if isinstance(out, (tuple, list)) else [out])
+                if isinstance(t, torch.Tensor)
+            )
             return out
 
     _, model, a = krona(60, 56, 8, 4, bias=False)
@@ -123,7 +128,9 @@ def test_the_rank_is_the_product_of_the_ranks():
     assert torch.linalg.matrix_rank(a.delta()) == 4 * 20
 
 
-@pytest.mark.parametrize(("r", "both", "init"), [(2, False, True), (8, False, "lycoris"), (2, True, True), (2, True, False)])
+@pytest.mark.parametrize(
+    ("r", "both", "init"), [(2, False, True), (8, False, "lycoris"), (2, True, True), (2, True, False)]
+)
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_lokr_is_pefts_on_the_same_weights(r, both, init, kind):
     peft = pytest.importorskip("peft")
@@ -135,7 +142,11 @@ def test_lokr_is_pefts_on_the_same_weights(r, both, init, kind):
     twin = nn.Sequential(make())
     twin.load_state_dict(base.state_dict())
     theirs = peft.get_peft_model(twin, config)
-    ad.attach(base, ad.LoKr(r=r, alpha=6.0, decompose_both=both, init="d" if init == "lycoris" else "c"), targets="0")
+    ad.attach(
+        base,
+        ad.LoKr(r=r, alpha=6.0, decompose_both=both, init="d" if init == "lycoris" else "c"),
+        targets="0",
+    )
     keys = {"C": "w1", "Cb": "w1_a", "Ca": "w1_b", "D": "w2", "B": "w2_a", "A": "w2_b"}
     own = {k.split(".")[-1]: v for k, v in ad.parameters_of(base).items()}
     for name, value in own.items():
@@ -157,7 +168,13 @@ def test_lokr_with_full_factors_is_diffusekrona():
 
 
 def test_divisors_are_the_nearest():
-    assert [divisors(n) for n in (512, 4096, 11008, 127, 1)] == [(16, 32), (64, 64), (86, 128), (1, 127), (1, 1)]
+    assert [divisors(n) for n in (512, 4096, 11008, 127, 1)] == [
+        (16, 32),
+        (64, 64),
+        (86, 128),
+        (1, 127),
+        (1, 1),
+    ]
     assert divisors(512, 4) == (4, 128) and divisors(60, 8) == (6, 10) and divisors(7, 4) == (1, 7)
 
 

@@ -35,7 +35,8 @@ def test_the_gradient_of_the_delta_is_autograds():
     G = batch(5, 7)
     factors = [a.A1, a.B1, a.A2, a.B2]
     torch.testing.assert_close(
-        torch.autograd.grad((a.delta() * G).sum(), factors), torch.autograd.grad((dense(a, 3.0) * G).sum(), factors)
+        torch.autograd.grad((a.delta() * G).sum(), factors),
+        torch.autograd.grad((dense(a, 3.0) * G).sum(), factors),
     )
 
 

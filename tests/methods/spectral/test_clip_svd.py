@@ -31,7 +31,10 @@ def clip(vision=(32, 64), text=(24, 48), layers=2, heads=(4, 4), meta=False, **s
 
 def inputs(model):
     ids = torch.randint(0, 50, (3, 7), generator=torch.Generator().manual_seed(1))
-    return {"input_ids": ids, "pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))}
+    return {
+        "input_ids": ids,
+        "pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2)),
+    }
 
 
 BLOCKS = ["*layers.*_proj", "*layers.*fc1", "*layers.*fc2"]
@@ -134,10 +137,26 @@ def test_in_half_precision_it_starts_as_the_base_to_the_bit():
 
 def test_counts_are_the_papers():
     words = {"vocab_size": 49408, "max_position_embeddings": 77}
-    base = clip((768, 3072), (512, 2048), 12, (12, 8), meta=True, image={"image_size": 224, "patch_size": 16}, words=words)
+    base = clip(
+        (768, 3072),
+        (512, 2048),
+        12,
+        (12, 8),
+        meta=True,
+        image={"image_size": 224, "patch_size": 16},
+        words=words,
+    )
     assert ad.plan(base, "clip-svd", targets=BLOCKS).trainable == 92_160
     assert ad.plan(base, "clip-svd", targets=[f"text_model.*{p[1:]}" for p in BLOCKS]).trainable == 36_864
     ends = [*range(4), *range(8, 12)]
     assert ad.plan(base, "clip-svd", targets=BLOCKS, layers=ends).trainable == 92_160 * 8 // 12
-    large = clip((1024, 4096), (768, 3072), (24, 12), (16, 12), meta=True, image={"image_size": 224, "patch_size": 14}, words=words)
+    large = clip(
+        (1024, 4096),
+        (768, 3072),
+        (24, 12),
+        (16, 12),
+        meta=True,
+        image={"image_size": 224, "patch_size": 14},
+        words=words,
+    )
     assert ad.plan(large, "clip-svd", targets=BLOCKS).trainable == 202_752

@@ -46,7 +46,8 @@ def test_forward_merge_and_gradients_are_the_equation(fan_in, fan_out, r, alpha,
     wanted = list(ad.parameters_of(model).values())
     assert len(wanted) == 1 + train_scale
     torch.testing.assert_close(
-        torch.autograd.grad(model(x).square().sum(), wanted), torch.autograd.grad(expected.square().sum(), wanted)
+        torch.autograd.grad(model(x).square().sum(), wanted),
+        torch.autograd.grad(expected.square().sum(), wanted),
     )
     with ad.disabled(model):
         torch.testing.assert_close(model(x), nn.functional.linear(x, W, bias))

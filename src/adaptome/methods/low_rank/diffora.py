@@ -14,7 +14,7 @@ from adaptome.core.adapter import Adapter, Frozen, WeightAdapter
 from adaptome.core.errors import MethodError, did_you_mean
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
-from adaptome.core.model import attachment_of
+from adaptome.core.state import attachment_of
 from adaptome.forms.low_rank import LowRank, group_of, kaiming
 
 

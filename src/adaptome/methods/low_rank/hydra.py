@@ -74,7 +74,7 @@ class HydraAdapter(WeightAdapter):
     def __init__(self, method: Hydra, host: Host):
         super().__init__(host)
         self.scale, self.dropout = method.scale, method.dropout
-        self.changes = ("weight", "bias") if host.has("bias") else ("weight",)
+        self.changes = ("weight", "bias")
         for branch, rank, width in (("p", method.r, host.fan_in), ("s", method.q, host.fan_out)):
             A = nn.Parameter(_drawn(torch.empty(rank, width), method.init)) if rank else None
             self.register_parameter(f"A{branch}", A)
@@ -119,7 +119,7 @@ class HydraAdapter(WeightAdapter):
         Raises:
             MergeError: on a layer with a bias, which the sequential branch changes too.
         """
-        if "bias" in self.changes:
+        if self.host.has("bias"):
             raise MergeError(
                 f"hydra on {self.host.name} changes the bias as well as the weight: LoRA has no place for that.\n  Merge it into the model instead."
             )

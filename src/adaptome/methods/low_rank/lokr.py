@@ -38,9 +38,7 @@ class LoKr(Method):
 
     r: int = option(8, at_least=1, help="rank of the second factor")
     alpha: float = option(8.0, help="the update is scaled by alpha / r")
-    factor: int = option(
-        -1, at_least=-1, help="what o1 and i1 are near; -1: the square roots of out and in"
-    )
+    factor: int = option(-1, at_least=-1, help="what o1 and i1 are near; -1: the square roots of out and in")
     decompose_both: bool = option(False, help="C is a low-rank product too where that is smaller")
     init: Literal["c", "d"] = option("c", help="which factor starts at zero")
 

@@ -105,7 +105,7 @@ class RandLoRAAdapter(LowRank):
         if self.form == "factors" or (self.dropout and self.training) or (self.form == "auto" and not many):
             return super().forward(frozen, x, *args, **kwargs)
         W = frozen.weight()
-        bias = frozen.weight("bias") if self.host.has("bias") else None
+        bias = frozen.bias()
         return self.host.run_dense((W + self.strength * self.delta()).to(W.dtype), bias, x)
 
     def changed(self, name: str, value: Tensor) -> Tensor:

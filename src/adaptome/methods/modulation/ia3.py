@@ -64,7 +64,7 @@ class IA3Adapter(WeightAdapter):
         super().__init__(host)
         self.on_input = method.on_input(host)
         self.l = nn.Parameter(torch.ones(channels(host, self.on_input)))
-        self.changes = ("weight",) if self.on_input or not host.has("bias") else ("weight", "bias")
+        self.changes = ("weight",) if self.on_input else ("weight", "bias")
 
     def factor(self) -> Tensor:
         """l, moved towards 1 by the strength."""

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptome.core.attaching import attach
 from adaptome.core.errors import DataError, HostError, MethodError
 from adaptome.core.hosts import Host, host_of
 from adaptome.core.method import Method, option, register
-from adaptome.core.model import attach, attachment_of
 from adaptome.core.plan import Plan
+from adaptome.core.state import attachment_of
 from adaptome.core.targets import resolve
 from adaptome.forms.sparse import SparseAdapter, places, size
 

@@ -74,7 +74,9 @@ class FourierFTAdapter(SparseSpectrum):
 
     def spectrum(self) -> Tensor:
         rows, columns, values = self.entries()
-        S = values.new_zeros(*self.host.lead, FOURIER.length(self.host.fan_out), FOURIER.length(self.host.fan_in))
+        S = values.new_zeros(
+            *self.host.lead, FOURIER.length(self.host.fan_out), FOURIER.length(self.host.fan_in)
+        )
         return S.flatten(-2).index_add(-1, rows * S.shape[-1] + columns, values).view(S.shape)
 
 

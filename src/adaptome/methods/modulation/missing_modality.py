@@ -1,0 +1,164 @@
+"""Missing-modality SSF: one bank of scales and shifts for every set of modalities that are available."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core.errors import MethodError, StateError, did_you_mean
+from adaptome.core.hosts import Host
+from adaptome.core.method import Method, option, register
+from adaptome.core.steer import steered
+from adaptome.forms.modulation import Init, Modulation, Vectors, drawn, refusal
+from adaptome.forms.per_sample import refuse_per_sample
+
+
+@register(
+    "missing-modality",
+    category="additive",
+    subcategory="feature modulation",
+    hosts=("linear", "conv", "norm"),
+    source="Reza et al. 2023, arXiv:2310.03986",
+)
+class MissingModality(Method):
+    r"""Missing-modality SSF: one bank of scales and shifts for every set of modalities that are available.
+
+        y' = gamma_S * y + beta_S,    y = layer(x),  S the available set;  y' = y, bit for bit, when all are available
+
+    shapes      gamma_S, beta_S [out] per set, along the channels
+    init        'identity': gamma = 1, beta = 0: starts as the base; 'normal': N(1, 0.02^2), N(0, 0.02^2)
+    use         `ad.steer(available={"rgb"})` or "rgb+depth"; nothing steered means all. Rows of one batch may differ: a bool tensor
+                `[batch, modalities]`, in the order of `modalities` (banks that no row uses then get zero gradients, not none).
+                The inputs of absent modalities are yours to fill, with zeros after normalisation
+    branches    {"depth": "depth_encoder.*"}: what lies in the branch of an absent modality has no bank for that set
+    parameters  2 out per layer and set: 141,440 for SegFormer MiT-B2 (every linear layer, convolution and norm), one set
+    merge       exact, inside `ad.steer(available=...)`, for that set; not for sets that differ between samples
+    source      Reza et al. 2023, arXiv:2310.03986
+    """
+
+    modalities: tuple[str, ...] = option(("rgb", "depth"), help="all that the base was trained on")
+    sets: tuple[str, ...] = option(
+        (), help="the sets with a bank, as 'rgb+depth'; none named: every proper one"
+    )
+    branches: dict[str, str] | None = option(None, help="modality -> pattern of the paths of its own layers")
+    scale: bool = option(True, help="train gamma")
+    shift: bool = option(True, help="train beta; needs layers with a place for a bias, which RMS norms lack")
+    init: Init = option("identity", help="'identity' starts as the base; 'normal' as SSF's code")
+
+    def validate(self) -> None:
+        if not (self.scale or self.shift):
+            raise MethodError("missing-modality: scale and shift are both off; nothing would train.")
+        if len(set(self.modalities)) < 2 or any("+" in m or "." in m or not m for m in self.modalities):
+            raise MethodError(
+                f"missing-modality: modalities = {list(self.modalities)} must be two or more different names without '+' and '.'."
+            )
+        for name in [*itertools.chain(*(s.split("+") for s in self.sets)), *(self.branches or {})]:
+            self.check_modality(name)
+        if self.key(self.modalities) in self.set_names():
+            raise MethodError(
+                "missing-modality: the set of all modalities has no bank; leave it out of sets."
+            )
+
+    def check_modality(self, name: str) -> None:
+        """Raise MethodError for a name that is not among the modalities."""
+        if name not in self.modalities:
+            raise MethodError(
+                f"missing-modality: {name!r} is none of {list(self.modalities)}.{did_you_mean(name, self.modalities)}"
+            )
+
+    def key(self, available: str | Iterable[str]) -> str:
+        """The set's name: its members in alphabetical order, joined by '+'."""
+        return "+".join(sorted(available.split("+") if isinstance(available, str) else available))
+
+    def set_names(self) -> list[str]:
+        """The names of all sets with a bank."""
+        if self.sets:
+            return sorted({self.key(s) for s in self.sets})
+        sizes = range(1, len(self.modalities))
+        return sorted(self.key(s) for size in sizes for s in itertools.combinations(self.modalities, size))
+
+    def keys_on(self, host: Host) -> list[str]:
+        """The names of the sets with a bank on this layer: those in which its branch's modality is available."""
+        own = [m for m, path in (self.branches or {}).items() if fnmatch.fnmatchcase(host.path, path)]
+        return [key for key in self.set_names() if all(m in key.split("+") for m in own)]
+
+    def example_facts(self) -> tuple[dict[str, Any], ...]:
+        return tuple({"available": key} for key in self.set_names())
+
+    def admits(self, host: Host) -> str | None:
+        return super().admits(host) or refusal(host, self.shift)
+
+    def parameters(self, host: Host) -> int:
+        return (self.scale + self.shift) * host.fan_out * len(self.keys_on(host))
+
+    def adapter(self, host: Host, shared: nn.Module | None = None) -> Banks:
+        return Banks(self, host)
+
+
+class Banks(Modulation):
+    """The banks of one layer, by the name of their set."""
+
+    fact = "available"
+
+    def __init__(self, method: MissingModality, host: Host):
+        super().__init__(host, method.scale, method.shift)
+        self.method, self.here, self.width = method, method.keys_on(host), host.fan_out
+        self.g = nn.ParameterDict({k: drawn(self.width, method.init) for k in self.here if method.scale})
+        self.beta = nn.ParameterDict({k: drawn(self.width, method.init) for k in self.here if method.shift})
+        self.may_idle = len(self.here) < len(method.set_names())
+        # by the bits of availability: the bank's row; then one of zeros, for the layer as it is, and one of NaN, for sets without a bank
+        count, M = len(self.here), len(method.modalities)
+        row = {
+            k: self.here.index(k) if k in self.here else count
+            for k in [*method.set_names(), method.key(method.modalities)]
+        }
+        sets = [[m for i, m in enumerate(method.modalities) if bits >> i & 1] for bits in range(2**M)]
+        self.row_of = [row.get(method.key(available), count + 1) for available in sets]
+        self.register_buffer("table", torch.tensor(self.row_of), persistent=False)
+
+    def vectors(self) -> Vectors | None:
+        available = steered("available")
+        if available is None:
+            return None
+        if isinstance(available, Tensor):
+            rows = self.rows(available)
+            scaled, shifted = self.method.scale, self.method.shift
+            return self.stacked(self.g)[rows] if scaled else None, self.stacked(self.beta)[
+                rows
+            ] if shifted else None
+        key = self.method.key(available)
+        if key in self.here:
+            g, beta = (banks.get(key) for banks in (self.g, self.beta))
+            return g, beta
+        if key not in self.method.set_names() and key != self.method.key(self.method.modalities):
+            raise StateError(
+                f"missing-modality: no bank is for {key!r}; there are {self.method.set_names()}."
+            )
+        return None
+
+    def rows(self, available: Tensor) -> Tensor:
+        """The bank of every sample `[batch]`, as a row of `stacked`, from availabilities `[batch, modalities]`."""
+        bits = (available.long() * 2 ** torch.arange(available.shape[1], device=available.device)).sum(1)
+        if (
+            not torch.compiler.is_compiling() and available.device.type == "cpu"
+        ):  # elsewhere NaN tells, without a wait for the device
+            missing = [i for i, b in enumerate(bits.tolist()) if self.row_of[b] > len(self.here)]
+            if missing:
+                raise StateError(
+                    f"missing-modality: no bank is for the sets of samples {missing}; there are {self.method.set_names()}."
+                )
+        table = self.get_buffer("table")
+        return table[bits.to(table.device)]
+
+    def stacked(self, banks: nn.ParameterDict) -> Tensor:
+        """`[banks + 2, out]`: the banks, zeros and NaN."""
+        zeros = torch.zeros(self.width, device=self.get_buffer("table").device)
+        return torch.stack([*banks.values(), zeros, zeros + float("nan")])
+
+    def check_merge(self) -> None:
+        refuse_per_sample(steered("available"), "available", self.host)

@@ -1,0 +1,199 @@
+"""Missing-modality SSF: a bank per available set (arXiv:2310.03986)."""
+
+import pytest
+import torch
+from torch import nn
+
+import adaptome as ad
+from adaptome.core.errors import MergeError, MethodError, StateError
+from tests.methods.helpers import adapted, batch, linear, shake
+
+THREE = ("rgb", "depth", "touch")
+
+
+class Fusion(nn.Module):
+    """Two encoders and a fusion layer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rgb, self.depth = (
+            nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8)),
+            nn.Sequential(nn.Linear(5, 8, bias=False)),
+        )
+        self.fusion = nn.Linear(16, 3)
+
+    def forward(self, rgb, depth):
+        return self.fusion(torch.cat([self.rgb(rgb), self.depth(depth)], -1))
+
+
+def fusion(**settings):
+    model = Fusion().double().eval()
+    settings = {"branches": {"rgb": "rgb.*", "depth": "depth.*"}, **settings}
+    ad.attach(model, "missing-modality", targets=["rgb.*", "depth.*", "fusion"], **settings)
+    return model
+
+
+RGB, DEPTH = batch(4, 6), batch(4, 5)
+
+
+def test_a_set_runs_its_own_bank_and_the_full_set_none():
+    layer, x = linear(), batch(3, 5, 12)
+    y = layer.double()(x).detach()
+    model, a = adapted(layer, ad.MissingModality(modalities=THREE))
+    assert sorted(a.g) == ["depth", "depth+rgb", "depth+touch", "rgb", "rgb+touch", "touch"]
+    for key in a.g:
+        with ad.steer(available=key):
+            assert torch.equal(model(x), y)
+    shake(model)
+    for available, key in (({"rgb"}, "rgb"), (["touch", "depth"], "depth+touch"), ("rgb+depth", "depth+rgb")):
+        with ad.steer(available=available):
+            torch.testing.assert_close(model(x), y * (1 + a.g[key]) + a.beta[key])
+    assert torch.equal(model(x), y)
+    with ad.steer(available=set(THREE)):
+        assert torch.equal(model(x), y)
+
+
+@pytest.mark.parametrize("kind", ["linear", "tokens", "conv", "batch norm"])
+def test_rows_of_one_batch_have_their_own_banks(kind):
+    torch.manual_seed(0)
+    layer, x = {
+        "linear": (nn.Linear(12, 20), batch(4, 12)),
+        "tokens": (nn.Linear(12, 20), batch(4, 5, 12)),
+        "conv": (nn.Conv2d(6, 8, 3), batch(4, 6, 5, 5)),
+        "batch norm": (nn.BatchNorm2d(6), batch(4, 6, 5, 5)),
+    }[kind]
+    model, _ = adapted(layer, ad.MissingModality(modalities=THREE))
+    shake(model)
+    available = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 1, 1], [0, 1, 0]]).bool()
+    with ad.steer(available=available):
+        together = model(x)
+    for i, row in enumerate(available):
+        with ad.steer(available={m for m, there in zip(THREE, row, strict=True) if there}):
+            torch.testing.assert_close(together[i], model(x[i : i + 1])[0])
+
+
+def test_windows_of_a_sample_follow_it():
+    model, _ = adapted(linear(), ad.MissingModality())
+    shake(model)
+    x = batch(6, 4, 12)  # three windows for each of two samples
+    with ad.steer(available=torch.tensor([[True, False], [False, True]])):
+        together = model(x)
+    for key, rows in (("rgb", slice(0, 3)), ("depth", slice(3, 6))):
+        with ad.steer(available=key):
+            torch.testing.assert_close(together[rows], model(x[rows]))
+    with ad.steer(available=torch.ones(4, 2).bool()), pytest.raises(StateError, match="4 samples.*6 rows"):
+        model(x)
+
+
+def test_only_the_steered_bank_trains_and_an_absent_branch_has_none():
+    model = fusion()
+    keys = set(ad.parameters_of(model))
+    assert {k for k in keys if k.startswith("rgb")} == {
+        f"rgb.{i}.{v}.rgb" for i in "01" for v in ("g", "beta")
+    }
+    assert {k for k in keys if k.startswith("depth")} == {"depth.0.g.depth", "depth.0.beta.depth"}
+    with ad.steer(available={"rgb"}):
+        model(RGB, torch.zeros_like(DEPTH)).square().sum().backward()
+        ad.check_gradients(model)
+    reached = {k for k, p in ad.parameters_of(model).items() if p.grad is not None and p.grad.any()}
+    untouched = {k for k, p in ad.parameters_of(model).items() if p.grad is None}
+    assert reached == {k for k in keys if k.endswith(".rgb")} and untouched == keys - reached
+    assert all(p.grad is None for n, p in model.named_parameters() if "adaptome" not in n)
+
+
+def test_training_one_bank_leaves_the_others_and_the_full_set():
+    model = fusion()
+    full = model(RGB, DEPTH)
+    with ad.steer(available="depth"):
+        other = model(RGB, DEPTH)
+    optimizer = torch.optim.AdamW(ad.parameters_of(model).values(), lr=0.1)
+    with ad.steer(available="rgb"):
+        start = model(RGB, DEPTH * 0)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(RGB, DEPTH * 0).square().sum().backward()
+            optimizer.step()
+        assert not torch.allclose(model(RGB, DEPTH * 0), start)
+    assert torch.equal(model(RGB, DEPTH), full)
+    with ad.steer(available="depth"):
+        assert torch.equal(model(RGB, DEPTH), other)
+
+
+def test_each_set_merges_for_itself():
+    model = fusion()
+    shake(model)
+    base = {k: v.clone() for k, v in model.state_dict().items() if "adaptome" not in k}
+    for available in ("rgb", "depth"):
+        with ad.steer(available=available):
+            before = model(RGB, DEPTH)
+            ad.merge(model)
+            torch.testing.assert_close(model(RGB, DEPTH), before)
+        torch.testing.assert_close(model(RGB, DEPTH), before)  # whatever is steered now
+        ad.unmerge(model)
+        assert all(torch.equal(model.state_dict()[k], v) for k, v in base.items())
+    with ad.steer(available=torch.ones(4, 2).bool()), pytest.raises(MergeError, match="per sample"):
+        ad.merge(model)
+
+
+def test_a_file_for_one_set_holds_its_numbers_alone(tmp_path):
+    model = fusion(sets=["rgb"])
+    shake(model)
+    ad.save(model, tmp_path / "rgb")
+    other = Fusion().double().eval()
+    ad.load(other, tmp_path / "rgb")
+    assert sum(v.numel() for v in ad.parameters_of(other).values()) == 2 * (8 + 8 + 3)
+    with ad.steer(available="rgb"):
+        assert torch.equal(other(RGB, DEPTH), model(RGB, DEPTH))
+
+
+def test_it_compiles_with_every_kind_of_fact():
+    model, _ = adapted(linear(), ad.MissingModality())
+    shake(model)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    x = batch(2, 5, 12)
+    for available in (
+        {"rgb"},
+        "depth",
+        torch.tensor([[True, False], [False, True]]),
+        torch.tensor([[True, True], [False, True]]),
+    ):
+        with ad.steer(available=available):
+            torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_unknown_sets_and_bad_settings_are_refused():
+    model, _ = adapted(linear(), ad.MissingModality(modalities=THREE, sets=["rgb"]))
+    for available in ("depth", "sound"):
+        with ad.steer(available=available), pytest.raises(StateError, match=f"no bank is for '{available}'"):
+            model(batch(4, 12))
+    with (
+        ad.steer(available=torch.tensor([[1, 0, 0], [0, 1, 0]])),
+        pytest.raises(StateError, match=r"samples \[1\]"),
+    ):
+        model(batch(2, 12))
+    with pytest.raises(MethodError, match="did you mean|Did you mean 'depth'"):
+        ad.MissingModality(sets=["dpeth"])
+    with pytest.raises(MethodError, match="all modalities has no bank"):
+        ad.MissingModality(sets=["depth+rgb"])
+    with pytest.raises(MethodError, match="two or more"):
+        ad.MissingModality(modalities=["rgb"])
+
+
+@pytest.mark.parametrize(
+    ("depths", "base", "count"),
+    [
+        ((3, 4, 6, 3), 24_196_288, 141_440),
+        ((3, 4, 18, 3), 44_072_128, 272_000),
+        ((3, 8, 27, 3), 60_842_688, 387_328),
+    ],
+    ids=["b2", "b3", "b4"],
+)
+def test_counts_are_the_sheets(depths, base, count):
+    from transformers import SegformerConfig, SegformerModel
+
+    config = SegformerConfig(depths=depths, hidden_sizes=(64, 128, 320, 512))
+    with torch.device("meta"):
+        model = SegformerModel(config)
+    plan = ad.plan(model, "missing-modality", sets=["rgb"], targets=["all-linear", "norms", "convs"])
+    assert (plan.total - plan.trainable, plan.trainable) == (base, count)
