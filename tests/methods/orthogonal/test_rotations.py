@@ -6,6 +6,7 @@ from torch import nn
 
 import adaptome as ad
 from adaptome.core.errors import HostError, MethodError
+from adaptome.methods.orthogonal import boft
 from tests.methods.helpers import adapted, batch, linear, llama2_7b, shake
 
 
@@ -39,7 +40,14 @@ def rotation(a):
     return total
 
 
-CASES = [ad.OFT(size=4), ad.OFT(size=3), ad.BOFT(size=4, factors=1), ad.BOFT(size=4, factors=2), ad.BOFT(size=2, factors=3, scale=False)]
+CASES = [
+    ad.OFT(size=4), ad.OFT(size=3), ad.BOFT(size=4, factors=1), ad.BOFT(size=4, factors=2, scale=True), ad.BOFT(size=2, factors=3),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, params=[64, 1], ids=["fused", "in-turn"])
+def fused(request, monkeypatch):
+    monkeypatch.setattr(boft, "FUSED", request.param)
 
 
 def changed(a, W):
@@ -135,7 +143,7 @@ def test_boft_is_pefts_on_the_same_weights():
     config = peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=1, target_modules=["0"])
     theirs = peft.get_peft_model(nn.Sequential(linear(24, 20)), config)
     ours = nn.Sequential(linear(24, 20))
-    ad.attach(ours, ad.BOFT(size=4, factors=1), targets="0")
+    ad.attach(ours, ad.BOFT(size=4, factors=1, scale=True), targets="0")
     R = theirs.get_parameter("base_model.model.0.boft_R.default")
     s = theirs.get_parameter("base_model.model.0.boft_s.default")
     nn.init.normal_(R, std=0.3), nn.init.normal_(s)
@@ -151,4 +159,5 @@ def test_boft_is_pefts_on_the_same_weights():
 def test_counts_are_the_papers():
     model = llama2_7b()
     assert ad.plan(model, ad.OFT(size=32), targets=["q", "v"]).trainable == 4_063_232
-    assert ad.plan(model, ad.BOFT(size=4), targets=["q", "v"]).trainable == 1_048_576
+    assert ad.plan(model, ad.BOFT(size=4), targets=["q", "v"]).trainable == 786_432
+    assert ad.plan(model, ad.BOFT(size=4, scale=True), targets=["q", "v"]).trainable == 1_048_576
