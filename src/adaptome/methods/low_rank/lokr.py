@@ -38,9 +38,7 @@ class LoKr(Method):
 
     r: int = option(8, at_least=1, help="rank of the second factor")
     alpha: float = option(8.0, help="the update is scaled by alpha / r")
-    factor: int = option(
-        -1, at_least=-1, help="what o1 and i1 are near; -1: the square roots of out and in"
-    )
+    factor: int = option(-1, at_least=-1, help="what o1 and i1 are near; -1: the square roots of out and in")
     decompose_both: bool = option(False, help="C is a low-rank product too where that is smaller")
     init: Literal["c", "d"] = option("c", help="which factor starts at zero")
 
@@ -87,8 +85,11 @@ class LoKrAdapter(Kronecker):
 
     def pair(self) -> tuple[Tensor, Tensor]:
         own = self._parameters
-        C = self.Cb @ self.Ca if own.get("C") is None else self.C
-        return C, self.B @ self.A if own.get("D") is None else self.D
+        C = self._matrix("Cb") @ self._matrix("Ca") if own.get("C") is None else self._matrix("C")
+        return C, self._matrix("B") @ self._matrix("A") if own.get("D") is None else self._matrix("D")
+
+    def _matrix(self, name: str) -> Tensor:
+        return self.get_parameter(name)
 
 
 def divisors(size: int, factor: int = -1) -> tuple[int, int]:

@@ -14,7 +14,6 @@ from adaptome.core.method import Method, option, register
 from adaptome.forms.rotation import Rotation, cayley, skew, turned
 from adaptome.methods.orthogonal.oft import indivisible
 
-
 #: widest groups whose factors are multiplied before they turn anything
 FUSED = 64
 
@@ -80,7 +79,10 @@ class BOFTAdapter(Rotation):
         if fused:  # [*, m, groups, blocks of a group, b, b]
             R = R.unflatten(-3, (-1, width // self.b))
         factors = [
-            (R.select(-5 if fused else -4, i), butterfly(width if fused else self.host.fan_in, self.b, i, R.device))
+            (
+                R.select(-5 if fused else -4, i),
+                butterfly(width if fused else self.host.fan_in, self.b, i, R.device),
+            )
             for i in reversed(range(self.m))
         ]
         if not fused:

@@ -59,5 +59,9 @@ def indivisible(host: Host, width: int, setting: str) -> str | None:
     """The reason when blocks of this width do not fill the inputs."""
     if host.fan_in % width == 0:
         return None
-    near = min((d for d in range(2, host.fan_in + 1) if host.fan_in % d == 0), key=lambda d: abs(d - width), default=1)
+    near = min(
+        (d for d in range(2, host.fan_in + 1) if host.fan_in % d == 0),
+        key=lambda d: abs(d - width),
+        default=1,
+    )
     return f"{setting} = {width} does not divide its {host.fan_in} inputs; the nearest divisor is {near}"

@@ -53,9 +53,7 @@ class ClipSVDAdapter(Rescaled):
 
     def __init__(self, method: ClipSVD, host: Host):
         W, r = host.weight(), method.rank(host)
-        U, S, Vt = torch.linalg.svd(
-            W.to(torch.promote_types(W.dtype, torch.float32)), full_matrices=False
-        )
+        U, S, Vt = torch.linalg.svd(W.to(torch.promote_types(W.dtype, torch.float32)), full_matrices=False)
         super().__init__(host, U[..., :r], S[..., :r], Vt[..., :r, :], complete=r == S.shape[-1])
         self.dS = nn.Parameter(torch.zeros(*host.lead, r))
 

@@ -126,9 +126,7 @@ class LoCAAdapter(SparseSpectrum):
         return *self.coordinates(), self.coefficients
 
     def spectrum(self) -> Tensor:
-        S: Tensor = _Cells.apply(
-            self.coefficients, *self.coordinates(), self.host.fan_out, self.host.fan_in
-        )
+        S: Tensor = _Cells.apply(self.coefficients, *self.coordinates(), self.host.fan_out, self.host.fan_in)
         return S
 
     @torch.no_grad()
