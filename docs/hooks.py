@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -9,6 +10,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import adaptome as ad
+from adaptome.recipe import recipe_json_schema
 
 import generate
 
@@ -30,6 +32,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         pages[f"methods/{name}.md"] = generate.method_page(cls)
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
+    schema = json.dumps(recipe_json_schema(), indent=2)
+    files.append(File.generated(config, "reference/recipe.schema.json", content=schema))
     section: list[Any] = next(entry["Methods"] for entry in config.nav or [] if "Methods" in entry)
     section += [{cls.__name__: f"methods/{name}.md"} for name, cls in ad.list_methods().items()]
     return files

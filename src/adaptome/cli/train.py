@@ -15,12 +15,29 @@ def register(app: typer.Typer) -> None:
     app.command("train")(train)
 
 
+def _print_schema(wanted: bool) -> None:
+    if wanted:
+        from adaptome.recipe import recipe_json_schema
+
+        print_json(recipe_json_schema())
+        raise typer.Exit()
+
+
 def train(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
     changes: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, as method.r=16 training.epochs=2."),
     ] = None,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema",
+            callback=_print_schema,
+            is_eager=True,
+            help="Print the JSON Schema of recipes, for editors, and exit.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Train as a recipe says: data, model, adapters, evaluation, and a folder that holds it all."""

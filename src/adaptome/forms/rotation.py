@@ -37,16 +37,16 @@ class Rotation(Reparametrization):
         return x
 
     def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        turned = self.rotated(x)
+        z = self.rotated(x)
         if self.strength != 1.0:
-            turned = torch.lerp(x, turned, self.strength)
-        y: Tensor = frozen(turned, *args, **kwargs)
+            z = torch.lerp(x, z, self.strength)
+        y: Tensor = frozen(z, *args, **kwargs)
         return y
 
     def weight(self, W: Tensor) -> Tensor:
         # the rows of W R are R^T applied to W's rows: the factors' transposes, last first
         for R, order in reversed(self.blocks(W.dtype)):
-            W = _turn(W, R.mT, order)
+            W = turned(W, R.mT, order)
         return W
 
 
@@ -65,7 +65,7 @@ def cayley(Q: Tensor) -> Tensor:
     return torch.linalg.solve(eye - exact, eye + exact)  # they commute
 
 
-def _turn(x: Tensor, R: Tensor, order: Tensor | None) -> Tensor:
+def turned(x: Tensor, R: Tensor, order: Tensor | None) -> Tensor:
     """Each block of the rows of x `[*, rows, in]` times its rotation `[*, in / b, b, b]`; an order takes the inputs and puts them back."""
     z = (x if order is None else x[..., order]).unflatten(-1, (-1, R.shape[-1]))
     z = torch.einsum("...tnb,...ncb->...tnc", z, R).flatten(-2)
@@ -73,18 +73,18 @@ def _turn(x: Tensor, R: Tensor, order: Tensor | None) -> Tensor:
 
 
 class _Rotated(torch.autograd.Function):
-    """`_turn` of activations, saving x as it is and R: no permuted copy is kept."""
+    """`turned` of activations, saving x as it is and R: no permuted copy is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, R: Tensor, order: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, R, order)
-        return _turn(x.reshape(-1, x.shape[-1]), R, order).reshape(x.shape)
+        return turned(x.reshape(-1, x.shape[-1]), R, order).reshape(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, R, order = ctx.saved_tensors
         G, X = grad.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1])
-        gx = _turn(G, R.mT, order).reshape(x.shape) if ctx.needs_input_grad[0] else None
+        gx = turned(G, R.mT, order).reshape(x.shape) if ctx.needs_input_grad[0] else None
         if order is not None:
             G, X = G[:, order], X[:, order]
         G, X = (t.unflatten(-1, (-1, R.shape[-1])).transpose(0, 1) for t in (G, X))

@@ -6,6 +6,7 @@ from torch import nn
 
 import adaptome as ad
 from adaptome.core.errors import HostError, MethodError
+from adaptome.methods.orthogonal import boft
 from tests.methods.helpers import adapted, batch, linear, llama2_7b, shake
 
 
@@ -17,9 +18,7 @@ def block_diagonal(upper, b):
         k = 0
         for i in range(b):
             for j in range(i + 1, b):
-                Q = Q.index_put(
-                    (torch.tensor([i, j]), torch.tensor([j, i])), torch.stack([entries[k], -entries[k]])
-                )
+                Q = Q.index_put((torch.tensor([i, j]), torch.tensor([j, i])), torch.stack([entries[k], -entries[k]]))
                 k += 1
         eye = torch.eye(b, dtype=upper.dtype)
         blocks.append((eye + Q) @ torch.linalg.inv(eye - Q))
@@ -35,21 +34,20 @@ def rotation(a):
     for i in range(a.m):
         # half block h is joined with the one 2^i further, for every h whose i-th bit is 0
         halves = [h for h in range(2 * size // a.b) if not h >> i & 1]
-        order = [
-            k for h in halves for half in (h, h + 2**i) for k in range(half * a.b // 2, (half + 1) * a.b // 2)
-        ]
+        order = [k for h in halves for half in (h, h + 2**i) for k in range(half * a.b // 2, (half + 1) * a.b // 2)]
         P = torch.eye(size, dtype=a.Q.dtype)[order] if i else torch.eye(size, dtype=a.Q.dtype)
         total = total @ P.T @ block_diagonal(a.Q[i], a.b) @ P
     return total
 
 
 CASES = [
-    ad.OFT(size=4),
-    ad.OFT(size=3),
-    ad.BOFT(size=4, factors=1),
-    ad.BOFT(size=4, factors=2),
-    ad.BOFT(size=2, factors=3, scale=False),
-]
+    ad.OFT(size=4), ad.OFT(size=3), ad.BOFT(size=4, factors=1), ad.BOFT(size=4, factors=2, scale=True), ad.BOFT(size=2, factors=3),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, params=[64, 1], ids=["fused", "in-turn"])
+def fused(request, monkeypatch):
+    monkeypatch.setattr(boft, "FUSED", request.param)
 
 
 def changed(a, W):
@@ -69,8 +67,7 @@ def test_forward_merge_and_gradients_are_the_dense_rotations(method, bias):
     torch.testing.assert_close(model(x), expected)
     wanted = [x, a.Q]
     torch.testing.assert_close(
-        torch.autograd.grad(model(x).square().sum(), wanted),
-        torch.autograd.grad(expected.square().sum(), wanted),
+        torch.autograd.grad(model(x).square().sum(), wanted), torch.autograd.grad(expected.square().sum(), wanted)
     )
     torch.testing.assert_close(model(x[0, 0]), expected[0, 0])
     ad.merge(model)
@@ -84,9 +81,7 @@ def test_other_kinds_read_the_turned_weight(method):
     shake(model)
     W = conv._parameters["weight"]
     x = batch(2, 8, 9)
-    torch.testing.assert_close(
-        model(x), nn.functional.conv1d(x, changed(a, W.flatten(1)).view(W.shape), conv.bias)
-    )
+    torch.testing.assert_close(model(x), nn.functional.conv1d(x, changed(a, W.flatten(1)).view(W.shape), conv.bias))
 
 
 @pytest.mark.parametrize("method", CASES)
@@ -117,9 +112,7 @@ def test_oft_keeps_its_input_alone_for_the_backward():
     kept, x = [], batch(50, 24)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
         model(x).sum()
-    assert {t.data_ptr() for t in kept if t.numel() >= 50 * 20 and t.dim() == 2 and t.shape[0] == 50} <= {
-        x.data_ptr()
-    }
+    assert {t.data_ptr() for t in kept if t.numel() >= 50 * 20 and t.dim() == 2 and t.shape[0] == 50} <= {x.data_ptr()}
 
 
 def test_blocks_that_do_not_fill_the_inputs_are_refused():
@@ -150,7 +143,7 @@ def test_boft_is_pefts_on_the_same_weights():
     config = peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=1, target_modules=["0"])
     theirs = peft.get_peft_model(nn.Sequential(linear(24, 20)), config)
     ours = nn.Sequential(linear(24, 20))
-    ad.attach(ours, ad.BOFT(size=4, factors=1), targets="0")
+    ad.attach(ours, ad.BOFT(size=4, factors=1, scale=True), targets="0")
     R = theirs.get_parameter("base_model.model.0.boft_R.default")
     s = theirs.get_parameter("base_model.model.0.boft_s.default")
     nn.init.normal_(R, std=0.3), nn.init.normal_(s)
@@ -166,4 +159,5 @@ def test_boft_is_pefts_on_the_same_weights():
 def test_counts_are_the_papers():
     model = llama2_7b()
     assert ad.plan(model, ad.OFT(size=32), targets=["q", "v"]).trainable == 4_063_232
-    assert ad.plan(model, ad.BOFT(size=4), targets=["q", "v"]).trainable == 1_048_576
+    assert ad.plan(model, ad.BOFT(size=4), targets=["q", "v"]).trainable == 786_432
+    assert ad.plan(model, ad.BOFT(size=4, scale=True), targets=["q", "v"]).trainable == 1_048_576

@@ -47,6 +47,11 @@ class LoHa(Method):
 class LoHaAdapter(LowRank):
     """The two pairs of factors of one layer."""
 
+    A1: nn.Parameter
+    A2: nn.Parameter
+    B1: nn.Parameter
+    B2: nn.Parameter
+
     def __init__(self, method: LoHa, host: Host):
         super().__init__(host, method.alpha / method.r)
         wide = 3 * method.r**2 * (host.fan_in + host.fan_out) >= host.fan_in * host.fan_out

@@ -85,8 +85,11 @@ class LoKrAdapter(Kronecker):
 
     def pair(self) -> tuple[Tensor, Tensor]:
         own = self._parameters
-        C = self.Cb @ self.Ca if own.get("C") is None else self.C
-        return C, self.B @ self.A if own.get("D") is None else self.D
+        C = self._matrix("Cb") @ self._matrix("Ca") if own.get("C") is None else self._matrix("C")
+        return C, self._matrix("B") @ self._matrix("A") if own.get("D") is None else self._matrix("D")
+
+    def _matrix(self, name: str) -> Tensor:
+        return self.get_parameter(name)
 
 
 def divisors(size: int, factor: int = -1) -> tuple[int, int]:

@@ -11,8 +11,11 @@ from adaptome.core.adapter import Frozen
 from adaptome.core.errors import MethodError
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
-from adaptome.forms.rotation import Rotation, cayley, skew
+from adaptome.forms.rotation import Rotation, cayley, skew, turned
 from adaptome.methods.orthogonal.oft import indivisible
+
+#: widest groups whose factors are multiplied before they turn anything
+FUSED = 64
 
 
 @register(
@@ -30,9 +33,11 @@ class BOFT(Method):
     shapes      Q [m, in / b, b (b - 1) / 2] as in OFT; s [out] with `scale`; P_i joins half blocks that lie 2^(i-1) half blocks apart,
                 so m factors mix b 2^(m-1) inputs, which must divide in
     init        Q = 0, s = 1: starts as the base
-    parameters  m in (b - 1) / 2 + out per layer: 1,048,576 for LLaMA-2-7B, q and v, b = 4, m = 2
-    forward     each factor turns the activations, m in b products a token against the layer's in out, and keeps its input, in numbers
-                a token; s keeps the layer's output
+    parameters  m in (b - 1) / 2 per layer, and out with `scale`: 786,432 for LLaMA-2-7B, q and v, b = 4, m = 2,
+                and 262,144 more with `scale`
+    forward     the factors mix groups of w = b 2^(m-1) inputs, so up to w = 64 their product is made first, one w x w block a group, and
+                turns the activations: in w products a token against the layer's in out (in b m for one after the other); x
+                alone is kept. s keeps the layer's output
     special     m = 1 without scale is OFT
     merge       exact
     source      Liu et al. 2023, arXiv:2311.06243, section 4
@@ -40,7 +45,7 @@ class BOFT(Method):
 
     size: int = option(4, at_least=2, help="b, the width of a block")
     factors: int = option(2, at_least=1, help="m, how many rotations are multiplied")
-    scale: bool = option(True, help="train a factor for every output too")
+    scale: bool = option(False, help="train a factor for every output too, as the authors' code does")
 
     def validate(self) -> None:
         if self.factors > 1 and self.size % 2:
@@ -68,13 +73,29 @@ class BOFTAdapter(Rotation):
         self.s = nn.Parameter(torch.ones(*host.lead, host.fan_out)) if method.scale else None
 
     def blocks(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
-        R = cayley(skew(self.Q, self.b)).to(dtype)
-        orders = [butterfly(self.host.fan_in, self.b, i, R.device) for i in range(self.m)]
-        return [(R[..., i, :, :, :], orders[i]) for i in reversed(range(self.m))]
+        R = cayley(skew(self.Q, self.b))
+        width = self.b * 2 ** (self.m - 1)
+        fused = width <= FUSED
+        if fused:  # [*, m, groups, blocks of a group, b, b]
+            R = R.unflatten(-3, (-1, width // self.b))
+        factors = [
+            (
+                R.select(-5 if fused else -4, i),
+                butterfly(width if fused else self.host.fan_in, self.b, i, R.device),
+            )
+            for i in reversed(range(self.m))
+        ]
+        if not fused:
+            return [(factor.to(dtype), order) for factor, order in factors]
+        # what becomes of a group's unit vectors are the columns of its block
+        columns = torch.eye(width, dtype=R.dtype, device=R.device).expand(*factors[0][0].shape[:-3], -1, -1)
+        for factor, order in factors:
+            columns = turned(columns, factor, order)
+        return [(columns.mT.to(dtype), None)]
 
     def weight(self, W: Tensor) -> Tensor:
-        turned = super().weight(W)
-        return turned if self.s is None else turned * self.s[..., None].to(W.dtype)
+        W = super().weight(W)
+        return W if self.s is None else W * self.s[..., None].to(W.dtype)
 
     def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.s is None:

@@ -52,19 +52,23 @@ class FourierFTAdapter(SparseSpectrum):
     """c of one layer; rows, columns and signs of the real spectrum's entries."""
 
     basis = FOURIER
-    rebuilt = ("rows", "columns", "signs")
+    rebuilt = ("rows", "columns", "signs", "cells", "weights")
 
     def __init__(self, method: FourierFT, host: Host):
         M, N = host.fan_out, host.fan_in
         super().__init__(host, method.alpha / (M * N), 2 * method.n)
         p, q = positions(M, N, method.n, method.position_seed)
         # frequencies above the half are conjugates of those below: each conjugation turns the sign of the imaginary part
-        above_p, above_q = 2 * p > M, 2 * q > N
+        above_p, above_q, full_p = 2 * p > M, 2 * q > N, p
         p, q = torch.where(above_p, M - p, p), torch.where(above_q, N - q, q)
         self.register_buffer("rows", torch.cat([p, p + M // 2 + 1]))
         self.register_buffer("columns", torch.cat([q, q + N // 2 + 1]))
         turned = torch.where(above_p ^ above_q, 1, -1)
         self.register_buffer("signs", torch.cat([torch.ones_like(turned), turned]).to(torch.int8))
+        # for dW: the cells of the half spectrum of a real matrix, whose inner columns stand for their conjugates too
+        half, alone = N // 2 + 1, (q == 0) | (2 * q == N)
+        self.register_buffer("cells", torch.where(above_q, (M - full_p) % M, full_p) * half + q)
+        self.register_buffer("weights", torch.where(alone, 1.0, 0.5))
         c = torch.randn if method.init == "normal" else torch.zeros
         self.c = nn.Parameter(c(*host.lead, method.n))
 
@@ -72,12 +76,13 @@ class FourierFTAdapter(SparseSpectrum):
         signs: Any = self.signs
         return self.get_buffer("rows"), self.get_buffer("columns"), torch.cat([self.c, self.c], -1) * signs
 
-    def spectrum(self) -> Tensor:
-        rows, columns, values = self.entries()
-        S = values.new_zeros(
-            *self.host.lead, FOURIER.length(self.host.fan_out), FOURIER.length(self.host.fan_in)
+    def delta(self) -> Tensor:
+        M, N = self.host.fan_out, self.host.fan_in
+        values = self.c * (self.get_buffer("weights").to(self.c.dtype) * (self.scale * M * N))
+        S = values.new_zeros(*self.host.lead, M * (N // 2 + 1)).index_add(
+            -1, self.get_buffer("cells"), values
         )
-        return S.flatten(-2).index_add(-1, rows * S.shape[-1] + columns, values).view(S.shape)
+        return torch.fft.irfft2(S.to(values.dtype.to_complex()).unflatten(-1, (M, N // 2 + 1)), s=(M, N))
 
 
 @functools.lru_cache(maxsize=16)
