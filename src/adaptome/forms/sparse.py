@@ -41,7 +41,7 @@ class SparseAdapter(Delta):
         if not frozen.pristine or torch.is_autocast_enabled(x.device.type):
             return super().forward(frozen, x, *args, **kwargs)
         values = self.values if self.strength == 1.0 else self.strength * self.values
-        return _Sparse.apply(x, frozen.weight(), frozen.bias(), values, self.index)  # type: ignore[no-any-return]
+        return _Sparse.apply(x, frozen.weight(), frozen.bias(), values, self.index)
 
 
 class _Sparse(torch.autograd.Function):

@@ -13,6 +13,7 @@ from adaptome.core.errors import MethodError
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.forms.low_rank import LowRank
+from adaptome.forms.sharded import mean_over_processes, whole, write
 
 
 @register(
@@ -132,20 +133,21 @@ class AdaLoRAAdapter(LowRank):
         return self
 
     def watch(self) -> None:
-        """Note `|w dL/dw|` whenever a gradient is ready; the last of an accumulation is that of the whole step."""
+        """Note `w dL/dw` whenever a gradient is ready; the last of an accumulation is that of the whole step."""
         for name, parameter in self.named_parameters():
-            hooks: Any = parameter._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+            hooks: Any = parameter._post_accumulate_grad_hooks
             watched = any(isinstance(h, _Watch) and h.adapter is self for h in (hooks or {}).values())
             if parameter.requires_grad and not watched:
                 parameter.register_post_accumulate_grad_hook(_Watch(self, name))
 
     @torch.no_grad()
     def average(self, beta1: float, beta2: float) -> None:
-        """Take the step's `|w dL/dw|` into the averages."""
-        for name, seen in self._seen.items():
+        """Take the step's `|w dL/dw|` into the averages; the gradient is that of all processes."""
+        for name, seen in sorted(self._seen.items()):  # in one order on every process
             I, U = self.get_buffer(f"I_{name}"), self.get_buffer(f"U_{name}")
-            I.lerp_(seen.to(I.dtype), 1 - beta1)
-            U.lerp_((seen.to(I.dtype) - I).abs(), 1 - beta2)
+            seen = mean_over_processes(whole(seen).to(I.dtype)).abs()
+            I.lerp_(seen, 1 - beta1)
+            U.lerp_((seen - I).abs(), 1 - beta2)
         self._seen = {}
 
     def importance(self) -> Tensor:
@@ -156,7 +158,7 @@ class AdaLoRAAdapter(LowRank):
     @torch.no_grad()
     def prune(self) -> None:
         """Zero the triplets that are not kept."""
-        self.E.masked_fill_(~self.kept, 0)
+        write(self.E, whole(self.E).masked_fill(~self.kept, 0))
 
 
 class _Watch:
@@ -168,7 +170,7 @@ class _Watch:
     @torch.no_grad()
     def __call__(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self.adapter._seen[self.name] = (parameter * parameter.grad).abs()
+            self.adapter._seen[self.name] = parameter * parameter.grad
 
 
 def _keep(layers: list[AdaLoRAAdapter], count: int) -> None:

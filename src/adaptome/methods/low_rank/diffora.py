@@ -16,6 +16,7 @@ from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.core.state import attachment_of
 from adaptome.forms.low_rank import LowRank, group_of, kaiming
+from adaptome.forms.sharded import in_parallel, write
 
 
 @register(
@@ -135,6 +136,9 @@ class DiffoRA(Method):
 class Matrix(nn.Module):
     """The logits of all modules, one row a block, and what was chosen."""
 
+    chosen: Tensor
+    discrete: Tensor
+
     def __init__(self, hosts: Sequence[Host]):
         super().__init__()
         self.names = [host.name for host in hosts]
@@ -182,7 +186,8 @@ class Candidate(LowRank):
     def gate(self) -> Tensor:
         """g."""
         matrix: Matrix = self.shared
-        logits = (matrix.logits.detach() if matrix.phase == "adapters" else matrix.logits).to(self.B)
+        logits = _still(matrix.logits) if matrix.phase == "adapters" else matrix.logits
+        logits = (logits.full_tensor() if hasattr(logits, "full_tensor") else logits).to(self.B.dtype)
         if self.relaxation == "sigmoid":
             soft = logits[self.own].sigmoid()
         else:
@@ -190,9 +195,10 @@ class Candidate(LowRank):
         return torch.where(matrix.discrete, matrix.chosen[self.own].to(soft.dtype), soft)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        A, B = self.A, self.B
+        A: Tensor = self.A
+        B: Tensor = self.B
         if self.shared.phase == "logits":
-            A, B = A.detach(), B.detach()
+            A, B = _still(A), _still(B)
         return A, B * self.gate()
 
     @torch.no_grad()
@@ -201,7 +207,7 @@ class Candidate(LowRank):
         digest = hashlib.sha256(f"diffora:{self.host.name}".encode()).digest()[:7]
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
         drawn = torch.rand(self.A.shape, generator=generator, device="cpu") * 2 - 1
-        self.A.copy_(drawn * self.host.fan_in**-0.5)
+        write(self.A, drawn * self.host.fan_in**-0.5)
         self.B.zero_()
 
 
@@ -257,6 +263,11 @@ class Dropped(WeightAdapter):
         """Factors that are 0."""
         host = self.host
         return torch.zeros(*host.lead, 1, host.fan_in), torch.zeros(*host.lead, host.fan_out, 1)
+
+
+def _still(value: Tensor) -> Tensor:
+    """Without a gradient; over several processes with one of 0, for DDP waits for every parameter's."""
+    return value.detach() + 0 * value if in_parallel() else value.detach()
 
 
 def select(method: DiffoRA, shared: Matrix, gates: Mapping[str, float]) -> list[str]:

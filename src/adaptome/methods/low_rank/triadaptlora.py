@@ -15,6 +15,7 @@ from adaptome.core.errors import MethodError
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.forms.low_rank import LowRank
+from adaptome.forms.sharded import whole, write
 
 STD = 0.02
 
@@ -133,7 +134,7 @@ class TriAdaptLoRA(Method):
         """`orthogonal` times the mean of `|A A^T - 1|_F` and `|B^T B - 1|_F` over the active ranks of all layers."""
         if not self.orthogonal:
             return None
-        terms = []
+        terms: list[Tensor] = []
         for layer in adapters.values():
             mask = layer.mask()
             for M in (layer.A * mask[:, None], (layer.B * mask).mT):
@@ -205,7 +206,7 @@ class TriAdaptLoRAAdapter(LowRank):
         s, method = int(self.active), self.method
         blocks = 1 + math.ceil((s - method.init_r) / method.step_size)
         by = {"blocks": blocks, "rank": s, "sqrt_rank": math.sqrt(s)}[method.normalise_by]
-        return float(self._assembled(self.L.double(), self.U.double()).norm()) / by
+        return float(self._assembled(whole(self.L).double(), whole(self.U).double()).norm()) / by
 
     def score(self) -> float:
         """Growth of `size` since the last allocation."""
@@ -218,9 +219,10 @@ class TriAdaptLoRAAdapter(LowRank):
         new = min(old + ranks, self.capacity)
         S = self.capacity
         rows, columns = self.place // S, self.place % S
+        A, B, L, U = (whole(t).clone() for t in (self.A, self.B, self.L, self.U))
         if self.method.compensate:
             was = (rows < old) & (columns < old)
-            for strip in (self.L, self.U):
+            for strip in (L, U):
                 strip.mul_(1 + was.to(strip) * (new / old - 1))
         digest = hashlib.sha256(seed.encode()).digest()[:7]
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
@@ -228,12 +230,14 @@ class TriAdaptLoRAAdapter(LowRank):
         def drawn(like: Tensor) -> Tensor:
             return (torch.randn(like.shape, generator=generator, device="cpu") * STD).to(like)
 
-        self.A[..., old:new, :] = drawn(self.A[..., old:new, :])
-        self.B[..., old:new] = 0
+        A[..., old:new, :] = drawn(A[..., old:new, :])
+        B[..., old:new] = 0
         fresh = ((rows >= old) | (columns >= old)) & (rows < new) & (columns < new)
         # Where an old column of B would meet a new row of A, the core starts at 0; U's numbers stand at transposed places.
-        for strip, after_B in ((self.L, rows), (self.U, columns)):
+        for strip, after_B in ((L, rows), (U, columns)):
             start = torch.where(after_B >= old, drawn(strip), 0.0)
             strip.copy_(torch.where(fresh, start.to(strip), strip))
+        for place, value in ((self.A, A), (self.B, B), (self.L, L), (self.U, U)):
+            write(place, value)
         self.active.fill_(new)
         return new - old

@@ -126,7 +126,7 @@ def fish_mask(
         if above[path] + equal:
             chosen[path] = found.indices[: above[path] + equal]
     per_layer = {f"={path}": {"n": len(index)} for path, index in chosen.items()}
-    plan = attach(model, FishMask(), name, targets=list(per_layer), per_layer=per_layer, **how)
+    plan = attach(model, FishMask(n=1), name, targets=list(per_layer), per_layer=per_layer, **how)
     for path, index in chosen.items():
         adapter = attachment_of(model, name).adapters[path]
         assert isinstance(adapter, SparseAdapter)

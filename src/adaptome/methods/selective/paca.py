@@ -99,7 +99,7 @@ class PaCAAdapter(Delta):
         if self._reads_plainly(frozen, x):
             W, bias = frozen.layer._parameters["weight"], frozen.layer._parameters["bias"]
             transposed = isinstance(self.host, Conv1DHost)
-            return _Columns.apply(x, W, bias, self.P, self.I, scale, transposed)  # type: ignore[no-any-return]
+            return _Columns.apply(x, W, bias, self.P, self.I, scale, transposed)
         y: Tensor = frozen(x, *args, **kwargs)
         if self.host.kind == "conv":
             conv = self.host.layer

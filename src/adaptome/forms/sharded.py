@@ -1,0 +1,37 @@
+"""Reading and writing parameters in a schedule, whether they are plain or sharded over processes (FSDP2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def whole(value: Tensor) -> Tensor:
+    """The full tensor, detached; of a sharded one every process must call."""
+    value = value.detach()
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def write(place: Tensor, value: Tensor) -> None:
+    """Copy a full tensor into a parameter."""
+    if hasattr(place, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = distribute_tensor(value.to(place.device, place.dtype), place.device_mesh, place.placements)  # type: ignore[attr-defined]
+    place.copy_(value)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of what every process has; itself in a single one."""
+    if in_parallel():
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value
+
+
+def in_parallel() -> bool:
+    """Whether there are several processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

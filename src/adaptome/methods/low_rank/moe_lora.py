@@ -1,0 +1,133 @@
+"""MoE-LoRA: several low-rank experts on each layer, chosen token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adaptome.core.adapter import Adapter, Frozen
+from adaptome.core.errors import MethodError
+from adaptome.core.hosts import Host
+from adaptome.core.method import Method, option, register
+from adaptome.forms.low_rank import kaiming
+
+
+@register(
+    "moe-lora", subcategory="low-rank, mixture of experts", merge="none", export="none",
+    inference_overhead="extra modules", hosts=("linear",),
+    source="Sun et al. 2025, arXiv:2502.15828",
+)  # fmt: skip
+class MoELoRA(Method):
+    r"""MoE-LoRA: several low-rank experts on each layer, chosen token by token.
+
+        y = W x + (alpha / r) sum_e g_e(x) B_e A_e x,    g = softmax of the `top_k` largest of G x, 0 for the others
+
+    shapes      W [out, in] frozen, quantised or not; A [E, r, in], B [E, out, r], G [E, in]; g [E] a token
+    init        A Kaiming-uniform(a = sqrt 5), B = 0: starts as the base; G ~ N(0, 0.02^2)
+    parameters  E r (in + out) + E in per layer: 17,825,792 for LLaMA-2-7B, q and v, E = 4, r = 8
+    forward     all experts at once: two products of rank E r, the gates acting on the E r numbers between them
+    balance     loss + balance * E sum_e f_e p_e of every layer, averaged over layers: f_e the share of tokens whose choices include e,
+                divided by top_k, p_e the mean of softmax(G x)_e; 1 when even. Of the last forward in training
+    riemann     the gradients of each expert become (B^T B + delta)^-1 dA and dB (A A^T + delta)^-1, which makes plain gradient steps
+                independent of how the product is split between A and B
+    merge       none: the update depends on the token
+    source      Sun et al. 2025, arXiv:2502.15828 (Riemannian preconditioning; its further rescaling by the gates is not included);
+                balance as Fedus et al. 2021, arXiv:2101.03961, equations 4-6
+    """
+
+    r: int = option(8, at_least=1, help="rank of each expert")
+    experts: int = option(4, at_least=1, help="E")
+    top_k: int = option(2, at_least=1, help="experts a token is given to; E mixes all")
+    alpha: float = option(16.0, help="the update is scaled by alpha / r")
+    dropout: float = option(0.0, at_least=0, below=1, help="on the experts' input")
+    balance: float = option(0.01, at_least=0, help="weight of the load balance in the loss")
+    riemann: bool = option(False, help="precondition the gradients of A and B")
+    delta: float = option(1e-6, above=0, help="added to the diagonal of the preconditioners")
+
+    def validate(self) -> None:
+        if self.top_k > self.experts:
+            raise MethodError(f"moe-lora: top_k = {self.top_k} is above experts = {self.experts}.")
+
+    def parameters(self, host: Host) -> int:
+        return self.experts * (self.r * (host.fan_in + host.fan_out) + host.fan_in)
+
+    def adapter(self, host: Host, shared: nn.Module | None = None) -> MoELoRAAdapter:
+        return MoELoRAAdapter(self, host)
+
+    def penalty(self, adapters: Mapping[str, Any], shared: nn.Module | None) -> Tensor | None:
+        """`balance` times the mean of the layers' load balances, of those that ran in training since it was last asked for."""
+        terms = [t for adapter in adapters.values() if (t := adapter.take_balance()) is not None]
+        if not terms or not self.balance:
+            return None
+        return self.balance * torch.stack([t.to(terms[0].device) for t in terms]).mean()
+
+
+class MoELoRAAdapter(Adapter):
+    """The experts and the router of one layer."""
+
+    def __init__(self, method: MoELoRA, host: Host):
+        super().__init__(host)
+        E, r = method.experts, method.r
+        self.scale, self.dropout, self.top_k = method.alpha / r, method.dropout, method.top_k
+        self.balanced = method.balance > 0
+        self.riemann, self.damping = method.riemann, method.delta
+        self.A = nn.Parameter(kaiming(torch.empty(E, r, host.fan_in)))
+        self.B = nn.Parameter(torch.zeros(E, host.fan_out, r))
+        self.G = nn.Parameter(torch.randn(E, host.fan_in) * 0.02)
+        self._balance: Tensor | None = None
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """g and softmax(G x), `[..., E]`, in at least float32: a choice should not hang on rounding."""
+        exact = torch.promote_types(x.dtype, self.G.dtype)
+        logits = F.linear(x.to(exact), self.G.to(exact)).to(torch.promote_types(exact, torch.float32))
+        best = logits.topk(self.top_k, dim=-1)
+        g = torch.zeros_like(logits).scatter(-1, best.indices, best.values.softmax(-1))
+        return g, logits.softmax(-1)
+
+    def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = frozen(x, *args, **kwargs)
+        g, p = self.gates(x)
+        x = F.dropout(x.to(y.dtype), self.dropout, self.training)
+        if self.training and self.balanced and torch.is_grad_enabled():
+            self._balance = _balance(g, p, self.top_k)
+        A, B = _Riemann.apply(self.A, self.B, self.damping) if self.riemann else (self.A, self.B)
+        z = F.linear(x, A.flatten(0, 1).to(x.dtype)).unflatten(-1, (-1, A.shape[1]))
+        z = (z * g.to(z.dtype)[..., None]).flatten(-2)
+        return self.host.add_expanded(y, z, B.transpose(0, 1).flatten(1), self.scale)
+
+    def take_balance(self) -> Tensor | None:
+        """The load balance of the last forward in training, once."""
+        taken, self._balance = self._balance, None
+        return taken
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave out what belongs to a running graph."""
+        return {**self.__dict__, "_balance": None}
+
+
+def _balance(g: Tensor, p: Tensor, top_k: int) -> Tensor:
+    """E sum_e f_e p_e over all tokens."""
+    f = (g.detach() > 0).to(p.dtype).flatten(0, -2).mean(0) / top_k
+    return p.shape[-1] * (f * p.flatten(0, -2).mean(0)).sum()
+
+
+class _Riemann(torch.autograd.Function):
+    """A and B as they are; their gradients are preconditioned."""
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, B: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(A, B)
+        ctx.damping = damping
+        return A.view_as(A), B.view_as(B)
+
+    @staticmethod
+    def backward(ctx: Any, dA: Tensor, dB: Tensor) -> Any:
+        A, B = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in ctx.saved_tensors)
+        damp = ctx.damping * torch.eye(A.shape[-2], dtype=A.dtype, device=A.device)
+        pA = torch.linalg.solve(B.mT @ B + damp, dA.to(A.dtype))
+        pB = torch.linalg.solve(A @ A.mT + damp, dB.to(A.dtype).mT).mT
+        return pA.to(dA.dtype), pB.to(dB.dtype), None
