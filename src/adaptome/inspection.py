@@ -304,7 +304,12 @@ def _memory(
     facts: dict[str, Any] = {}
     for attachment in adapters(model).values():
         facts |= attachment.method.example_facts()[0]
-    unknown = {name: value for name, value in facts.items() if steered(name) is None}
+    device = next(model.parameters()).device
+    unknown = {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in facts.items()
+        if steered(name) is None
+    }
     try:
         with steer(**unknown):
             step = footprint(model, inputs, loss)
