@@ -15,7 +15,8 @@ from adaptome.core.attaching import attach
 from adaptome.core.errors import ModelError, did_you_mean
 from adaptome.core.method import Method
 from adaptome.core.plan import Plan, count
-from adaptome.core.state import is_ours
+from adaptome.core.state import adapters, is_ours
+from adaptome.core.steer import steer, steered
 from adaptome.core.targets import roles_of
 from adaptome.example_inputs import example_inputs
 from adaptome.memory import OPTIMIZERS, footprint, optimizer_bytes, shadow
@@ -300,8 +301,18 @@ def _memory(
         )
     if inputs is None:
         inputs = example_inputs(model, batch, length)
+    facts: dict[str, Any] = {}
+    for attachment in adapters(model).values():
+        facts |= attachment.method.example_facts()[0]
+    device = next(model.parameters()).device
+    unknown = {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in facts.items()
+        if steered(name) is None
+    }
     try:
-        step = footprint(model, inputs, loss)
+        with steer(**unknown):
+            step = footprint(model, inputs, loss)
     except (
         RuntimeError,
         NotImplementedError,

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 import adaptome as ad
-from adaptome.core.errors import MethodError
+from adaptome.core.errors import HostError, MethodError
 
 
 def model():
@@ -35,7 +35,7 @@ def test_every_method_with_a_size_solves_it():
                 other = ad.plan(
                     roberta(), name, targets="all-linear", **{plan.budget.setting: near}
                 ).trainable
-            except MethodError:
+            except (MethodError, HostError):
                 continue
             assert abs(other - target) >= abs(plan.trainable - target), (name, near)
 

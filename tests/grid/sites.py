@@ -31,6 +31,9 @@ SMALL: dict[str, Any] = {
     "a1": 4,
     "a2": 2,
     "tasks": ("depth", "edges"),
+    "tailors": 2,
+    "active": 2,
+    "text": 6,
 }
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -73,7 +73,10 @@ def fit(method: Method, hosts: Sequence[Host], asked: int) -> tuple[Method, Fit]
 
     def count(value: int) -> int | None:
         try:
-            return _count(method.sized(value), hosts)
+            sized = method.sized(value)
+            for host in hosts:
+                sized.check(host)
+            return _count(sized, hosts)
         except AdaptomeError:
             return None
 

@@ -52,7 +52,9 @@ class MTLoRA(Method):
     mode: Literal["matrix", "matrixv2"] = option(
         "matrix", help="'matrixv2' adds the shared update to task streams"
     )
-    dropout: float = option(0.05, at_least=0, below=1, help="on the adapter's input")
+    dropout: float = option(
+        0.0, at_least=0, below=1, help="on the adapter's input; the paper trains with 0.05"
+    )
     init: Start = option("kaiming", help="how A and B start")
 
     def validate(self) -> None:
