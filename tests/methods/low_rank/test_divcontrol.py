@@ -34,7 +34,9 @@ def test_all_components_at_weight_one_are_the_layer(layer):
     x = batch(3, 4, 6, 6) if isinstance(layer, nn.Conv2d) else batch(3, 5, layer.in_features)
     before = layer.double()(x)
     model, a = adapted(layer, ad.DivControl(**TINY))
-    assert a.genes + 3 * a.size == min(a.host.fan_in, a.host.fan_out) and torch.equal(a.S.sort(descending=True)[0], a.S)
+    assert a.genes + 3 * a.size == min(a.host.fan_in, a.host.fan_out) and torch.equal(
+        a.S.sort(descending=True)[0], a.S
+    )
     with ad.steer(gate=torch.ones(3)):
         torch.testing.assert_close(model(x), before)
 
@@ -56,7 +58,14 @@ def test_forward_and_merge_are_the_equation(rescale):
         assert torch.equal(layer._parameters["weight"], W)
 
 
-@pytest.mark.parametrize(("layer", "x"), [(nn.Linear(12, 20), batch(4, 12)), (nn.Linear(12, 20), batch(4, 5, 12)), (nn.Conv2d(4, 14, 3), batch(4, 4, 5, 5))])
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Linear(12, 20), batch(4, 12)),
+        (nn.Linear(12, 20), batch(4, 5, 12)),
+        (nn.Conv2d(4, 14, 3), batch(4, 4, 5, 5)),
+    ],
+)
 def test_each_sample_has_its_own_instruction(layer, x):
     model, _ = adapted(layer, ad.DivControl(**TINY))
     shake(model)
@@ -95,7 +104,11 @@ def test_gradients_reach_the_gate_the_learngenes_and_active_tailors_alone():
         assert all(bool((g != 0).all()) == (k in chosen) for g in reached)
         assert k in chosen or not any(g.any() for g in reached)
     assert (a.S.grad[: a.genes] != 0).all()
-    assert all(p.grad is not None and p.grad.any() for p in ad.adapters(model)["default"].shared.parameters() if p.shape != (3,))
+    assert all(
+        p.grad is not None and p.grad.any()
+        for p in ad.adapters(model)["default"].shared.parameters()
+        if p.shape != (3,)
+    )
 
 
 def test_a_new_tailor_beside_it_changes_nothing_of_the_old():
@@ -155,7 +168,12 @@ def test_it_compiles_with_one_instruction_and_with_several():
     model, _ = adapted(linear(), ad.DivControl(**TINY))
     shake(model)
     compiled, x = torch.compile(model, backend="eager", fullgraph=True), batch(4, 12)
-    for facts in ({"instruction": E1}, {"instruction": E2}, {"instruction": batch(4, 5)}, {"gate": torch.ones(3)}):
+    for facts in (
+        {"instruction": E1},
+        {"instruction": E2},
+        {"instruction": batch(4, 5)},
+        {"gate": torch.ones(3)},
+    ):
         with ad.steer(**facts):
             torch.testing.assert_close(compiled(x), model(x))
 

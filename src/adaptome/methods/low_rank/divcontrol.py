@@ -53,8 +53,12 @@ class DivControl(Method):
     """
 
     r: int | None = option(None, at_least=2, help="components; the rank of the layer when not given")
-    learngenes: float = option(0.5, at_least=0, below=1, help="share of the components that all conditions use")
-    tailors: int = option(16, at_least=1, help="K, the groups that the gate mixes (inferred: the paper does not say)")
+    learngenes: float = option(
+        0.5, at_least=0, below=1, help="share of the components that all conditions use"
+    )
+    tailors: int = option(
+        16, at_least=1, help="K, the groups that the gate mixes (inferred: the paper does not say)"
+    )
     active: int = option(8, at_least=1, help="groups that run for one instruction")
     rescale: bool = option(False, help="multiply a by `active`, so that active tailors count 1 on average")
     text: int = option(4096, at_least=1, help="width of the instruction's embedding")
@@ -80,7 +84,11 @@ class DivControl(Method):
             return "a convolution in groups has no one matrix to factorise"
         if self.rank(host) > min(host.fan_in, host.fan_out):
             return f"r = {self.rank(host)} is above its rank, {min(host.fan_in, host.fan_out)}"
-        return None if self.group(host) else f"its {self.rank(host)} components are too few for {self.tailors} tailors; set tailors"
+        return (
+            None
+            if self.group(host)
+            else f"its {self.rank(host)} components are too few for {self.tailors} tailors; set tailors"
+        )
 
     def example_facts(self) -> tuple[dict[str, Any], ...]:
         return ({"instruction": torch.linspace(-1, 1, self.text)},)
@@ -117,7 +125,9 @@ class DivControlAdapter(WeightAdapter):
         given = steered("gate")
         if given is not None:
             if given.shape[-1] != self.method.tailors:
-                raise StateError(f"divcontrol: gate has {given.shape[-1]} weights for {self.method.tailors} tailors.")
+                raise StateError(
+                    f"divcontrol: gate has {given.shape[-1]} weights for {self.method.tailors} tailors."
+                )
             return given.to(self.S), None
         logits = self.shared(require("instruction", "divcontrol"))
         kept, chosen = logits.topk(self.method.active)

@@ -45,7 +45,9 @@ class PETALface(Method):
     )
     lower_is_better: bool = option(False, help="a = 0.5 - (q - threshold)")
     clamp: bool = option(True, help="keep a within [0, 1]")
-    dropout: float = option(0.0, at_least=0, below=1, help="on each branch's output; the paper trains with 0.1")
+    dropout: float = option(
+        0.0, at_least=0, below=1, help="on each branch's output; the paper trains with 0.1"
+    )
     init: Start = option("gaussian", help="how A and B start")
 
     def example_facts(self) -> tuple[dict[str, Any], ...]:
