@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent))
-from models import llama, move, run
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.core.models import llama, move, run
 
 import adaptome as ad
 from adaptome.core.errors import StateError

@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from models import IDS, Net, move, run
+from tests.core.models import IDS, Net, move, run
 from torch import nn
 from torch.nn import functional as F
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import IDS, Net, move, run, same, snapshot
+from tests.core.models import IDS, Net, move, run, same, snapshot
 from safetensors.torch import load_file, save
 
 import adaptome as ad

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import IDS, Net, llama, move, run
+from tests.core.models import IDS, Net, llama, move, run
 from torch import nn
 
 import adaptome as ad

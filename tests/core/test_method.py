@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from models import Net, run
+from tests.core.models import Net, run
 from torch import nn
 
 import adaptome as ad

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from models import IDS, Net, llama, move, run, same, snapshot
+from tests.core.models import IDS, Net, llama, move, run, same, snapshot
 from torch import nn
 
 import adaptome as ad

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES
+from tests.core.families import FAMILIES
 from torch import nn
 
 from adaptome.core.targets import ROLES, Match, resolve, roles

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny import WORDS
+from tests.tasks.tiny import WORDS
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import small, spec, splits_of
+from tests.tasks.tiny import small, spec, splits_of
 
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.tasks import get_task

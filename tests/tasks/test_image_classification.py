@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import fit, small, spec
+from tests.tasks.tiny import fit, small, spec
 
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.data import load_splits

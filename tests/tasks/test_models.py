@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import small, spec
+from tests.tasks.tiny import small, spec
 
 from adaptome.core.errors import MissingExtraError, RecipeError
 from adaptome.tasks import models

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import fit, small, spec, splits_of
+from tests.tasks.tiny import fit, small, spec, splits_of
 
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.tasks import get_task, task_from_dict

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import fit, small, spec, splits_of
+from tests.tasks.tiny import fit, small, spec, splits_of
 
 from adaptome.core.errors import DataError
 from adaptome.data import load_splits

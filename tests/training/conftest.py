@@ -1,4 +1,4 @@
-"""The server that killable runs fork from needs the library's and these tests' folders on its path."""
+"""The server that killable runs fork from needs the library's folder and the tests' on its path."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ import adaptome
 
 @pytest.fixture(scope="session", autouse=True)
 def importable_in_the_server():
-    folders = [str(Path(__file__).parent), str(Path(adaptome.__file__).parents[1])]
+    folders = [str(Path(__file__).parents[2]), str(Path(adaptome.__file__).parents[1])]
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *([before] if before else [])])
     yield

@@ -34,7 +34,7 @@ from adaptome.training.trainer import AdaptomeTrainer
 
 KILLED = -signal.SIGKILL
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["killable"])
+server.set_forkserver_preload(["tests.training.killable"])
 
 
 @dataclass(frozen=True)

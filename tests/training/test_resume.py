@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from killable import KILLED, Run
+from tests.training.killable import KILLED, Run
 
 from adaptome.core.errors import TornFileError
 from adaptome.training.checkpoint import checkpoints, last_good, verify
@@ -122,7 +122,7 @@ def test_ctrl_c_in_a_checkpoint_leaves_none_of_it(tmp_path, reference):
 
 def test_resumed_in_a_new_interpreter(tmp_path, reference):
     assert Run(tmp_path, kill_step=5).start() == KILLED
-    code = "import sys; from pathlib import Path; from killable import Run, main; main(Run(Path(sys.argv[1]), resume=True))"
+    code = "import sys; from pathlib import Path; from tests.training.killable import Run, main; main(Run(Path(sys.argv[1]), resume=True))"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
     assert Run(tmp_path).final == reference("bert")
 

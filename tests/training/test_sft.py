@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from killable import model_of
+from tests.training.killable import model_of
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 import adaptome as ad

@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from killable import KILLED, Run
+from tests.training.killable import KILLED, Run
 from safetensors.torch import load_file
 
 from adaptome.training.checkpoint import verify

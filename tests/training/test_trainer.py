@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from killable import Examples, Run, arguments, collate, model_of, trainer_of
+from tests.training.killable import Examples, Run, arguments, collate, model_of, trainer_of
 from torch.testing import assert_close
 from transformers import (
     BertConfig,

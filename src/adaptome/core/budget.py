@@ -60,7 +60,8 @@ def parse(budget: str | int, base: int, count_of: Callable[[str], int]) -> int:
 def fit(method: Method, hosts: Sequence[Host], asked: int) -> tuple[Method, Fit]:
     """The method with its size set so that it comes nearest to the budget.
 
-    The count is monotone in the size (RandLoRA's falls with it); sizes that the method or a layer does not admit are passed over.
+    Most counts are monotone in the size (RandLoRA's falls with it; LoKr's saturates); sizes that the method or a layer does not
+    admit are passed over.
 
     Raises:
         MethodError: the method has no size to set.
@@ -84,25 +85,29 @@ def fit(method: Method, hosts: Sequence[Host], asked: int) -> tuple[Method, Fit]
     low, value = 1, 1
     while value <= LIMIT:  # powers of two until the budget is passed on either side
         got = count(value)
+        if got is None and tried:
+            break
         if got is not None:
+            saturated = bool(tried) and got == tried[max(tried)]
             tried[value] = got
-            if len(tried) > 1 and (min(tried.values()) <= asked <= max(tried.values())):
+            if saturated or (len(tried) > 1 and min(tried.values()) <= asked <= max(tried.values())):
                 break
         low, value = value, value * 2
     if not tried:
         raise MethodError(f"{method.name} admits no {setting} on these targets.")
     _bisect(count, tried, low, min(value, LIMIT), asked)
-    best = min(tried, key=lambda v: (abs(tried[v] - asked), v))
+    best = _climb(count, tried, asked)
     return method.sized(best), Fit(asked, tried[best], setting, best)
 
 
 def _bisect(
     count: Callable[[int], int | None], tried: dict[int, int], low: int, high: int, asked: int
 ) -> None:
-    rising = max(tried, key=lambda v: tried[v]) == max(tried)
+    """Narrow the size down between two sizes; where many in a row are refused, the upper part is left out."""
+    rising = tried[max(tried)] >= tried[min(tried)]
     while high - low > 1:
         middle = (low + high) // 2
-        at = next((v for v in range(middle, high) if count(v) is not None), None)
+        at = next((v for v in range(middle, min(high, middle + 256)) if count(v) is not None), None)
         if at is None:
             high = middle
             continue
@@ -111,10 +116,16 @@ def _bisect(
             low = at
         else:
             high = middle
-    for value in (low, high):
-        got_here = count(value)
-        if got_here is not None:
-            tried[value] = got_here
+
+
+def _climb(count: Callable[[int], int | None], tried: dict[int, int], asked: int) -> int:
+    """The nearest size there is beside the nearest one tried."""
+    while True:
+        best = min(tried, key=lambda v: (abs(tried[v] - asked), v))
+        beside = [v for v in (best - 1, best + 1) if v > 0 and v not in tried]
+        tried |= {v: got for v in beside if (got := count(v)) is not None}
+        if min(tried, key=lambda v: (abs(tried[v] - asked), v)) == best:
+            return best
 
 
 def _count(method: Method, hosts: Sequence[Host]) -> int:
