@@ -10,7 +10,7 @@ from torch import Tensor
 def whole(value: Tensor) -> Tensor:
     """The full tensor, detached; of a sharded one every process must call."""
     value = value.detach()
-    return value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[no-any-return]
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 @torch.no_grad()
