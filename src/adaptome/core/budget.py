@@ -92,8 +92,18 @@ def fit(method: Method, hosts: Sequence[Host], asked: int) -> tuple[Method, Fit]
     if not tried:
         raise MethodError(f"{method.name} admits no {setting} on these targets.")
     _bisect(count, tried, low, min(value, LIMIT), asked)
-    best = min(tried, key=lambda v: (abs(tried[v] - asked), v))
+    best = _nearest(tried, asked)
+    while True:  # where the count is not monotone (LoKr's second factor becomes whole), as far as neighbours are better
+        tried |= {v: got for v in (best - 1, best + 1) if v > 0 and (got := count(v)) is not None}
+        if _nearest(tried, asked) == best:
+            break
+        best = _nearest(tried, asked)
     return method.sized(best), Fit(asked, tried[best], setting, best)
+
+
+def _nearest(tried: dict[int, int], asked: int) -> int:
+    """The size whose count is nearest, the smallest of several."""
+    return min(tried, key=lambda v: (abs(tried[v] - asked), v))
 
 
 def _bisect(
