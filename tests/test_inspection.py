@@ -12,6 +12,7 @@ from adaptome.core.errors import MethodError, ModelError, TargetError
 from adaptome.example_inputs import example_inputs
 from adaptome.inspection import inspect
 from adaptome.memory import scalar
+from tests.grid.sites import small
 
 # One of every kind of input; the sizes are made small by hand, the layout is the architecture's own.
 SMALL = {
@@ -26,8 +27,6 @@ SMALL = {
     "blip2-qformer": {"num_hidden_layers": 2},
     "sd-1.5-unet": {},
 }
-
-from tests.grid.sites import small
 
 BERT = {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 96,
             "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip

@@ -147,4 +147,6 @@ def test_a_model_of_adaptomes_own_is_not_merged_into_something_nobody_reads(caps
 def test_the_schema_of_recipes_is_printed_for_editors(capsys):
     assert run("train", "--schema") == 0
     schema = json.loads(capsys.readouterr().out)
-    assert {"model", "task", "data", "training"} <= set(schema["properties"]) and schema["additionalProperties"] is False
+    assert {"model", "task", "data", "training"} <= set(schema["properties"]) and schema[
+        "additionalProperties"
+    ] is False

@@ -12,10 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.core.models import llama, move, run
-
 import adaptome as ad
 from adaptome.core.errors import StateError
+from tests.core.models import llama, move, run
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [2, 6, 5, 3, 5], [8, 9, 7, 9, 3], [1, 2, 3, 8, 4]])
 

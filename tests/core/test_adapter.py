@@ -8,13 +8,13 @@ import pickle
 
 import pytest
 import torch
-from tests.core.models import IDS, Net, move, run
 from torch import nn
 from torch.nn import functional as F
 
 import adaptome as ad
 from adaptome.core.adapter import Adapted, Frozen, adapted_class
 from adaptome.core.errors import HostError
+from tests.core.models import IDS, Net, move, run
 
 
 def test_the_layer_stays_the_same_object_with_its_keys_and_kind():

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.core.models import IDS, Net, move, run, same, snapshot
 from safetensors.torch import load_file, save
 
 import adaptome as ad
@@ -24,6 +23,7 @@ from adaptome.core.errors import (
     StateError,
     TornFileError,
 )
+from tests.core.models import IDS, Net, move, run, same, snapshot
 
 FIXTURE = Path(__file__).parent / "fixtures" / "format-1"
 

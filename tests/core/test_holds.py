@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.core.models import IDS, Net, llama, move, run
 from torch import nn
 
 import adaptome as ad
 from adaptome.core.adapter import Adapted
 from adaptome.core.errors import HostError, StateError, TargetError
+from tests.core.models import IDS, Net, llama, move, run
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 #: one method for each way of acting: beside the layer, on its weight, around a block, on a norm, on the embedding

@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from tests.core.models import IDS, Net, llama, move, run, same, snapshot
 from torch import nn
 
 import adaptome as ad
 from adaptome.core.errors import MergeError, StateError
+from tests.core.models import IDS, Net, llama, move, run, same, snapshot
 
 
 def adapted(*names: str) -> nn.Module:

@@ -7,7 +7,6 @@ import json
 
 import pytest
 import torch
-from tests.core.models import Net, run
 from torch import nn
 
 import adaptome as ad
@@ -15,6 +14,7 @@ from adaptome.core import method as registry
 from adaptome.core.errors import HostError, MethodError
 from adaptome.core.hosts import host_of
 from adaptome.forms.low_rank import LowRank
+from tests.core.models import Net, run
 
 METHODS = ad.list_methods()
 

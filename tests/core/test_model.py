@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from tests.core.models import IDS, Net, llama, move, run, same, snapshot
 from torch import nn
 
 import adaptome as ad
 from adaptome.core.errors import GradientError, HostError, MethodError, StateError, TargetError
+from tests.core.models import IDS, Net, llama, move, run, same, snapshot
 
 
 def test_attaching_says_what_it_does_and_plan_says_the_same_before():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.core.families import FAMILIES
 from torch import nn
 
 from adaptome.core.targets import ROLES, Match, resolve, roles
+from tests.core.families import FAMILIES
 
 MODELS: dict[str, nn.Module] = {}
 

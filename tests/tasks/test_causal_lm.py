@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.tasks.tiny import small, spec, splits_of
 
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.tasks import get_task
+from tests.tasks.tiny import small, spec, splits_of
 
 PAIRS = [
     {"question": q, "answer": a}

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tests.tasks.tiny import fit, small, spec
 
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.data import load_splits
 from adaptome.tasks import get_task
 from adaptome.tasks.image_classification import to_rgb
+from tests.tasks.tiny import fit, small, spec
 
 Image = pytest.importorskip("PIL.Image")
 

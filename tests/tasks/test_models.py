@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tasks.tiny import small, spec
 
 from adaptome.core.errors import MissingExtraError, RecipeError
 from adaptome.tasks import models
 from adaptome.tasks.models import head_modules, load_config, load_pretrained, load_tokenizer, resolve
+from tests.tasks.tiny import small, spec
 
 
 @pytest.fixture

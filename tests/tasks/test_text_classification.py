@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tests.tasks.tiny import fit, small, spec, splits_of
 
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.tasks import get_task, task_from_dict
 from adaptome.tasks.pooling import MeanPooledClassifier
+from tests.tasks.tiny import fit, small, spec, splits_of
 
 GOOD = [
     {"text": f"the {noun} film very {word}", "label": word}

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tests.tasks.tiny import fit, small, spec, splits_of
 
 from adaptome.core.errors import DataError
 from adaptome.data import load_splits
 from adaptome.tasks import get_task
 from adaptome.tasks.token_classification import IGNORED, entities
+from tests.tasks.tiny import fit, small, spec, splits_of
 
 ROWS = [
     {"tokens": [name, verb, "in", "the", place], "tags": ["B-PER", "O", "O", "O", "B-LOC"]}

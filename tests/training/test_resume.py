@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from tests.training.killable import KILLED, Run
 
 from adaptome.core.errors import TornFileError
 from adaptome.training.checkpoint import checkpoints, last_good, verify
+from tests.training.killable import KILLED, Run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the runs that are killed")
 

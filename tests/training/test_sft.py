@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.training.killable import model_of
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 import adaptome as ad
 from adaptome.core.errors import TrainingError
 from adaptome.training.checkpoint import checkpoints, verify
+from tests.training.killable import model_of
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")

@@ -4,11 +4,11 @@ import os
 import shutil
 
 import pytest
-from tests.training.killable import KILLED, Run
 from safetensors.torch import load_file
 
 from adaptome.training.checkpoint import verify
 from adaptome.training.state import read_state
+from tests.training.killable import KILLED, Run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the runs")
 

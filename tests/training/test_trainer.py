@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 import torch
-from tests.training.killable import Examples, Run, arguments, collate, model_of, trainer_of
 from torch.testing import assert_close
 from transformers import (
     BertConfig,
@@ -21,6 +20,7 @@ import adaptome as ad
 from adaptome.core.errors import CheckpointError, GradientError, TrainingError
 from adaptome.training.checkpoint import checkpoints
 from adaptome.training.trainer import AdaptomeTrainer
+from tests.training.killable import Examples, Run, arguments, collate, model_of, trainer_of
 
 
 def trained(run, **settings):

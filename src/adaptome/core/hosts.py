@@ -537,6 +537,11 @@ def unmerged(layer: nn.Module) -> Iterator[None]:
         layer._parameters.update(merged)
 
 
+def autocasting(x: Tensor) -> bool:
+    """Whether autocast is on where x is; there is none on the meta device."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
 def first_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The activations a module was called with: its first tensor, positional or by name.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptome.core.adapter import Frozen
-from adaptome.core.hosts import Host
+from adaptome.core.hosts import Host, autocasting
 from adaptome.forms.delta import Delta
 
 
@@ -38,7 +38,7 @@ class SparseAdapter(Delta):
         return F.linear(x, self.delta().to(x.dtype))
 
     def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not frozen.pristine or torch.is_autocast_enabled(x.device.type):
+        if not frozen.pristine or autocasting(x):
             return super().forward(frozen, x, *args, **kwargs)
         values = self.values if self.strength == 1.0 else self.strength * self.values
         return _Sparse.apply(x, frozen.weight(), frozen.bias(), values, self.index)

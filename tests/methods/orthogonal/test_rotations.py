@@ -18,7 +18,9 @@ def block_diagonal(upper, b):
         k = 0
         for i in range(b):
             for j in range(i + 1, b):
-                Q = Q.index_put((torch.tensor([i, j]), torch.tensor([j, i])), torch.stack([entries[k], -entries[k]]))
+                Q = Q.index_put(
+                    (torch.tensor([i, j]), torch.tensor([j, i])), torch.stack([entries[k], -entries[k]])
+                )
                 k += 1
         eye = torch.eye(b, dtype=upper.dtype)
         blocks.append((eye + Q) @ torch.linalg.inv(eye - Q))
@@ -34,7 +36,9 @@ def rotation(a):
     for i in range(a.m):
         # half block h is joined with the one 2^i further, for every h whose i-th bit is 0
         halves = [h for h in range(2 * size // a.b) if not h >> i & 1]
-        order = [k for h in halves for half in (h, h + 2**i) for k in range(half * a.b // 2, (half + 1) * a.b // 2)]
+        order = [
+            k for h in halves for half in (h, h + 2**i) for k in range(half * a.b // 2, (half + 1) * a.b // 2)
+        ]
         P = torch.eye(size, dtype=a.Q.dtype)[order] if i else torch.eye(size, dtype=a.Q.dtype)
         total = total @ P.T @ block_diagonal(a.Q[i], a.b) @ P
     return total
@@ -67,7 +71,8 @@ def test_forward_merge_and_gradients_are_the_dense_rotations(method, bias):
     torch.testing.assert_close(model(x), expected)
     wanted = [x, a.Q]
     torch.testing.assert_close(
-        torch.autograd.grad(model(x).square().sum(), wanted), torch.autograd.grad(expected.square().sum(), wanted)
+        torch.autograd.grad(model(x).square().sum(), wanted),
+        torch.autograd.grad(expected.square().sum(), wanted),
     )
     torch.testing.assert_close(model(x[0, 0]), expected[0, 0])
     ad.merge(model)
@@ -81,7 +86,9 @@ def test_other_kinds_read_the_turned_weight(method):
     shake(model)
     W = conv._parameters["weight"]
     x = batch(2, 8, 9)
-    torch.testing.assert_close(model(x), nn.functional.conv1d(x, changed(a, W.flatten(1)).view(W.shape), conv.bias))
+    torch.testing.assert_close(
+        model(x), nn.functional.conv1d(x, changed(a, W.flatten(1)).view(W.shape), conv.bias)
+    )
 
 
 @pytest.mark.parametrize("method", CASES)
@@ -112,7 +119,9 @@ def test_oft_keeps_its_input_alone_for_the_backward():
     kept, x = [], batch(50, 24)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
         model(x).sum()
-    assert {t.data_ptr() for t in kept if t.numel() >= 50 * 20 and t.dim() == 2 and t.shape[0] == 50} <= {x.data_ptr()}
+    assert {t.data_ptr() for t in kept if t.numel() >= 50 * 20 and t.dim() == 2 and t.shape[0] == 50} <= {
+        x.data_ptr()
+    }
 
 
 def test_blocks_that_do_not_fill_the_inputs_are_refused():

@@ -34,7 +34,11 @@ def dense(a):
     return 0.5 * cosines(M).T @ S.index_put((rows, columns), a.a, accumulate=True) @ cosines(N)
 
 
-METHODS = [ad.FourierFT(n=17), ad.LoCA(n=17, alpha=0.5, pace=2.0), ad.LoCA(n=17, alpha=0.5, locations="fixed")]
+METHODS = [
+    ad.FourierFT(n=17),
+    ad.LoCA(n=17, alpha=0.5, pace=2.0),
+    ad.LoCA(n=17, alpha=0.5, locations="fixed"),
+]
 
 
 @pytest.mark.parametrize("N", [1, 2, 3, 4, 5, 8, 13, 40])
@@ -44,7 +48,9 @@ def test_the_cosine_transform_is_the_orthonormal_matrix(N):
     torch.testing.assert_close(spectrum.dct(x), x @ C.T)
     torch.testing.assert_close(spectrum.idct(x, N), x @ C)
     scipy_fft = pytest.importorskip("scipy.fft")
-    torch.testing.assert_close(spectrum.dct(x), torch.from_numpy(scipy_fft.dct(x.numpy(), type=2, norm="ortho")))
+    torch.testing.assert_close(
+        spectrum.dct(x), torch.from_numpy(scipy_fft.dct(x.numpy(), type=2, norm="ortho"))
+    )
 
 
 @pytest.mark.parametrize("N", [1, 2, 3, 8, 13])
@@ -94,7 +100,11 @@ def test_no_route_keeps_a_matrix_for_the_backward():
             kept = []
             with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):  # noqa: B023
                 model(batch(200, 24)).sum()
-            assert not [t for t in kept if t.dim() == 2 and t.numel() >= 480 and t.shape[0] != 200 and t.data_ptr() != base]
+            assert not [
+                t
+                for t in kept
+                if t.dim() == 2 and t.numel() >= 480 and t.shape[0] != 200 and t.data_ptr() != base
+            ]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -104,7 +114,9 @@ def test_convolutions_read_the_changed_kernel(method):
     shake(model)
     W = conv._parameters["weight"]
     x = batch(2, 6, 5, 4)
-    torch.testing.assert_close(model(x), nn.functional.conv2d(x, W + dense(a).view(W.shape), conv.bias, groups=2))
+    torch.testing.assert_close(
+        model(x), nn.functional.conv2d(x, W + dense(a).view(W.shape), conv.bias, groups=2)
+    )
 
 
 def test_fourierft_is_pefts_on_the_same_weights():
@@ -121,7 +133,9 @@ def test_fourierft_is_pefts_on_the_same_weights():
 
 def test_fourierft_can_start_as_the_paper_has_it():
     model, a = adapted(linear(), ad.FourierFT(n=30, init="normal"))
-    assert a.c.std() > 0.5 and not torch.allclose(model(batch(3, 12)), batch(3, 12) @ a.host.weight().T + model[0].bias)
+    assert a.c.std() > 0.5 and not torch.allclose(
+        model(batch(3, 12)), batch(3, 12) @ a.host.weight().T + model[0].bias
+    )
 
 
 def test_more_coefficients_than_cells_are_refused():
@@ -137,7 +151,9 @@ def test_norms_are_those_of_the_spectrum_and_duplicates_add():
     a.l.data.zero_()
     row, column = a.start[:, 0].tolist()
     torch.testing.assert_close(a.spectrum()[row, column], a.a[0] + a.a[1])
-    torch.testing.assert_close(model(batch(3, 12)), batch(3, 12) @ (a.host.weight() + dense(a)).T + model[0].bias)
+    torch.testing.assert_close(
+        model(batch(3, 12)), batch(3, 12) @ (a.host.weight() + dense(a)).T + model[0].bias
+    )
 
 
 @pytest.mark.parametrize("route", ["dense", "product"])
@@ -187,7 +203,9 @@ def train(model, optimiser, step, total, accumulate=1):
     optimiser.step()
     optimiser.zero_grad()
     ad.on_step(model, step + 1, total)
-    return "".join(n for n, old, new in zip("al", before, (a.a, a.l), strict=True) if not torch.equal(old, new))
+    return "".join(
+        n for n, old, new in zip("al", before, (a.a, a.l), strict=True) if not torch.equal(old, new)
+    )
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])

@@ -85,33 +85,29 @@ class HydraAdapter(WeightAdapter):
             self.register_parameter(f"a{branch}", nn.Parameter(torch.zeros(rank)) if biased else None)
             self.register_parameter(f"b{branch}", nn.Parameter(torch.zeros(host.fan_out)) if biased else None)
 
-    def branch(self, name: str, h: Tensor) -> Tensor | float:
+    def branch(self, name: str, h: Tensor, dropout: float = 0.0) -> Tensor | float:
         """`B (A h + a) + b` of one branch; 0 when it has rank 0."""
         A, B, a, b = (self._parameters[k + name] for k in "ABab")
         if A is None or B is None:
             return 0.0
         z = F.linear(h, A.to(h.dtype), None if a is None else a.to(h.dtype))
-        return F.linear(
-            F.dropout(z, self.dropout, self.training), B.to(h.dtype), None if b is None else b.to(h.dtype)
-        )
+        return F.linear(F.dropout(z, dropout), B.to(h.dtype), None if b is None else b.to(h.dtype))
 
     def forward(self, frozen: Frozen, x: Tensor) -> Tensor:
         y: Tensor = frozen(x)
-        return y + (self.scale * self.strength) * (self.branch("p", x.to(y.dtype)) + self.branch("s", y))
+        dropout = self.dropout if self.training else 0.0
+        branches = self.branch("p", x.to(y.dtype), dropout) + self.branch("s", y, dropout)
+        return y + (self.scale * self.strength) * branches
 
     def changed(self, name: str, value: Tensor) -> Tensor:
-        with torch.autocast(value.device.type, enabled=False):
-            if name == "weight":
-                added = torch.zeros_like(value)
-                for A, B, sequential in self.factors():
-                    added = added + B.to(value) @ (A.to(value) @ value if sequential else A.to(value))
-                return value + self.scale * added
-            # the bias is what the branches make of x = 0, where f(x) = b
-            zero = value.new_zeros(self.host.fan_in)
-            training, self.training = self.training, False
-            shift = self.branch("p", zero) + self.branch("s", value)
-            self.training = training
-            return value + self.scale * shift
+        if name == "weight":
+            added = torch.zeros_like(value)
+            for A, B, sequential in self.factors():
+                added = added + B.to(value) @ (A.to(value) @ value if sequential else A.to(value))
+            return value + self.scale * added
+        # the bias is what the branches make of x = 0, where f(x) = b
+        zero = value.new_zeros(self.host.fan_in)
+        return value + self.scale * (self.branch("p", zero) + self.branch("s", value))
 
     def as_lora(self) -> tuple[Tensor, Tensor]:
         """A = [Ap; As W], B = s [Bp, Bs].

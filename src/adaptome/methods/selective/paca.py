@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptome.core.adapter import Frozen
-from adaptome.core.hosts import Conv1DHost, Host
+from adaptome.core.hosts import Conv1DHost, Host, autocasting
 from adaptome.core.method import Method, option, register
 from adaptome.forms.delta import Delta
 
@@ -123,7 +123,7 @@ class PaCAAdapter(Delta):
             return False
         if not (layer._base.forward is nn.Linear.forward or isinstance(self.host, Conv1DHost)):
             return False
-        if "_instance_forward" in layer.__dict__ or torch.is_autocast_enabled(x.device.type):
+        if "_instance_forward" in layer.__dict__ or autocasting(x):
             return False
         return not any(p.requires_grad for p in layer._parameters.values() if p is not None)
 
