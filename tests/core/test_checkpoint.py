@@ -271,7 +271,7 @@ def test_saving_replaces_an_adapter_folder_and_nothing_else(folder, tmp_path):
 
 
 def test_shared_tensors_are_stored_once(tmp_path):
-    from models import llama
+    from tests.core.models import llama
 
     model = llama(tie=True)
     ad.attach(model, "lora", r=2, targets="q", train=["lm_head"])

@@ -18,6 +18,7 @@ from transformers.training_args import ParallelMode
 
 import adaptome as ad
 from adaptome.core.errors import CheckpointError, GradientError, TrainingError
+from adaptome.training.arguments import CHECKPOINTING
 from adaptome.training.checkpoint import checkpoints
 from adaptome.training.trainer import AdaptomeTrainer
 from tests.training.killable import Examples, Run, arguments, collate, model_of, trainer_of
@@ -143,8 +144,8 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, kind, reent
         trainer.train()
         return ad.parameters_of(trainer.model)
 
-    kwargs = {"activation_checkpointing_kwargs": {"use_reentrant": reentrant}}
-    plain, checkpointed = final(), final(activation_checkpointing=True, **kwargs)
+    how = {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": reentrant}}
+    plain, checkpointed = final(), final(**how)
     for name, value in plain.items():
         assert_close(checkpointed[name], value, rtol=1e-4, atol=1e-6)
 

@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
 from adaptome.core.errors import MissingExtraError, RecipeError
 from adaptome.recipe import Recipe
 from adaptome.tasks import Prepared, Task
 
+#: what TrainingArguments calls gradient checkpointing: transformers renamed it after 5.17
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
 _TRACKERS = {"tensorboard": "train", "wandb": "wandb", "mlflow": "mlflow"}
 
 
@@ -40,7 +47,7 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
         "max_grad_norm": training.max_grad_norm,
         "label_smoothing_factor": recipe.objective.label_smoothing,
         "bf16": training.bf16,
-        "activation_checkpointing": training.gradient_checkpointing,
+        CHECKPOINTING: training.gradient_checkpointing,
         "seed": training.seed,
         "data_seed": training.seed,
         "logging_steps": training.logging_steps,

@@ -32,6 +32,7 @@ from adaptome.callbacks import AdaptomeCallback
 from adaptome.core.errors import CheckpointError, TrainingError
 from adaptome.core.files import sweep_staging
 from adaptome.optim import parameter_groups
+from adaptome.training.arguments import CHECKPOINTING
 from adaptome.training.checkpoint import checkpoints, last_good, verify
 from adaptome.training.finite import FiniteLoss
 from adaptome.training.quantized import accepted_quantized, kept_dtypes
@@ -130,15 +131,14 @@ class AdapterCheckpoints(StoredAdapters):
     def _let_gradients_in(self) -> None:
         """Reentrant checkpointing passes gradients only through inputs that require them; nothing frozen does.
 
-        transformers sees to it for models that read `input_ids`; here the others are.
+        Newer versions of transformers see to it for models that read `input_ids`.
         """
-        settings: Any = self.args.activation_checkpointing_kwargs or {}
-        if not (self.args.activation_checkpointing and settings.get("use_reentrant")):
+        settings: Any = getattr(self.args, f"{CHECKPOINTING}_kwargs") or {}
+        if not (getattr(self.args, CHECKPOINTING) and settings.get("use_reentrant")):
             return
-        if getattr(self.model, "main_input_name", None) != "input_ids" and hasattr(
-            self.model, "enable_input_require_grads"
-        ):
-            self.model.enable_input_require_grads()
+        model: Any = self.model
+        if hasattr(model, "enable_input_require_grads") and not getattr(model, "_require_grads_hooks", None):
+            model.enable_input_require_grads()
 
     def _init_training_state(self, max_steps: Any, *args: Any, **kwargs: Any) -> tuple[int, int]:
         result = super()._init_training_state(max_steps, *args, **kwargs)
@@ -188,7 +188,7 @@ class AdapterCheckpoints(StoredAdapters):
         penalty = ad.penalty(self.model) if model.training else None
         if penalty is None:
             return result
-        scaled = self.loss_is_scaled_for_ga
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)  # not in transformers 5.17
         if scaled is None:
             scaled = (
                 self.model_accepts_loss_kwargs and num_items_in_batch is not None
