@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adaptome.core.checkpoint import MANIFEST, describe, fill, read_manifest, read_tensors, write
+from adaptome.core.checkpoint import fill
 from adaptome.core.errors import CheckpointError
 from adaptome.core.fingerprint import check_base
+from adaptome.core.manifest import MANIFEST, describe, read_manifest, read_tensors, write
 from adaptome.core.state import Attachment, adapters, find_root, tensors_of
 from adaptome.training.optimizer import full
 
