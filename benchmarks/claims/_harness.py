@@ -27,6 +27,7 @@ import adaptome as ad
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 Score = Callable[[nn.Module], float]
+Measure = Callable[[int, "Table"], None]
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Table:
 def run(
     doc: str | None,
     unit: str,
-    measure: Callable[[int, Table], None],
+    measure: Measure,
     judge: Callable[[Table], dict[str, bool]],
     argv: Sequence[str] | None = None,
 ) -> int:
@@ -113,21 +114,23 @@ class Adapted:
     parameters: int
 
 
-def descend(model: nn.Module, loss: Loss, steps: int, rate: float, seed: int) -> None:
-    """Adam with a cosine to 0 over all trainable parameters; batches are drawn from `seed`."""
+def descend(model: nn.Module, loss: Loss, steps: int, rate: float, seed: int, adapted: bool = True) -> None:
+    """Adam with a cosine to 0 over all that is trainable; batches are drawn from `seed`; `adapted` drives the adapters' schedules."""
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    ad.on_step(model, 0, steps)
+    if adapted:
+        ad.on_step(model, 0, steps)
     for step in range(1, steps + 1):
         value = loss(model, generator)
-        penalty = ad.penalty(model)
+        penalty = ad.penalty(model) if adapted else None
         (value if penalty is None else value + penalty).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-        ad.on_step(model, step, steps)
+        if adapted:
+            ad.on_step(model, step, steps)
     model.eval()
 
 

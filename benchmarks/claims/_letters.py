@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from adaptome.data.stdlib_docstrings import docstring_task
 
-CODE = "argparse ast asyncio.base_events configparser csv dataclasses decimal difflib doctest email.message enum functools inspect"
+TRAIN = "argparse ast asyncio.base_events configparser csv dataclasses decimal difflib doctest email.message enum functools inspect"
+TEST = "heapq ipaddress json.decoder logging pathlib"
 SIZE, LENGTH, BATCH = 128, 64, 16
 
 
@@ -26,9 +27,9 @@ def prose() -> Tensor:
     return _codes("\n".join(e.text for split in (task.train, task.validation, task.test) for e in split))
 
 
-def code() -> Tensor:
+def code(modules: str = TRAIN) -> Tensor:
     """The sources of some of its modules."""
-    return _codes("\n".join(inspect.getsource(importlib.import_module(name)) for name in CODE.split()))
+    return _codes("\n".join(inspect.getsource(importlib.import_module(name)) for name in modules.split()))
 
 
 def _codes(text: str) -> Tensor:
@@ -63,5 +64,5 @@ def language_model(steps: int = 400) -> nn.Module:
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=SIZE, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, use_cache=False)  # fmt: skip
     model = LlamaForCausalLM(config)
-    descend(model, next_letter(prose()), steps, 3e-3, seed=0)
+    descend(model, next_letter(prose()), steps, 3e-3, seed=0, adapted=False)
     return model
