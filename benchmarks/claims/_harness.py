@@ -32,7 +32,7 @@ Measure = Callable[[int, "Table"], None]
 
 @dataclass
 class Table:
-    """What was seen: label -> one figure a seed, lower is better; and what each label trains."""
+    """What was seen: label -> one figure a seed, lower is better; and what each label trains, at most over the seeds."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Table:
     def add(self, label: str, value: float, parameters: int = 0) -> None:
         """The figure of one seed."""
         self.values.setdefault(label, []).append(float(value))
-        self.parameters[label] = parameters
+        self.parameters[label] = max(parameters, self.parameters.get(label, 0))
 
     def mean(self, label: str) -> float:
         """Over the seeds."""
