@@ -1,6 +1,7 @@
 """The memory counted on the meta device is what real tensors take."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -49,11 +50,19 @@ def really_saved(model, inputs):
 
 
 def real_peak(model, inputs):
-    """The CPU allocator's peak over forward and backward, from torch's profiler."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        scalar(model(**inputs)).backward()
+    """The CPU allocator's peak over forward and backward, from torch's profiler.
+
+    Garbage of earlier tests must not be freed meanwhile: it would be taken off the peak.
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
+            scalar(model(**inputs)).backward()
+    finally:
+        gc.enable()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
