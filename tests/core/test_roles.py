@@ -28,11 +28,39 @@ def test_every_role_is_what_the_architecture_says(name):
     found = roles(model_of(name))
     counts = {role: len(found.pop(role, [])) for role in ("norms", "embeddings", "convs")}
     found.pop("biases", None)  # a role of parameters, not of places
+    found.pop("backbones", None)  # below
     assert {role: sorted(map(written, matches)) for role, matches in found.items()} == FAMILIES[
         name
     ].expected()
     family = FAMILIES[name]
     assert counts == {"norms": family.norms, "embeddings": family.embeddings, "convs": family.convs}
+
+
+BACKBONES: dict[str, list[str]] = {
+    "model": ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "mixtral", "qwen3-moe", "gpt-oss", "qwen2-moe", "modernbert"],
+    "transformer": ["gpt2", "gpt-j", "gpt-neo", "bloom", "falcon"],
+    "gpt_neox": ["gpt-neox"],
+    "model.decoder": ["opt"],
+    "bert": ["bert", "bert-mlm"],
+    "deberta": ["deberta", "deberta-v2"],
+    "encoder decoder": ["t5", "t5-gated"],
+    "model.encoder model.decoder": ["bart", "whisper"],
+    "text_model vision_model": ["clip", "siglip"],
+    "audio_spectrogram_transformer": ["ast"],
+    "pvt.encoder": ["pvt"],
+    "vision_encoder.backbone mask_decoder": ["sam2"],
+    "vision_model language_model.model.decoder": ["blip-2"],
+    "": ["dinov3", "unet", "dit", "sd3"],
+}  # fmt: skip
+OF = {name: path for path, names in BACKBONES.items() for name in names}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_backbone_embeds_the_input_and_runs_the_blocks(name):
+    found = [match.path for match in roles(model_of(name)).get("backbones", [])]
+    expected = OF.get(name, name)  # the others are called as their family
+    bare = name in ("q-former", "torch-encoder", "torch-transformer", "torch-mlp")  # nothing embeds
+    assert found == ([] if bare else expected.split() or [""])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

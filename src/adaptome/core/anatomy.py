@@ -5,6 +5,8 @@
     MLP         a module named or classed as one inside a stack, or beside an attention; else two maps written
                 straight into a block (`fc1`, `fc2`)
     block       the smallest element of a ModuleList or Sequential that holds both; its siblings are blocks too
+    backbone    the smallest module that holds a stack of blocks and, outside of the blocks, what embeds its input (a table, a
+                convolution)
     head        named as one and outside every stack, without attention in it; or tied to an embedding
 
 A *part* is what can be targeted: a module, or a parameter that stands for a layer (fused experts, the weights
@@ -38,6 +40,7 @@ from adaptome.core.roles import (
     EXPERTS,
     HEAD_NAME,
     MLP_PAIRS,
+    POSITIONS,
     SELECTS,
     attention_part,
     has_name,
@@ -63,6 +66,7 @@ class Anatomy:
         self.pairs = self._find_pairs()
         self._last = {down for _, down in self.pairs.values()}
         self.blocks = self._find_blocks()
+        self.backbones = self._find_backbones()
         self._label()
         self.parts = [part for node in self.nodes for part in self._parts_of(node)]
         for node in self.nodes:
@@ -236,6 +240,32 @@ class Anatomy:
                 )
         return {}
 
+    def _find_backbones(self) -> dict[Node, None]:
+        in_block = self._cover(self.blocks)
+        first: dict[str, int] = {}  # the path of what holds an embedding -> the first one's place
+        for node in self.nodes:
+            place = node.name if node.kind == "embedding" else node.path
+            positions = has_name(POSITIONS, place)  # these alone do not embed an input
+            if node.kind in ("embedding", "conv") and node not in in_block and not positions:
+                for path in (node.path, *node.aliases):
+                    while path:
+                        path = path.rpartition(".")[0]
+                        first.setdefault(path, node.order)
+        stacks: dict[Node, int] = {}
+        for stack in {block.parent: None for block in self.blocks if block.parent is not None}:
+            for above in (stack, *stack.ancestors()):
+                listed = above.index is not None or isinstance(above.module, (nn.ModuleList, nn.Sequential))
+                if not listed and first.get(above.path, len(self.nodes)) < stack.order:
+                    stacks[above] = stacks.get(above, 0) + 1
+                    break
+        return dict.fromkeys(node for node in stacks if self._is_outermost(node, stacks))
+
+    def _is_outermost(self, node: Node, stacks: dict[Node, int]) -> bool:
+        """Whether it is the backbone of its stacks: what is inside another gives way to it, unless it has more stacks of its own."""
+        inside = sum(count for other, count in stacks.items() if node in other.ancestors())
+        around = [stacks[above] for above in node.ancestors() if above in stacks]
+        return inside <= stacks[node] if inside else all(stacks[node] >= count for count in around)
+
     # -- roles
 
     def _label(self) -> None:
@@ -299,6 +329,8 @@ class Anatomy:
             groups |= {"mlp-blocks"}
         elif node in self.blocks:
             groups |= {"blocks"}
+        if node in self.backbones:
+            groups |= {"backbones"}
         if (
             node.kind in ("linear", "conv", "norm")
             and node not in self._head_of

@@ -32,6 +32,7 @@ ROLES: dict[str, str] = {
     "blocks": "whole transformer blocks; in models without attention or MLPs, the repeated blocks",
     "attention-blocks": "the attention modules",
     "mlp-blocks": "the MLP modules; where an MLP is no module of its own, its last map",
+    "backbones": "the transformers themselves: what embeds the input and runs the blocks; an encoder and a decoder each",
     "head": "the output heads: lm_head, classifier and the like",
 }
 
@@ -112,6 +113,8 @@ MLP_NAME = re.compile(
 )
 MLP_CLASS = re.compile(r"\w*(?:MLP|Mlp|FFN|FeedForward|ActDense)\w*|\w*(?:MoE|SparseMoe)(?:Block|Layer)?")
 EXPERTS = re.compile(r"\w*experts?", re.IGNORECASE)
+# Tables of positions and their biases by name, convolutions over positions by path (diffusers calls its patch embedding `pos_embed`).
+POSITIONS = re.compile(r"\w*(?:pos|bias)\w*|.*\bpos_conv\w*(?:\.\w+)?", re.IGNORECASE)
 ROUTER_CLASS = re.compile(r"\w*(?:Router|TopKGat(?:e|ing))\w*")
 # Names of output heads, where they stand outside every stack of blocks.
 HEAD_NAME = re.compile(
