@@ -7,6 +7,7 @@ where B is, and one bit a number for dropout.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,12 +37,25 @@ def plain_weight(host: Host, frozen: Frozen, x: Tensor) -> tuple[Tensor, Tensor 
     return (W.t() if isinstance(host, Conv1DHost) else W), b
 
 
+Pair = tuple[Tensor, Tensor]
+
+
 def linear_with_pair(
-    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    pair: Pair,
+    scale: float,
+    dropout: float = 0.0,
+    again: Callable[[], Pair] | None = None,
 ) -> Tensor:
-    """`x W^T + b + scale (A dropout(x)) B^T`: x `[..., in]`, W `[out, in]`, A `[r, in]`, B `[out, r]`; W and b get no gradient."""
+    """`x W^T + b + scale (A dropout(x)) B^T`: x `[..., in]`, W `[out, in]`, the pair A `[r, in]` and B `[out, r]`.
+
+    W and b get no gradient. With `again`, A and B are not kept for the backward, which calls it to have them once more.
+    """
     mask, kept = keep(x, dropout) if dropout else (None, 1.0)
-    y: Tensor = _Pair.apply(x, W, b, A.to(x.dtype), B.to(x.dtype), scale, mask, kept)
+    A, B = pair
+    y: Tensor = _Pair.apply(x, W, b, A.to(x.dtype), B.to(x.dtype), scale, mask, kept, again)[0]
     return y
 
 
@@ -51,27 +65,38 @@ def _laid(matrix: Tensor) -> Tensor:
 
 
 class _Pair(torch.autograd.Function):
+    """y, and z = A dropout(x): an output too, so that what is kept of it has a derivative."""
+
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, mask: Tensor | None, kept: float
-    ) -> Tensor:  # fmt: skip
+        ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, mask: Tensor | None, kept: float,
+        again: Callable[[], Pair] | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         rows = x.reshape(-1, x.shape[-1])
         y = F.linear(rows, W, b)
         z = (rows if mask is None else rows * mask.view(rows.shape)) @ _laid(A.t())
         y.addmm_(z, _laid(B.t()), alpha=s * kept)
-        ctx.s, ctx.dropped = s * kept, mask is not None
+        ctx.s, ctx.again, ctx.lead = s * kept, again, x.shape[:-1]
         trains_A, trains_B = ctx.needs_input_grad[3:5]
         bits = None if mask is None or not (trains_A or ctx.needs_input_grad[0]) else pack(mask)
-        ctx.save_for_backward(x if trains_A else None, W, A, B, z if trains_B else None, bits)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        pair = (A, B) if again is None else (None, None)
+        ctx.save_for_backward(x if trains_A else None, W, *pair, z if trains_B else None, bits)
+        ctx.set_materialize_grads(False)
+        return y.view(*x.shape[:-1], y.shape[-1]), z
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None) -> Any:
         x, W, A, B, z, bits = ctx.saved_tensors
-        g = grad.reshape(-1, grad.shape[-1])
-        shape = (*grad.shape[:-1], A.shape[-1])
-        mask = None if bits is None else unpack(bits, torch.Size(shape)).view(len(g), -1)
+        if ctx.again is not None:
+            A, B = (factor.to(W.dtype) for factor in ctx.again())
+        if grad is None:
+            grad = W.new_zeros(*ctx.lead, len(W))
+        g = grad.reshape(-1, len(W))
+        shape = torch.Size((*ctx.lead, A.shape[-1]))
+        mask = None if bits is None else unpack(bits, shape).view(len(g), -1)
         u = (g @ _laid(B.t()).t()) * ctx.s
+        if grad_z is not None:
+            u = u + grad_z
         dx = dA = dB = None
         if ctx.needs_input_grad[0]:
             dx = g @ W
@@ -85,4 +110,4 @@ class _Pair(torch.autograd.Function):
             dA = u.t() @ (rows if mask is None else rows * mask)
         if ctx.needs_input_grad[4]:
             dB = (z.t() @ g).t() * ctx.s
-        return dx, None, None, dA, dB, None, None, None
+        return dx, None, None, dA, dB, None, None, None, None

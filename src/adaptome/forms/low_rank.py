@@ -30,6 +30,8 @@ class LowRank(WeightAdapter):
         shared: the method's state that all its adapters use.
     """
 
+    #: whether `factors` makes large factors of small tensors at little cost, so that the backward makes them again
+    makes_factors: ClassVar[bool] = False
     #: whether `add_product` is the one below, so that the layer and its update can run as one
     fused: ClassVar[bool] = True
 
@@ -50,8 +52,11 @@ class LowRank(WeightAdapter):
         """`frozen(x) + scale * B A dropout(x)`."""
         plain = plain_weight(self.host, frozen, x) if self.fused else None
         if plain is not None:
-            dropout = self.dropout if self.training else 0.0
-            return linear_with_pair(x, *plain, *self.factors(), self.scale * self.strength, dropout)
+            dropout, again = (
+                self.dropout if self.training else 0.0,
+                self.factors if self.makes_factors else None,
+            )
+            return linear_with_pair(x, *plain, self.factors(), self.scale * self.strength, dropout, again)
         y: Tensor = frozen(x, *args, **kwargs)
         return self.add_product(y, x)
 

@@ -52,6 +52,8 @@ class LoHaAdapter(LowRank):
     B1: nn.Parameter
     B2: nn.Parameter
 
+    makes_factors = True
+
     def __init__(self, method: LoHa, host: Host):
         super().__init__(host, method.alpha / method.r)
         wide = 3 * method.r**2 * (host.fan_in + host.fan_out) >= host.fan_in * host.fan_out

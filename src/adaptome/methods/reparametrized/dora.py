@@ -73,7 +73,7 @@ class DoRAAdapter(Reparametrization):
         plain = plain_weight(self.host, frozen, x) if self.strength == 1.0 else None
         if plain is not None:
             dropout = self.dropout if self.training else 0.0
-            V = linear_with_pair(x, plain[0], None, self.A, self.B, self.scale, dropout)
+            V = linear_with_pair(x, plain[0], None, (self.A, self.B), self.scale, dropout)
             return self.scaled(V, plain[1], frozen)
         y: Tensor = frozen(x)
         bias = frozen.bias()
