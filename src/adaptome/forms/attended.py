@@ -6,7 +6,6 @@ names ours instead, and ours calls the one that was named before.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +34,11 @@ class Attending(Adapter):
             raise HostError(reason)
         # in a tuple, so that it is no submodule
         self._inner = (inner_attention(host.layer),)
+        _register()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _register()  # another process may read what was pickled
 
     def attend(
         self,
@@ -66,7 +70,6 @@ class StandIn:
     _attn_implementation = NAME
 
     def __init__(self, config: Any, attend: Callable[..., tuple[Tensor, Tensor | None]]):
-        _register()
         self.config, self.attend = config, attend
 
     def __getattr__(self, name: str) -> Any:
@@ -97,7 +100,6 @@ def _dispatch(module: Any, *args: Any, **more: Any) -> tuple[Tensor, Tensor | No
     return made
 
 
-@functools.cache
 def _register() -> None:
     from transformers import AttentionInterface
 
@@ -127,7 +129,9 @@ def refusal(host: Host) -> str | None:
         return f"it works on attention modules (targets='attention-blocks'); this is a {type(host.layer).__name__}"
     inner: Any = inner_attention(host.layer)
     if inner is None:
-        return f"{type(host.layer).__name__} does not compute its attention by transformers' attention interface"
+        return (
+            f"{type(host.layer).__name__} does not compute its attention by transformers' attention interface"
+        )
     if getattr(inner, "reorder_and_upcast_attn", False):
         return f"{type(inner).__name__} upcasts its scores by a way of its own; set reorder_and_upcast_attn=False in the config"
     return None
@@ -148,7 +152,9 @@ def heads(module: Any) -> tuple[int, int, int]:
         dim = width // count
     keys = part(module, "k")
     if dim is None or (keys is None and count is None):
-        raise HostError(f"{type(module).__name__} has no known name for the number or the width of its heads.")
+        raise HostError(
+            f"{type(module).__name__} has no known name for the number or the width of its heads."
+        )
     if keys is not None:
         queries = part(module, "q")
         own = width_of(keys) // dim

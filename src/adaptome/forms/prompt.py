@@ -1,22 +1,19 @@
-"""Prompts: trained vectors that stand among a transformer's inputs, and starting them from text."""
+"""Prompts: trained vectors that stand among the embedded tokens of a transformer."""
 
 from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from adaptome.core.adapter import Adapter, Frozen
-from adaptome.core.errors import HostError, MethodError, StateError
+from adaptome.core.errors import HostError, StateError
 from adaptome.core.hosts import Host
-from adaptome.core.method import Method
-from adaptome.core.state import attachment_of, find_root
 from adaptome.forms.attended import check_share
-from adaptome.forms.sharded import write
 
 Place = Literal["auto", "front", "after-first"]
 #: arguments of a backbone with one entry a token that we know how to extend; what concerns an encoder is not about its own tokens
@@ -117,7 +114,7 @@ class InputPrompts(Adapter):
                 f"{name} was called with an attention mask that is ready for use ({_shown(mask)}); prompts need the one over tokens, [batch, length].\n"
                 "  Pass that one; generate with the default cache, not a static one, for which generate() makes masks itself."
             )
-        if mask is not None and tokens and mask.shape[1] != tokens + length:
+        if mask is not None and mask.shape[1] != tokens + length:
             raise StateError(
                 f"{name}: the cache holds {tokens} tokens besides prompts, and {length} more came with a mask over {mask.shape[1]}.\n"
                 "  A cache must be filled and read with the same prompts on, and goes on with new tokens alone, not with the whole text again."
@@ -153,87 +150,6 @@ def embedding_width(host: Host) -> int:
     return int(table.embedding_dim)
 
 
-def rows_of(table: nn.Module, ids: Tensor) -> Tensor:
-    """The embeddings `[n, width]` that a table gives to tokens, on the CPU in float32."""
-    device = next(table.parameters()).device
-    with torch.no_grad():
-        rows: Tensor = table(ids.to(device))
-    return rows.detach().to("cpu", torch.float32)
-
-
-def drawn_rows(table: Any, p: int) -> Tensor:
-    """p different embeddings among the first 5,000 (vocabularies begin with what is common); all shapes alone on the meta device."""
-    if next(table.parameters()).is_meta:
-        return torch.empty(p, table.embedding_dim)
-    count = min(int(table.num_embeddings), 5000)
-    ids = torch.randperm(count)[:p] if p <= count else torch.randint(count, (p,))
-    return rows_of(table, ids)
-
-
-# -- starting from text --------------------------------------------------------------------------------------------
-
-
-class FromText(Method):
-    """A method whose prompts can be set from tokens."""
-
-    def start(self, model: nn.Module, adapters: Mapping[str, Adapter], ids: Tensor) -> None:
-        """Set the prompts from the tokens `[n]`."""
-        for adapter in adapters.values():
-            adapter.start(ids)  # type: ignore[operator]
-
-
-def prompt_from(
-    model: nn.Module, text: str | Sequence[int] | Tensor, tokenizer: Any = None, name: str = "default"
-) -> Tensor:
-    """Start a prompt from words: prompts from their embeddings, prefixes from the keys and values that the model computes for them.
-
-    Args:
-        model: with the adapter.
-        text: as many tokens as the adapter has vectors: their ids, or a string.
-        tokenizer: for a string; called with add_special_tokens=False.
-        name: of the adapter.
-
-    Returns:
-        The ids.
-
-    Raises:
-        StateError: the adapter's prompts have no text form, or a string came without a tokenizer.
-        MethodError: another number of tokens than the adapter has vectors.
-    """
-    if isinstance(text, str):
-        if tokenizer is None:
-            raise StateError(
-                "prompt_from was given a string and no tokenizer.\n  Pass tokenizer=..., or token ids."
-            )
-        text = tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = torch.as_tensor(text, dtype=torch.long).flatten()
-    attachment = attachment_of(model, name)
-    if not isinstance(attachment.method, FromText):
-        raise StateError(
-            f"{name!r} is {attachment.method.name}, which has no start from text; prompt-tuning, prefix-tuning and coop have."
-        )
-    attachment.method.start(find_root(model), attachment.adapters, ids)
-    return ids
-
-
-def set_rows(prompt: nn.Parameter, rows: Tensor, method: str) -> None:
-    """Write the embeddings of a text into a prompt of the same length.
-
-    Raises:
-        MethodError: another length.
-    """
-    check_length(method, prompt.shape[0], rows.shape[0])
-    write(prompt, rows)
-
-
-def check_length(method: str, p: int, tokens: int) -> None:
-    """Raise MethodError unless the text has as many tokens as the prompt has vectors."""
-    if tokens != p:
-        raise MethodError(
-            f"the text has {tokens} tokens, and this {method} has p = {p} vectors.\n  Attach it with p={tokens}."
-        )
-
-
 # -- what backbones are like ---------------------------------------------------------------------------------------
 
 
@@ -244,7 +160,7 @@ def _parameters(layer: nn.Module) -> list[str]:
 def _padding(layer: nn.Module) -> int | None:
     embeddings = getattr(layer, "embeddings", None)
     numbered = hasattr(embeddings, "create_position_ids_from_input_ids")
-    return int(embeddings.padding_idx) if numbered else None  # type: ignore[union-attr, arg-type]
+    return int(embeddings.padding_idx) if numbered else None  # type: ignore[union-attr]
 
 
 def _restarts(positions: Tensor) -> bool:

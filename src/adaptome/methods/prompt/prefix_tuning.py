@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from adaptome.core.adapter import Adapter, Frozen
 from adaptome.core.errors import HostError, MethodError, StateError
 from adaptome.core.hosts import Host
-from adaptome.core.method import option, register
+from adaptome.core.method import Method, option, register
 from adaptome.forms import attended
 from adaptome.forms.attended import Attending, Attention, check_share, heads, inner_attention
-from adaptome.forms.prompt import FromText, check_length
 from adaptome.forms.sharded import write
+from adaptome.forms.soft import FromText, check_length
 
 #: attentions with a way of their own, whose cache can be stood in for: their scores follow the keys that it returns
 THROUGH_CACHE = ("GPTJAttention", "BloomAttention")
@@ -37,7 +37,7 @@ class PrefixTuning(FromText):
                 work as before. K is added as it is, not rotated
     init        N(0, std^2); `ad.prompt_from(model, text, tokenizer)` sets K and V to what the model computes for words, at positions -p to -1
                 where positions are rotations, so that it starts as the model with these words before the text. None of them is the base
-    hidden      > 0: K, V = U_l tanh(W E + b) + u_l with E [p, hidden] and W shared by all layers; `plain(model)` drops it after training
+    hidden      > 0: K, V = U_l tanh(W E + b) + u_l with E [p, hidden] and W shared by all layers; `ad.plain_prompt(model)` drops it after training
     parameters  2 p (kv heads) (head width) per attention: 7,864,320 for LLaMA-2-7B, p = 30; 221,184 for AST, p = 12
     merge       none: it is no change of weights
     source      Li and Liang 2021, arXiv:2101.00190; without the MLP Liu et al. 2021, arXiv:2110.07602
@@ -68,6 +68,10 @@ class PrefixTuning(FromText):
     def adapter(self, host: Host, shared: nn.Module | None = None) -> Prefix | CachedPrefix:
         return (CachedPrefix if _base_name(host) in THROUGH_CACHE else Prefix)(self, host, shared)
 
+    def plain(self) -> Method:
+        """The method that stores what the MLP makes."""
+        return self.replace(hidden=0)
+
     def start(self, model: Any, adapters: Mapping[str, Adapter], ids: Tensor) -> None:
         if self.hidden:
             raise MethodError(
@@ -75,7 +79,9 @@ class PrefixTuning(FromText):
             )
         check_length(self.name, self.p, ids.numel())
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-            raise StateError(f"{type(model).__name__} reads two texts; a prefix starts from words in models that read one.")
+            raise StateError(
+                f"{type(model).__name__} reads two texts; a prefix starts from words in models that read one."
+            )
         rotated = any("rotary" in name.rpartition(".")[2] for name, _ in model.named_modules())
         ids = ids.to(next(model.parameters()).device)[None]
         places = {"position_ids": torch.arange(-self.p, 0, device=ids.device)[None]} if rotated else {}
@@ -123,6 +129,10 @@ class Pair(Adapter):
         made = F.linear(self.shared(), self.U, self.u).view(self.shape).permute(1, 2, 0, 3)
         return made[0], made[1]
 
+    def made(self) -> dict[str, Tensor]:
+        """K and V."""
+        return dict(zip("KV", self.values(), strict=True))
+
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `[batch, kv heads, length, width]` with the prefix before them."""
         if self.recording:
@@ -157,7 +167,9 @@ class Prefix(Pair, Attending):
         bias = more.get("position_bias")
         if bias is not None:
             more["position_bias"] = F.pad(bias, (p, 0, rows, 0))
-        output, weights = attention(module, F.pad(query, (0, 0, rows, 0)) if rows else query, key, value, visible(mask, p), **more)
+        output, weights = attention(
+            module, F.pad(query, (0, 0, rows, 0)) if rows else query, key, value, visible(mask, p), **more
+        )
         return output[:, rows:], None if weights is None else weights[..., rows:, :]  # fmt: skip
 
 

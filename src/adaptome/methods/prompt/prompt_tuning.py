@@ -9,16 +9,8 @@ from torch import Tensor, nn
 
 from adaptome.core.hosts import Host
 from adaptome.core.method import option, register
-from adaptome.forms.prompt import (
-    FromText,
-    InputPrompts,
-    Place,
-    drawn_rows,
-    embedding_width,
-    rows_of,
-    set_rows,
-    token_refusal,
-)
+from adaptome.forms.prompt import InputPrompts, Place, embedding_width, token_refusal
+from adaptome.forms.soft import FromText, drawn_rows, rows_of, set_rows
 
 
 @register(
