@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 from transformers import ASTConfig, ASTModel, SwinConfig, SwinModel, ViTConfig, ViTModel
 
 import adaptome as ad
@@ -112,14 +111,20 @@ def test_it_starts_in_the_papers_range():
     assert abs(float(drawn.std()) - bound / 3**0.5) < 0.01 * bound
 
 
-def test_where_tokens_have_no_place_it_says_so():
-    for build, message in (
-        (lambda: tiny("swin"), "arranges its tokens in a grid"),
-        (lambda: tiny("llama"), "is causal"),
-        (lambda: nn.Sequential(nn.Sequential(nn.Linear(2, 2))), "blocks of a vision"),
-    ):
-        with pytest.raises(HostError, match=message):
-            ad.attach(build(), "vpt", **({"targets": "0"} if "vision" in message else {}))
+@pytest.mark.parametrize(
+    ("name", "targets", "message"),
+    [
+        ("swin", "blocks", "arranges its tokens in a grid.*use prefix-tuning"),
+        ("llama", "blocks", "is causal"),
+        ("vit", "attention-blocks", "the blocks of a vision"),
+    ],
+)
+def test_where_tokens_have_no_place_it_says_so(name, targets, message):
+    with pytest.raises(HostError, match=message):
+        ad.attach(tiny(name), "vpt", targets=targets)
+
+
+def test_a_mask_is_refused_when_it_comes():
     model = tiny("bert")
     ad.attach(model, "vpt")
     with pytest.raises(HostError, match="a mask or packed"):
