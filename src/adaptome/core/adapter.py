@@ -140,9 +140,12 @@ class Frozen:
 
 
 def _mix(before: Any, after: Any, share: float) -> Any:
-    """Interpolate tensor outputs; of tuples, the first element."""
+    """Interpolate tensor outputs; of tuples and of models' outputs, the first element."""
     if isinstance(after, tuple):
         return (_mix(before[0], after[0], share), *after[1:])
+    if isinstance(after, dict):
+        first = next(iter(after))
+        return type(after)(**{**after, first: _mix(before[first], after[first], share)})
     return torch.lerp(before, after, share)
 
 
@@ -267,6 +270,9 @@ def adapted_class(base: type[nn.Module], readable: tuple[str, ...] = ()) -> type
         "__module__": base.__module__,
         "__doc__": base.__doc__,
     }
+    if hasattr(base, "base_model_prefix"):
+        # transformers knows its models by their class's name, when it records hidden states and when it writes a config
+        return type(base.__name__, (Adapted, base), body | {"__qualname__": base.__qualname__})
     return type(f"Adapted{base.__name__}", (Adapted, base), body)
 
 
