@@ -30,8 +30,21 @@ def depthwise(z: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     An even kernel reaches one further to the right.
     """
     k = kernel.shape[1]
-    padded = F.pad(z, ((k - 1) // 2, k // 2))
-    return F.conv1d(padded, kernel[:, None], bias, groups=z.shape[1])
+    return conv(F.pad(z, ((k - 1) // 2, k // 2)), kernel[:, None], bias, groups=z.shape[1])
+
+
+def conv(z: Tensor, kernel: Tensor, bias: Tensor, padding: int = 0, groups: int = 1) -> Tensor:
+    """A convolution in one or two dimensions, in z's precision."""
+    run = F.conv1d if z.dim() == 3 else F.conv2d
+    return run(z, kernel.to(z.dtype), bias.to(z.dtype), padding=padding, groups=groups)
+
+
+def channels_last(z: Tensor) -> Tensor:
+    """`[batch, b, tokens]` as `[batch, tokens, b]`, in its own memory.
+
+    On a transposed view torch orders a product by whether the weight asks for a gradient, so that a frozen adapter would differ by a bit.
+    """
+    return z.mT.contiguous()
 
 
 def grid_of(tokens: int, rows: int, asking: str) -> tuple[int, int, int]:

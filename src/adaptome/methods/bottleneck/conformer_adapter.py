@@ -13,7 +13,7 @@ from adaptome.core.hosts import Host
 from adaptome.core.method import option, register
 from adaptome.forms.bottleneck import affine
 from adaptome.forms.insertion import Inserted, SublayerMethod
-from adaptome.forms.tokens import as_batch, depthwise
+from adaptome.forms.tokens import as_batch, channels_last, depthwise
 
 
 @register(
@@ -66,7 +66,7 @@ class ConformerNetwork(Inserted):
         self.norm = nn.LayerNorm(fan_in) if method.pre_norm else None
         self.D, self.d = nn.Parameter(torch.empty(2 * b, fan_in)), nn.Parameter(torch.zeros(2 * b))
         self.K, self.c = nn.Parameter(torch.empty(b, method.kernel)), nn.Parameter(torch.zeros(b))
-        self.bn = BatchNorm(b)
+        self.bn = BatchNorm(b, torch.promote_types(host.dtype, torch.float32))
         self.U, self.u = nn.Parameter(torch.zeros(fan_out, b)), nn.Parameter(torch.zeros(fan_out))
         nn.init.kaiming_uniform_(self.D, a=math.sqrt(5))
         nn.init.kaiming_uniform_(self.K, a=math.sqrt(5))
@@ -77,8 +77,8 @@ class ConformerNetwork(Inserted):
             w, b = self.norm.weight.to(x.dtype), self.norm.bias.to(x.dtype)
             x = F.layer_norm(x, w.shape, w, b, self.norm.eps)
         z = F.glu(affine(x, self.D, self.d)).mT
-        z = F.silu(self.bn(depthwise(z, self.K.to(z.dtype), self.c.to(z.dtype))))
-        y = F.dropout(affine(z.mT, self.U, self.u), self.dropout, self.training)
+        z = F.silu(self.bn(depthwise(z, self.K, self.c)))
+        y = F.dropout(affine(channels_last(z), self.U, self.u), self.dropout, self.training)
         return y.view(*h.shape[:-1], -1)
 
 
@@ -88,12 +88,12 @@ class BatchNorm(nn.Module):
     No nn.BatchNorm1d: the base's are frozen whole, and its statistics could not be of another type than the activations.
     """
 
-    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
+    def __init__(self, channels: int, dtype: torch.dtype, momentum: float = 0.1, eps: float = 1e-5):
         super().__init__()
         self.momentum, self.eps = momentum, eps
         self.gamma, self.beta = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("var", torch.ones(channels))
+        self.register_buffer("mean", torch.zeros(channels, dtype=dtype))
+        self.register_buffer("var", torch.ones(channels, dtype=dtype))
 
     def forward(self, z: Tensor) -> Tensor:
         mean, var = self.get_buffer("mean"), self.get_buffer("var")

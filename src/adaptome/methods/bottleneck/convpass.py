@@ -12,7 +12,7 @@ from adaptome.core.hosts import Host
 from adaptome.core.method import option, register
 from adaptome.forms.bottleneck import affine
 from adaptome.forms.insertion import Inserted, SublayerMethod
-from adaptome.forms.tokens import as_batch, grid_of
+from adaptome.forms.tokens import as_batch, channels_last, conv, grid_of
 
 
 @register(
@@ -31,7 +31,7 @@ class Convpass(SublayerMethod):
     scale       the paper takes s from {0.01, 0.1, 1, 10, 100} for each task
     placement   as in `adaptformer`
     tokens      it looks both ways, so it is for encoders
-    parameters  2 d b + b + d + 9 b^2 + b per sub-layer: 327,168 for ViT-B, b = 8, both of each block
+    parameters  2 d b + b + d + 9 b^2 + b per sub-layer: 327,552 for ViT-B, b = 8, both of each block
     merge       none: it is not linear
     source      Jie and Deng 2022, arXiv:2207.07039; one dimension: Cappellazzo et al. 2024, arXiv:2402.00828, whose release
                 computes the convolution and does not use it
@@ -73,23 +73,22 @@ class ConvpassNetwork(Inserted):
         x = as_batch(h, "convpass")
         z = quick_gelu(affine(x, self.D, self.d)).mT
         z = quick_gelu(self.over_grid(z, h) if self.K.dim() == 4 else self.over_line(z))
-        y = affine(F.dropout(z.mT, self.dropout, self.training), self.U, self.u)
+        y = affine(F.dropout(channels_last(z), self.dropout, self.training), self.U, self.u)
         return y.view(*h.shape[:-1], -1)
 
     def over_line(self, z: Tensor) -> Tensor:
         """The convolution over all tokens: z `[batch, b, tokens]`."""
-        return F.conv1d(z, self.K.to(z.dtype), self.c.to(z.dtype), padding=1)
+        return conv(z, self.K, self.c, padding=1)
 
     def over_grid(self, z: Tensor, h: Tensor) -> Tensor:
         """The convolution over the grid; special tokens meet the kernel's centre alone, for around them is nothing."""
-        K, c = self.K.to(z.dtype), self.c.to(z.dtype)
         special, high, wide = (
             grid_of(z.shape[2], self.rows, "convpass") if h.dim() == 3 else (0, *h.shape[1:3])
         )
-        grid = F.conv2d(z[:, :, special:].unflatten(2, (high, wide)), K, c, padding=1).flatten(2)
+        grid = conv(z[:, :, special:].unflatten(2, (high, wide)), self.K, self.c, padding=1).flatten(2)
         if special == 0:
             return grid
-        alone = K[:, :, 1, 1] @ z[:, :, :special] + c[:, None]
+        alone = affine(channels_last(z[:, :, :special]), self.K[:, :, 1, 1], self.c).mT
         return torch.cat([alone, grid], 2)
 
 

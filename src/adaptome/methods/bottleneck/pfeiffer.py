@@ -21,7 +21,7 @@ class Pfeiffer(SublayerBottleneck):
                 targets=('up', 'down'): MLP(x) + s A(x); the attention's are 'o' and ('q', 'o'). Not AdapterHub's variant for
                 post-norm models, which feeds A what the norm has made of the sum
     AdapterDrop `drop=n` trains with the first 0 to n blocks skipped, drawn anew each step; `ad.steer(drop=n)` skips them at inference,
-                and `layers='n:'` never has them
+                and `layers='n:'` never has them. Leave a block that trains; under DDP: find_unused_parameters=True
     parameters  2 d b + b + d per block: 156,768 for AST, reduction = 96
     merge       none: it is not linear
     source      Pfeiffer et al. 2021, arXiv:2005.00247; AdapterDrop: Rücklé et al. 2021, arXiv:2010.11918
