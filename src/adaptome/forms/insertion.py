@@ -54,7 +54,9 @@ class InsertedMethod(Method):
     size: int = option(64, at_least=1, help="the bottleneck b")
     reduction: float = option(0.0, at_least=0, help="b = round(d / reduction) in place of size; 0: size")
     scale: float | Literal["learned"] = option(1.0, help="s; 'learned' trains one number per adapter")
-    drop: int = option(0, at_least=0, help="AdapterDrop: training skips the first n blocks, n drawn from 0 to this")
+    drop: int = option(
+        0, at_least=0, help="AdapterDrop: training skips the first n blocks, n drawn from 0 to this"
+    )
 
     def how(self) -> Insertion:
         """The insertion."""
@@ -125,7 +127,9 @@ class SublayerMethod(InsertedMethod):
     """Base of methods whose network may have any of the insertions."""
 
     form: Literal["series", "parallel"] = option("series", help="in series with the sub-layer, or beside it")
-    place: Literal["after", "before"] = option("after", help="whether the network reads the output or the input")
+    place: Literal["after", "before"] = option(
+        "after", help="whether the network reads the output or the input"
+    )
     residual: bool | None = option(
         None, help="whether what it reads is added to what it makes; None: in series, not beside"
     )
@@ -226,7 +230,9 @@ class Crossing(nn.Module):
         self.held = Held()
         for first in (host for host in linear if host.role in FIRST):
             kind = FIRST[first.role]
-            near = max((h for h in last if LAST[h.role] == kind), key=lambda h: _common(first, h), default=None)
+            near = max(
+                (h for h in last if LAST[h.role] == kind), key=lambda h: _common(first, h), default=None
+            )
             if near is None or near.path in self.first_of or near.fan_out != first.fan_in:
                 raise TargetError(_unpaired(first))
             self.first_of[near.path] = first.path

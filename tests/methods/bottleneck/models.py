@@ -39,6 +39,17 @@ FAMILIES = {
 }  # fmt: skip
 
 
+class Sublayer(nn.Module):
+    """A module of one map."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.map = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map(x)
+
+
 @functools.cache
 def _prototype(family: str) -> nn.Module:
     with torch.random.fork_rng(), warnings.catch_warnings():

@@ -79,7 +79,10 @@ def test_it_starts_near_the_mean_of_the_adapters():
     seen, wanted = run(model, "bert"), run(base, "bert")
     assert (seen - wanted).norm() < 0.05 * wanted.norm()
     a = next(iter(ad.adapters(model)["fused"].adapters.values()))
-    assert torch.equal(a.V.detach(), torch.eye(16, dtype=torch.float64)) and abs(float(a.Q.detach().std()) - 0.02) < 0.005
+    assert (
+        torch.equal(a.V.detach(), torch.eye(16, dtype=torch.float64))
+        and abs(float(a.Q.detach().std()) - 0.02) < 0.005
+    )
 
 
 def test_it_trains_alone():
@@ -179,7 +182,9 @@ def test_what_it_cannot_fuse_is_refused():
 def test_a_fused_adapter_that_is_gone_is_missed():
     model = fused()
     ad.detach(model, "nli")
-    with pytest.raises(StateError, match=r"fuses \['qa', 'nli', 'cola'\], of which only \['cola', 'qa'\] are on the layer"):
+    with pytest.raises(
+        StateError, match=r"fuses \['qa', 'nli', 'cola'\], of which only \['cola', 'qa'\] are on the layer"
+    ):
         run(model, "bert")
 
 
@@ -200,5 +205,9 @@ def test_the_softmax_needs_no_key_bias():
     """It would add the same to every score: so there is none, as in the paper."""
     scores, shift = torch.randn(3, 4), torch.randn(3, 1)
     torch.testing.assert_close(F.softmax(scores + shift, -1), F.softmax(scores, -1))
-    assert set(dict(next(iter(ad.adapters(fused())["fused"].adapters.values())).named_parameters())) == {"Q", "K", "V"}
+    assert set(dict(next(iter(ad.adapters(fused())["fused"].adapters.values())).named_parameters())) == {
+        "Q",
+        "K",
+        "V",
+    }
     assert "bert" in FAMILIES

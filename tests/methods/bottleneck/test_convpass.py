@@ -7,7 +7,7 @@ from torch import nn
 import adaptome as ad
 from adaptome.core.errors import HostError
 from adaptome.forms.tokens import grid_of
-from tests.methods.bottleneck.models import family, inputs, run
+from tests.methods.bottleneck.models import Sublayer, family, inputs, run
 from tests.methods.helpers import batch, shake
 
 D, B = 12, 3
@@ -15,8 +15,8 @@ D, B = 12, 3
 
 def adapted(**settings):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Sequential(nn.Linear(D, D))).double().eval()
-    ad.attach(model, "convpass", targets="=0", size=B, seed=0, **settings)
+    model = nn.Sequential(Sublayer(D)).double().eval()
+    ad.attach(model, "convpass", targets="0", size=B, seed=0, **settings)
     return model, ad.adapters(model)["default"].adapters["0"]
 
 
@@ -45,7 +45,7 @@ def reference(a, x, special, high, wide):
 ])  # fmt: skip
 def test_it_is_its_equation_on_the_grid(tokens, rows, special, high, wide):
     model, a = adapted(rows=rows, scale=0.3)
-    base, x = model[0][0], batch(2, tokens, D)
+    base, x = model[0].map, batch(2, tokens, D)
     assert torch.equal(model(x), base(x))
     shake(model)
     expected = base(x) + 0.3 * reference(a, x, special, high, wide)
@@ -78,7 +78,9 @@ def test_in_one_dimension_it_runs_over_all_tokens():
 def test_its_convolution_is_used(dims):
     """A release's fault: the convolution's output is computed and ignored."""
     model, a = adapted(dims=dims)
-    assert torch.equal(a.K.detach().flatten(2).sum(-1), torch.eye(B, dtype=torch.float64))  # starts as the identity
+    assert torch.equal(
+        a.K.detach().flatten(2).sum(-1), torch.eye(B, dtype=torch.float64)
+    )  # starts as the identity
     shake(model)
     x = batch(1, 9, D)
     x.requires_grad_(True)

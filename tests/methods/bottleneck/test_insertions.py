@@ -203,11 +203,17 @@ def test_no_method_starts_dead(method):
 
 
 def test_a_map_without_its_partner_is_refused():
-    for targets, wanted in (("down", "('up', 'down')"), ("up", "('up', 'down')"), (["q", "up", "down"], "('q', 'o')")):
+    for targets, wanted in (
+        ("down", "('up', 'down')"),
+        ("up", "('up', 'down')"),
+        (["q", "up", "down"], "('q', 'o')"),
+    ):
         with pytest.raises(TargetError, match="has no partner") as caught:
             ad.attach(family("bert"), "adaptformer", targets=targets)
         assert wanted in str(caught.value)
-    with pytest.raises(HostError, match="adaptformer cannot be put on .*key: it runs beside a whole sub-layer"):
+    with pytest.raises(
+        HostError, match="adaptformer cannot be put on .*key: it runs beside a whole sub-layer"
+    ):
         ad.attach(family("bert"), "adaptformer", targets="attention")
 
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import adaptome as ad
+from tests.methods.bottleneck.models import Sublayer
 from tests.methods.helpers import batch, shake
 
 D, B = 12, 3
@@ -13,11 +14,11 @@ D, B = 12, 3
 
 def adapted(**settings):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Sequential(nn.Linear(D, D))).double().eval()
-    ad.attach(model, "soft-moa", targets="=0", size=B, seed=0, **settings)
+    model = nn.Sequential(Sublayer(D)).double().eval()
+    ad.attach(model, "soft-moa", targets="0", size=B, seed=0, **settings)
     a = ad.adapters(model)["default"].adapters["0"]
     x = batch(2, 7, D)
-    assert torch.equal(model(x), model[0][0](x))
+    assert torch.equal(model(x), model[0].map(x))
     shake(model)
     return model, a, x
 
@@ -36,7 +37,7 @@ def test_soft_routing_is_its_equation(n, p):
         for s in range(e * p, (e + 1) * p):
             slot = (dispatch[:, :, s, None] * x).sum(1)
             out += combine[:, :, s, None] * expert(a, e, slot)[:, None]
-    torch.testing.assert_close(model(x), model[0][0](x) + 0.5 * out, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model(x), model[0].map(x) + 0.5 * out, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("n", [1, 4])
@@ -44,7 +45,7 @@ def test_dense_routing_is_its_equation(n):
     model, a, x = adapted(adapters=n, routing="dense")
     gate = (x @ a.R.T + a.r).softmax(-1)
     out = sum(gate[..., e, None] * expert(a, e, x) for e in range(n))
-    torch.testing.assert_close(model(x), model[0][0](x) + out, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model(x), model[0].map(x) + out, rtol=1e-10, atol=1e-10)
 
 
 def test_weights_sum_to_one_and_one_slot_gives_all_tokens_the_same():

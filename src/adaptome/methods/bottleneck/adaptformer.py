@@ -34,7 +34,9 @@ class AdaptFormer(SublayerBottleneck):
     dropout: float = option(
         0.0, at_least=0, below=1, help="on the adapter's input; the paper trains with 0.1, behind f"
     )
-    form: Literal["series", "parallel"] = option("parallel", help="in series with the sub-layer, or beside it")
+    form: Literal["series", "parallel"] = option(
+        "parallel", help="in series with the sub-layer, or beside it"
+    )
     place: Literal["after", "before"] = option(
         "before", help="whether the network reads the output or the input"
     )

@@ -42,7 +42,9 @@ class ConformerAdapter(SublayerMethod):
     kernel: int = option(31, at_least=1, help="k, in tokens")
     pre_norm: bool = option(True, help="a layer norm on the adapter's input")
     dropout: float = option(0.0, at_least=0, below=1, help="on the adapter's output")
-    form: Literal["series", "parallel"] = option("parallel", help="in series with the sub-layer, or beside it")
+    form: Literal["series", "parallel"] = option(
+        "parallel", help="in series with the sub-layer, or beside it"
+    )
     place: Literal["after", "before"] = option(
         "before", help="whether the network reads the output or the input"
     )

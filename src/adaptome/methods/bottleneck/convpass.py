@@ -41,7 +41,9 @@ class Convpass(SublayerMethod):
     dims: Literal[1, 2] = option(2, help="convolve over the grid, or over the line of all tokens")
     rows: int = option(0, at_least=0, help="height of the grid; 0: it is a square")
     dropout: float = option(0.1, at_least=0, below=1, help="in front of U")
-    form: Literal["series", "parallel"] = option("parallel", help="in series with the sub-layer, or beside it")
+    form: Literal["series", "parallel"] = option(
+        "parallel", help="in series with the sub-layer, or beside it"
+    )
     place: Literal["after", "before"] = option(
         "before", help="whether the network reads the output or the input"
     )

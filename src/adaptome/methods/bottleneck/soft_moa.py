@@ -39,7 +39,9 @@ class SoftMoA(SublayerMethod):
     slots: int = option(1, at_least=1, help="p, means of the tokens for each adapter ('soft')")
     routing: Literal["soft", "dense"] = option("soft", help="means of tokens, or a weight for every token")
     activation: Activation = option("gelu", help="g")
-    form: Literal["series", "parallel"] = option("parallel", help="in series with the sub-layer, or beside it")
+    form: Literal["series", "parallel"] = option(
+        "parallel", help="in series with the sub-layer, or beside it"
+    )
     place: Literal["after", "before"] = option(
         "before", help="whether the network reads the output or the input"
     )
