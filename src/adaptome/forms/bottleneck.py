@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from adaptome.core.hosts import Host
 from adaptome.core.method import option
-from adaptome.forms.insertion import Inserted, InsertedMethod, SublayerMethod, settings
+from adaptome.forms.insertion import BEHIND, Inserted, InsertedMethod, Insertion, SublayerMethod, settings
+from adaptome.forms.insertion import hidden as hidden
+from adaptome.forms.insertion import with_hidden as with_hidden
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "identity"]
 Start = Literal["zero", "bert"]
@@ -40,7 +42,11 @@ class BottleneckMethod(InsertedMethod):
         return b * (fan_in + fan_out) + self.bias * (b + fan_out)
 
     def network(self, host: Host, shared: nn.Module | None) -> Inserted:
-        return Bottleneck(self, host, shared)
+        fan_in, fan_out = self.widths(host)
+        return Bottleneck(
+            host, fan_in, fan_out, self.bottleneck(fan_in), self.activation, self.scale, self.dropout, self.bias, self.init,
+            self.how(), self.drop, shared,
+        )  # fmt: skip
 
 
 @settings
@@ -49,21 +55,45 @@ class SublayerBottleneck(BottleneckMethod, SublayerMethod):
 
 
 class Bottleneck(Inserted):
-    """`U f(D dropout(h) + d) + u`: D `[b, fan_in]`, U `[fan_out, b]`.
+    """`s (U f(D dropout(h) + d) + u)`.
 
-    'zero' starts as the base (D Kaiming-uniform, U = 0); 'bert' draws both from N(0, 0.02^2).
+    Args:
+        host: a linear layer or a module.
+        fan_in: width of h.
+        fan_out: width of the result.
+        size: the bottleneck b; D `[b, fan_in]`, U `[fan_out, b]`.
+        activation: f.
+        scale: s, or 'learned' for a trained scalar that starts at 1.
+        dropout: on h.
+        bias: whether D and U have biases d, u.
+        init: 'zero' starts as the base (D Kaiming-uniform, U = 0); 'bert' draws both from N(0, 0.02^2).
+        how: the insertion.
+        drop: how many of the first blocks a training step may skip.
+        shared: the method's state that all its adapters use.
     """
 
-    def __init__(self, method: BottleneckMethod, host: Host, shared: nn.Module | None = None):
-        super().__init__(method, host, shared)
-        fan_in, fan_out = method.widths(host)
-        size = method.bottleneck(fan_in)
-        self.activation, self.dropout = ACTIVATIONS[method.activation], method.dropout
+    def __init__(
+        self,
+        host: Host,
+        fan_in: int,
+        fan_out: int,
+        size: int,
+        activation: Activation = "relu",
+        scale: float | Literal["learned"] = 1.0,
+        dropout: float = 0.0,
+        bias: bool = False,
+        init: Start = "zero",
+        how: Insertion = BEHIND,
+        drop: int = 0,
+        shared: nn.Module | None = None,
+    ):
+        super().__init__(host, how, scale, drop, shared)
+        self.activation, self.dropout = ACTIVATIONS[activation], dropout
         self.D = nn.Parameter(torch.empty(size, fan_in))
         self.U = nn.Parameter(torch.zeros(fan_out, size))
-        self.d = nn.Parameter(torch.zeros(size)) if method.bias else None
-        self.u = nn.Parameter(torch.zeros(fan_out)) if method.bias else None
-        if method.init == "bert":
+        self.d = nn.Parameter(torch.zeros(size)) if bias else None
+        self.u = nn.Parameter(torch.zeros(fan_out)) if bias else None
+        if init == "bert":
             nn.init.normal_(self.D, std=0.02)
             nn.init.normal_(self.U, std=0.02)
         else:

@@ -47,6 +47,10 @@ class Insertion(NamedTuple):
     across: bool = False
 
 
+#: in series, on the layer's output
+BEHIND = Insertion(parallel=False, before=False, residual=True)
+
+
 @settings
 class InsertedMethod(Method):
     """Base of methods that put one small network of bottleneck b on each host: settings that all of them have."""
@@ -155,18 +159,25 @@ class Inserted(Droppable):
     """Base of adapters that are one small network; subclasses implement `network(h)`.
 
     Args:
-        method: its settings.
         host: a linear layer or a module.
+        how: the insertion.
+        scale: s, or 'learned' for a trained scalar that starts at 1.
+        drop: how many of the first blocks a training step may skip.
         shared: the method's state that all its adapters use.
     """
 
-    def __init__(self, method: InsertedMethod, host: Host, shared: nn.Module | None = None):
+    def __init__(
+        self,
+        host: Host,
+        how: Insertion,
+        scale: float | Literal["learned"] = 1.0,
+        drop: int = 0,
+        shared: nn.Module | None = None,
+    ):
         super().__init__(host, shared)
-        self.how = method.how()
-        self.may_idle = host.index is not None and host.index < method.drop
-        self.s: nn.Parameter | float = (
-            nn.Parameter(torch.ones(())) if method.scale == "learned" else float(method.scale)
-        )
+        self.how = how
+        self.may_idle = host.index is not None and host.index < drop
+        self.s: nn.Parameter | float = nn.Parameter(torch.ones(())) if scale == "learned" else float(scale)
 
     def network(self, h: Tensor) -> Tensor:
         """`A(h)` without the scale, computed in h's precision."""

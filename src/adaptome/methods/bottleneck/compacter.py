@@ -13,7 +13,7 @@ from adaptome.core.hosts import Host
 from adaptome.core.method import option, register
 from adaptome.forms.bottleneck import ACTIVATIONS, Activation
 from adaptome.forms.hypercomplex import phm
-from adaptome.forms.insertion import Inserted, InsertedMethod, Insertion
+from adaptome.forms.insertion import BEHIND, Inserted, InsertedMethod, Insertion
 
 
 @register(
@@ -45,7 +45,7 @@ class Compacter(InsertedMethod):
     init: Literal["zero", "paper"] = option("zero", help="'zero' starts as the base")
 
     def how(self) -> Insertion:
-        return Insertion(parallel=False, before=False, residual=True)
+        return BEHIND
 
     def admits(self, host: Host) -> str | None:
         reason = super().admits(host)
@@ -84,7 +84,7 @@ class CompacterNetwork(Inserted):
     """The factors of one layer."""
 
     def __init__(self, method: Compacter, host: Host, shared: nn.Module | None):
-        super().__init__(method, host, shared)
+        super().__init__(host, method.how(), method.scale, method.drop, shared)
         d, n, rank = host.fan_out, method.terms, method.rank
         b = method.bottleneck(d)
         self.activation, self.dropout = ACTIVATIONS[method.activation], method.dropout

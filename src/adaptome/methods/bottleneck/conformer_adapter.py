@@ -61,7 +61,7 @@ class ConformerNetwork(Inserted):
     """The network of one sub-layer."""
 
     def __init__(self, method: ConformerAdapter, host: Host, shared: nn.Module | None):
-        super().__init__(method, host, shared)
+        super().__init__(host, method.how(), method.scale, method.drop, shared)
         fan_in, fan_out = method.widths(host)
         b = method.bottleneck(fan_in)
         self.dropout = method.dropout

@@ -60,7 +60,7 @@ class ConvpassNetwork(Inserted):
     """The network of one sub-layer."""
 
     def __init__(self, method: Convpass, host: Host, shared: nn.Module | None):
-        super().__init__(method, host, shared)
+        super().__init__(host, method.how(), method.scale, method.drop, shared)
         fan_in, fan_out = method.widths(host)
         b = method.bottleneck(fan_in)
         self.rows, self.dropout = method.rows, method.dropout

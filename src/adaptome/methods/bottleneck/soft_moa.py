@@ -59,7 +59,7 @@ class Mixture(Inserted):
     """The adapters of one sub-layer: D `[n, b, d]`, d `[n, b]`, U `[n, d, b]`, u `[n, d]`."""
 
     def __init__(self, method: SoftMoA, host: Host, shared: nn.Module | None):
-        super().__init__(method, host, shared)
+        super().__init__(host, method.how(), method.scale, method.drop, shared)
         fan_in, fan_out = method.widths(host)
         n, b = method.adapters, method.bottleneck(fan_in)
         self.n, self.activation = n, ACTIVATIONS[method.activation]
