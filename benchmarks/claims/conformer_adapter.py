@@ -20,18 +20,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ASTConfig, ASTForAudioClassification
 
-FRAMES, BANDS, BATCH, STEPS = 32, 16, 32, 300
+FRAMES, BANDS, BATCH, STEPS = 32, 16, 32, 250
 RATES = (3e-3, 1e-2)
 SIZE, KERNEL = 4, 15
 Draw = Callable[[torch.Generator, int], tuple[Tensor, Tensor]]
 
 
 def textures(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
-    """Noise in one of 4 ranges of bands, flickering at one of 3 rates: `[count, frames, bands]` and its class."""
+    """Energy in one of 4 ranges of bands, flickering at one of 3 rates, in noise: `[count, frames, bands]` and its class."""
     where, rate = (torch.randint(high, (count, 1, 1), generator=generator) for high in (4, 3))
     phase = 2 * torch.pi * torch.rand(count, 1, 1, generator=generator)
     time, band = torch.arange(FRAMES)[None, :, None], torch.arange(BANDS)[None, None]
-    envelope = 1 + torch.cos(2 * torch.pi * (rate + 1) ** 2 * time / FRAMES + phase)
+    cycles = torch.tensor([1.0, 3.0, 8.0])[rate]
+    envelope = 1.5 + 1.5 * torch.cos(2 * torch.pi * cycles * time / FRAMES + phase)
     inside = (band // (BANDS // 4) == where).float()
     noise = torch.randn(count, FRAMES, BANDS, generator=generator)
     return inside * envelope + 0.5 * noise, (3 * where + rate).flatten()
@@ -79,7 +80,7 @@ def pretrained(seed: int) -> tuple[nn.Module, float]:
         max_length=FRAMES, num_mel_bins=BANDS, num_labels=12,
     )  # fmt: skip
     model = ASTForAudioClassification(config)
-    descend(model, loss_of(textures), 300, 3e-3, seed, adapted=False)
+    descend(model, loss_of(textures), 800, 3e-3, seed, adapted=False)
     errors = errors_of(textures)(model)
     model.classifier.dense = nn.Linear(32, 4)
     return model, errors

@@ -341,6 +341,48 @@ def test_training_drops_a_number_of_blocks_drawn_for_each_step():
     assert torch.equal(run(model, "bert"), whole)  # inference drops what is steered, nothing that was drawn
 
 
+# -- LLM-Adapters, arXiv:2304.01933 ------------------------------------------------------------------------------
+
+THREE = [
+    ("series", "after", ["up", "down"]),
+    ("series", "before", ["gate", "up"]),
+    ("parallel", None, ["up", "down"]),
+    ("adaptformer", None, ["up", "down"]),
+]
+
+
+@pytest.mark.parametrize(("method", "place", "targets"), THREE)
+def test_a_zero_start_is_the_base_bit_for_bit_and_a_random_one_near_it(method, place, targets):
+    base, model = family("llama").float(), family("llama").float()
+    where = {} if place is None else {"place": place}
+    ad.attach(model, method, targets=targets, size=3, **where)
+    assert torch.equal(run(model, "llama"), run(base, "llama"))
+    ad.detach(model)
+    ad.attach(model, method, targets=targets, size=3, init="bert", seed=0, **where)
+    apart = (run(model, "llama") - run(base, "llama")).abs().max()
+    assert 0 < apart < 0.1
+    with ad.disabled(model):
+        assert torch.equal(run(model, "llama"), run(base, "llama"))
+
+
+@pytest.mark.parametrize(("method", "place"), [("series", "before"), ("series", "after"), ("parallel", None)])
+def test_without_its_bend_it_is_a_changed_weight(method, place):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9)).double()
+    W, b = (p.detach().clone() for p in model.parameters())
+    where = {} if place is None else {"place": place}
+    ad.attach(model, method, targets="0", size=3, activation="identity", scale=0.5, **where)
+    shake(model)
+    t = tensors(model, "0")
+    change, x = 0.5 * t["U"] @ t["D"], torch.randn(4, 6, dtype=torch.float64)
+    merged = {
+        "before": lambda: F.linear(x, W + W @ change, b),
+        "after": lambda: F.linear(x, W + change @ W, b + change @ b),
+        None: lambda: F.linear(x, W + change, b),
+    }[place]()
+    torch.testing.assert_close(model(x), merged, rtol=1e-10, atol=1e-10)
+
+
 # -- sizes ---------------------------------------------------------------------------------------------------------
 
 
