@@ -270,6 +270,9 @@ def adapted_class(base: type[nn.Module], readable: tuple[str, ...] = ()) -> type
         "__module__": base.__module__,
         "__doc__": base.__doc__,
     }
+    if hasattr(base, "base_model_prefix"):
+        # transformers knows its models by their class's name, when it records hidden states and when it writes a config
+        return type(base.__name__, (Adapted, base), body | {"__qualname__": base.__qualname__})
     return type(f"Adapted{base.__name__}", (Adapted, base), body)
 
 

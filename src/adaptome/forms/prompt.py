@@ -85,9 +85,13 @@ class InputPrompts(Adapter):
     def _positions(self, positions: Tensor) -> Tensor:
         """Positions `[..., length]` of the tokens, counted on from the prompts'."""
         before, after = positions[..., : self.first], positions[..., self.first :] + self.p
-        start = before + 1 if self.first else torch.zeros_like(positions[..., :1]) + (self.padding or -1) + 1
+        start = (
+            before + 1
+            if self.first
+            else positions.new_full((1,), 0 if self.padding is None else self.padding + 1)
+        )
         own = start + torch.arange(self.p, device=positions.device, dtype=positions.dtype)
-        return torch.cat([before, own, after], -1)
+        return torch.cat([before, own.expand(*positions.shape[:-1], -1), after], -1)
 
     def _without(self, output: Any, length: int) -> Any:
         """The output with the prompts' places cut from whatever has `[batch, length, width]`."""
@@ -104,23 +108,23 @@ class InputPrompts(Adapter):
 
     def _check(self, kwargs: Mapping[str, Any], length: int, tokens: int) -> None:
         """Refuse what cannot be extended; `tokens` are in the cache."""
-        name, mask, positions = (
-            self.host.name or "the root",
-            kwargs.get("attention_mask"),
-            kwargs.get("position_ids"),
-        )
-        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        name, mask = self.host.name or "the root", kwargs.get("attention_mask")
+        positions, past = kwargs.get("position_ids"), kwargs.get("past_key_values")
+        ready = mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2)
+        if ready or getattr(past, "is_compileable", False):
             raise HostError(
-                f"{name} was called with an attention mask that is ready for use ({_shown(mask)}); prompts need the one over tokens, [batch, length].\n"
-                "  Pass that one; generate with the default cache, not a static one, for which generate() makes masks itself."
+                f"{name} was called with an attention mask that is ready for use, or a cache of fixed length; prompts need the mask over tokens, [batch, length].\n"
+                "  Pass that one, and generate with the default cache, not a static one."
             )
-        if mask is not None and mask.shape[1] != tokens + length:
+        if (mask is not None and mask.shape[1] != tokens + length) or (
+            mask is None and tokens and _first_is_other(positions, tokens)
+        ):
             raise StateError(
-                f"{name}: the cache holds {tokens} tokens besides prompts, and {length} more came with a mask over {mask.shape[1]}.\n"
+                f"{name}: the cache holds {tokens} tokens besides prompts, and the {length} that came do not follow them.\n"
                 "  A cache must be filled and read with the same prompts on, and goes on with new tokens alone, not with the whole text again."
             )
         packed = any(key.startswith("cu_seq_lens") and value is not None for key, value in kwargs.items())
-        if packed or (mask is None and positions is not None and not tokens and _restarts(positions)):
+        if packed or (mask is None and not tokens and _restarts(positions)):
             raise HostError(
                 f"{name} was called with several sequences packed into one row: only the first would get the prompt.\n"
                 "  Pad instead of packing, or use prefix-tuning, which every packed sequence sees."
@@ -163,12 +167,20 @@ def _padding(layer: nn.Module) -> int | None:
     return int(embeddings.padding_idx) if numbered else None  # type: ignore[union-attr]
 
 
-def _restarts(positions: Tensor) -> bool:
+def _told(positions: Tensor | None) -> bool:
+    """Whether positions were given, of one kind, and can be looked at."""
+    return (
+        positions is not None
+        and positions.dim() == 2
+        and not (positions.is_meta or torch.compiler.is_compiling())
+    )
+
+
+def _restarts(positions: Tensor | None) -> bool:
     """Whether positions do not go up by one: several sequences in a row."""
-    if torch.compiler.is_compiling() or positions.is_meta or positions.dim() != 2:
-        return False
-    return bool((positions.diff(dim=-1) != 1).any())
+    return _told(positions) and bool((positions.diff(dim=-1) != 1).any())  # type: ignore[union-attr]
 
 
-def _shown(mask: Any) -> str:
-    return str(list(mask.shape)) if isinstance(mask, Tensor) else type(mask).__name__
+def _first_is_other(positions: Tensor | None, tokens: int) -> bool:
+    """Whether what comes does not go on after the tokens in the cache; told where there is no mask."""
+    return _told(positions) and bool(positions[0, 0] != tokens)  # type: ignore[index]

@@ -18,11 +18,11 @@ from adaptome.forms.sharded import write
 
 
 def rows_of(table: nn.Module, ids: Tensor) -> Tensor:
-    """The embeddings `[n, width]` that a table gives to tokens, on the CPU in float32."""
+    """The embeddings `[n, width]` that a table gives to tokens, on the CPU."""
     device = next(table.parameters()).device
     with torch.no_grad():
         rows: Tensor = table(ids.to(device))
-    return rows.detach().to("cpu", torch.float32)
+    return rows.detach().to("cpu")
 
 
 def drawn_rows(table: Any, p: int) -> Tensor:
@@ -115,9 +115,7 @@ def plain_prompt(model: nn.Module, name: str = "default") -> None:
     root, running = find_root(model), active(model)
     shares = {n: next(iter(attachment_of(root, n).all().values())).strength for n in running}
     encoded: Any = attachment.adapters
-    values = {
-        path: {k: v.detach().clone() for k, v in a.made().items()} for path, a in attachment.adapters.items()
-    }  # type: ignore[operator]
+    values = {path: {k: v.detach().clone() for k, v in a.made().items()} for path, a in encoded.items()}
     heads = {path: dict(head.named_parameters()) for path, head in attachment.heads.items()}
     detach(root, name)
     attach(

@@ -75,7 +75,7 @@ class GatedPrompt(Attending):
                 f"{self.host.name} attends with queries {list(query.shape)} [batch, heads, length, width]; {self.heads} heads of width {self.width} "
                 "were expected.\n  llama-adapter does not know this attention's shapes: use prompt-tuning."
             )
-        K, V = self.pairs(module)
+        K, V = self.pairs(module, query.dtype)
         shape = (query.shape[0], -1, -1, -1)
         added = F.scaled_dot_product_attention(
             query, K.to(query.dtype).expand(shape), V.to(query.dtype).expand(shape), scale=more.get("scaling")
@@ -84,10 +84,10 @@ class GatedPrompt(Attending):
             output, added.transpose(1, 2), torch.tanh(self.g)[:, None].to(output.dtype)
         ), weights
 
-    def pairs(self, module: nn.Module) -> tuple[Tensor, Tensor]:
+    def pairs(self, module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """K and V `[heads, p, width]`."""
         k, v = (module.get_submodule(name) for name in self.maps)
-        P = self.P.to(self.host.dtype)[None]
+        P = self.P.to(dtype)[None]
         K, V = (m(P)[0].unflatten(-1, (self.groups, self.width)) for m in (k, v))
         norm = getattr(module, "k_norm", None)
         K = K if norm is None else norm(K)

@@ -28,7 +28,7 @@ class PTuning(Method):
     shapes      E, P [p, d]; LSTM both ways, two layers, h = hidden / 2 each, so W1 [hidden, hidden], W2 [d, hidden]; 'mlp': W1 [hidden, d]
     init        E: embeddings of p tokens drawn from the first 5,000; the network as torch draws it. Not the base
     parameters  'mlp': p d + hidden (d + 1) + d (hidden + 1) per backbone; 'lstm': the same with hidden (hidden + 1), and
-                8 h (d + hidden + 2 h + 4) for the LSTM. hidden = 0 is d: LLaMA-2-7B, p = 20, hidden = 256 has 7,558,912
+                8 h (d + hidden + 2 h + 4) for the LSTM. hidden = 0 is d: LLaMA-2-7B, p = 20, hidden = 256 has 5,923,072
     use         as prompt-tuning; `ad.plain_prompt(model)` turns it into that after training, without the network
     merge       none: it is no change of weights
     source      Liu et al. 2021, arXiv:2103.10385, sections 2 and 3; there prompts also stand within a template, see coop for vectors at any place
