@@ -133,14 +133,24 @@ class Host:
             for p in m._parameters.values()
             if p is not None and p.dim() == 1 and "norm" in type(m).__name__.lower()
         ]
-        if norms:
+        # those in an attention are often of its heads' width, those in an MLP of its hidden units'
+        if norms and self.role not in ("attention-block", "mlp-block"):
             return norms[0].numel()
-        linears = [h for m in self.layer.modules() if (h := _leaf(m)) is not None]
-        if not linears:
+        fused = [
+            ExpertsHost(m, parameter=name)
+            for m in self.layer.modules()
+            for name, value in m._parameters.items()
+            if value is not None and value.dim() == 3
+        ]
+        routers = {1, *(experts.copies for experts in fused)} if fused else set()
+        linears = [
+            h for m in self.layer.modules() if (h := _leaf(m)) is not None and h.fan_out not in routers
+        ]
+        if not linears and not fused:
             raise HostError(
                 f"{self.path or 'the root'} ({type(self.layer).__name__}) has no norm or linear layer that tells the width of its activations."
             )
-        return linears[-1].fan_out
+        return (linears or fused)[-1].fan_out
 
     # -- its weight ----------------------------------------------------------------------------------------------
 
