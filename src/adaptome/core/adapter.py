@@ -268,6 +268,8 @@ def adapted_class(base: type[nn.Module], readable: tuple[str, ...] = ()) -> type
         "_base": base,
         "_readable": readable,
         "__module__": base.__module__,
+        # transformers looks up what a model can record (output_hidden_states) by str(type(model))
+        "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
     }
     return type(f"Adapted{base.__name__}", (Adapted, base), body)

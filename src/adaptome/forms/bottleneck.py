@@ -103,3 +103,8 @@ def with_hidden(output: Any, value: Tensor) -> Any:
 def parameter_count(fan_in: int, fan_out: int, size: int, bias: bool, learned_scale: bool) -> int:
     """`b (in + out)`, with `b + out` for biases and 1 for a learned scale."""
     return size * (fan_in + fan_out) + bias * (size + fan_out) + learned_scale
+
+
+def inside_a_block(host: Host) -> str | None:
+    """Why a method of a model's final features cannot sit here; None outside the blocks."""
+    return None if host.index is None else "it is for final features, and this is inside a block"

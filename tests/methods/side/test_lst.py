@@ -171,6 +171,13 @@ def test_padding_on_the_left_changes_nothing():
     assert padded.isfinite().all()
 
 
+def test_the_last_of_the_hidden_states_stays_the_last_hidden_state():
+    model, inputs = adapted("llama")
+    output = model(**inputs, output_hidden_states=True)
+    assert output.hidden_states[-1] is output.last_hidden_state
+    torch.testing.assert_close(output.last_hidden_state, last(model, inputs))
+
+
 # -- the base keeps nothing ----------------------------------------------------------------------------------------
 
 

@@ -137,6 +137,9 @@ class LSTAdapter(Adapter):
                 f"lst: {kind} returns a {type(output).__name__} without a last_hidden_state; call it with return_dict=True."
             )
         new = {**output, "last_hidden_state": output["last_hidden_state"] + added}
+        states = output.get("hidden_states")
+        if states and states[-1] is output["last_hidden_state"]:
+            new["hidden_states"] = (*states[:-1], new["last_hidden_state"])
         if output.get("pooler_output") is not None:
             pooler = getattr(self.host.layer, "pooler", None)
             if pooler is None:
