@@ -126,6 +126,26 @@ def mixtral_block() -> nn.Module:
     return One(MixtralSparseMoeBlock(config))
 
 
+class Encoder(nn.Module):
+    """A transformer of two blocks that embeds vectors by a convolution, so that its input has the shape of its output."""
+
+    def __init__(self) -> None:
+        from transformers import ViTConfig
+        from transformers.models.vit.modeling_vit import ViTLayer
+
+        super().__init__()
+        config = ViTConfig(hidden_size=16, intermediate_size=24, num_attention_heads=4)
+        config._attn_implementation = "sdpa"
+        self.embed, self.norm = nn.Conv1d(16, 16, 1), nn.LayerNorm(16)
+        self.layers = nn.ModuleList([ViTLayer(config) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.mT).mT
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
 def gpt_conv1d() -> nn.Module:
     from transformers.pytorch_utils import Conv1D
 
@@ -186,6 +206,7 @@ SITES: dict[str, Site] = {
         Site("decoder-layer", llama, tokens(32, 2, 5), ("blocks",)),
         Site("backbone", llama, tokens(32, 2, 5), ("backbones",)),
         Site("encoder-layer", vit, floats(2, 3, 8, 8), ("blocks",)),
+        Site("encoder", lambda: One(Encoder()), floats(2, 5, 16), ("backbones",)),
         Site("experts", mixtral_block, floats(2, 5, 16), ("layer.experts.gate_up_proj", "layer.experts.down_proj")),
         Site("parameter", OwnAttention, floats(2, 5, 16), ("layer.in_proj_weight",)),
     )

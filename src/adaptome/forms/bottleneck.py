@@ -107,3 +107,8 @@ class Bottleneck(Inserted):
 def affine(h: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     """`W h + b` in h's precision."""
     return F.linear(h, W.to(h.dtype), None if b is None else b.to(h.dtype))
+
+
+def inside_a_block(host: Host) -> str | None:
+    """Why a method of a model's final features cannot sit here; None outside the blocks."""
+    return None if host.index is None else "it is for final features, and this is inside a block"

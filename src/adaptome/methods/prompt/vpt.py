@@ -14,7 +14,7 @@ from adaptome.core.errors import HostError, MethodError, StateError
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.forms.attended import inner_attention
-from adaptome.forms.bottleneck import hidden, with_hidden
+from adaptome.forms.insertion import hidden, with_hidden
 
 
 @register(
