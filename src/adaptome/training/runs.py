@@ -25,8 +25,9 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 import adaptome as ad
 from adaptome.core.errors import RecipeError, TrainingError
 from adaptome.core.files import remove_folder, write_atomic
+from adaptome.core.plan import Plan
 from adaptome.data import Splits, load_splits
-from adaptome.recipe import Recipe, load_recipe
+from adaptome.recipe import MethodSection, Recipe, load_recipe
 from adaptome.tasks import Prepared, Task, get_task, task_from_dict
 from adaptome.training.adapters import gathered_adapters, write_adapters
 from adaptome.training.arguments import training_arguments
@@ -142,6 +143,36 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     if trainer.args.should_save:
         write_atomic(folder / METRICS, json.dumps(result.to_dict(), indent=1))
     return result
+
+
+def plans(recipe: Recipe, sections: Sequence[MethodSection]) -> list[Plan]:
+    """What each method alone would put on the recipe's model: its data read, its base loaded, nothing trained.
+
+    Raises:
+        RecipeError, DataError: the recipe or its data cannot be used, or there is no split to score on.
+        TargetError, MethodError, HostError: a method does not go with the model.
+    """
+    task, processor, _, prepared = _prepared(recipe)
+    if _final_split(recipe, prepared) is None:
+        raise RecipeError(
+            "there is no split to score on: give data.test or data.validation, and evaluation.split."
+        )
+    model = _base_model(recipe, task, processor)
+    heads = task.head_patterns(model)
+    return [
+        ad.plan(
+            model,
+            section.name,
+            targets=section.targets,
+            exclude=section.exclude,
+            layers=section.layers,
+            train=[*section.train, *(head for head in heads if head not in section.train)],
+            per_layer=section.per_layer,
+            budget=section.budget,
+            **section.settings,
+        )
+        for section in sections
+    ]
 
 
 def load_run(folder: str | Path) -> Loaded:
@@ -261,6 +292,7 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> None:
     if not recipe.methods:
         raise RecipeError(
             "methods is empty: name at least one, e.g. method=lora. `adaptome methods` lists them."
+            + (" Those of `compare` are for `adaptome compare`." if recipe.compare else "")
         )
     heads = task.head_patterns(model)
     for name, section in zip(_names(recipe), recipe.methods, strict=True):
@@ -273,6 +305,7 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> None:
             layers=section.layers,
             train=[*section.train, *(head for head in heads if head not in section.train)],
             per_layer=section.per_layer,
+            budget=section.budget,
             dtype=None if section.dtype is None else getattr(torch, section.dtype),
             seed=recipe.training.seed,
             **section.settings,
