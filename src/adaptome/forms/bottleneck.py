@@ -15,6 +15,7 @@ from adaptome.core.errors import HostError
 from adaptome.core.hosts import Host, first_input
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "identity"]
+Precision = Literal["input", "float32"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
@@ -38,6 +39,7 @@ class Bottleneck(Adapter):
         dropout: on h.
         bias: whether D and U have biases d, u.
         init: 'zero' starts as the base (D Kaiming-uniform, U = 0); 'bert' draws both from N(0, 0.02^2).
+        precision: of the arithmetic: 'input' for the activations' own, 'float32' also on half-precision ones and under autocast.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class Bottleneck(Adapter):
         dropout: float = 0.0,
         bias: bool = False,
         init: Literal["zero", "bert"] = "zero",
+        precision: Precision = "input",
     ):
         super().__init__(host)
         self.activation, self.dropout = ACTIVATIONS[activation], dropout
+        self.precision = precision
         self.D = nn.Parameter(torch.empty(size, fan_in))
         self.U = nn.Parameter(torch.zeros(fan_out, size))
         self.d = nn.Parameter(torch.zeros(size)) if bias else None
@@ -69,7 +73,13 @@ class Bottleneck(Adapter):
             self.s = scale
 
     def bypass(self, h: Tensor) -> Tensor:
-        """`s (U f(D dropout(h) + d) + u)`, computed in the activations' precision."""
+        """`s (U f(D dropout(h) + d) + u)`, in the activations' type."""
+        if self.precision == "input":
+            return self._bypass(h)
+        with torch.autocast(h.device.type, enabled=False):
+            return self._bypass(h.to(torch.promote_types(h.dtype, torch.float32))).to(h.dtype)
+
+    def _bypass(self, h: Tensor) -> Tensor:
         h = F.dropout(h, self.dropout, self.training)
         z = self.activation(F.linear(h, self.D.to(h.dtype), None if self.d is None else self.d.to(h.dtype)))
         out = F.linear(z, self.U.to(h.dtype), None if self.u is None else self.u.to(h.dtype))

@@ -9,7 +9,7 @@ from torch import nn
 from adaptome.core.adapter import Frozen
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
-from adaptome.forms.bottleneck import Activation, Bottleneck, hidden, parameter_count, with_hidden
+from adaptome.forms.bottleneck import Activation, Bottleneck, Precision, hidden, parameter_count, with_hidden
 
 
 @register(
@@ -34,6 +34,9 @@ class Parallel(Method):
     dropout: float = option(0.0, at_least=0, below=1, help="on the adapter's input")
     bias: bool = option(False, help="biases in the bottleneck")
     init: Literal["zero", "bert"] = option("zero", help="'zero' starts as the base")
+    precision: Precision = option(
+        "input", help="of its arithmetic; LLM-Adapters' code uses float32 on any base"
+    )
 
     def parameters(self, host: Host) -> int:
         return parameter_count(host.fan_in, host.fan_out, self.size, self.bias, self.scale == "learned")
@@ -56,6 +59,7 @@ class ParallelAdapter(Bottleneck):
             method.dropout,
             method.bias,
             method.init,
+            method.precision,
         )
 
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import nn
 from adaptome.core.adapter import Frozen
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
-from adaptome.forms.bottleneck import Activation, Bottleneck, hidden, parameter_count, with_hidden
+from adaptome.forms.bottleneck import Activation, Bottleneck, Precision, hidden, parameter_count, with_hidden
 
 
 @register(
@@ -36,6 +36,9 @@ class Series(Method):
     dropout: float = option(0.0, at_least=0, below=1, help="on the adapter's input")
     bias: bool = option(False, help="biases in the bottleneck")
     init: Literal["zero", "bert"] = option("zero", help="'zero' starts as the base")
+    precision: Precision = option(
+        "input", help="of its arithmetic; LLM-Adapters' code uses float32 on any base"
+    )
 
     def _width(self, host: Host) -> int:
         return host.fan_out if self.place == "after" else host.fan_in
@@ -64,6 +67,7 @@ class SeriesAdapter(Bottleneck):
             method.dropout,
             method.bias,
             method.init,
+            method.precision,
         )
         self.after = method.place == "after"
 
