@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +44,7 @@ def load_splits(
     split_seed: int = 0,
     limit: int | None = None,
     prefer: Mapping[str, str] | None = None,
+    texts: Sequence[str] = (),
 ) -> Splits:
     """Read the splits of a run; the arguments are the recipe's `data` section.
 
@@ -51,6 +54,8 @@ def load_splits(
 
     Args:
         prefer: what an ending's format means for this task, e.g. {"tsv": "conll"}.
+        texts: columns that the task reads as text; numbers in them are written out, and files of one split may lack
+            some of them. Files of one split may then differ in columns the task does not read, which are left out.
 
     Raises:
         DataError: names the file, and the line where there is one.
@@ -72,7 +77,11 @@ def load_splits(
         for table in found
         for note in table.notes
     ]
-    splits = {k: found if isinstance(found, Split) else to_split(found, k) for k, found in tables.items()}
+    wide = {mapping.get(column, column) for column in texts}
+    splits = {
+        k: found if isinstance(found, Split) else to_split(_with_texts(found, wide) if wide else found, k)
+        for k, found in tables.items()
+    }
     splits = {k: _renamed(split, k, mapping) for k, split in splits.items()}
     if "train" in splits:
         splits = _held_out(
@@ -211,6 +220,28 @@ def _missing(path: Path, key: str) -> DataError:
 
 
 # --- mapping and splitting -------------------------------------------------------------------------------------------
+
+
+def _with_texts(tables: list[Table], texts: set[str]) -> list[Table]:
+    """The tables with these columns as text, wherever one of them has it; columns that only some have go."""
+    everywhere = set.intersection(*(set(table.columns) for table in tables))
+    kept = [c for c in dict.fromkeys(c for t in tables for c in t.columns) if c in everywhere | texts]
+    return [
+        replace(
+            table,
+            columns={
+                c: _written(table.columns[c]) if c in texts and c in table.columns
+                else table.columns.get(c, [None] * len(table.lines))
+                for c in kept
+            },
+        )
+        for table in tables
+    ]  # fmt: skip
+
+
+def _written(values: Sequence[Any] | np.ndarray) -> list[Any]:
+    """Numbers and booleans as JSON writes them; everything else as it is."""
+    return [json.dumps(v) if isinstance(v, (bool, int, float)) else v for v in values]
 
 
 def _renamed(split: Split, name: str, mapping: Mapping[str, str]) -> Split:

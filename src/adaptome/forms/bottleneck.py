@@ -18,6 +18,7 @@ from adaptome.forms.insertion import with_hidden as with_hidden
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "identity"]
 Start = Literal["zero", "bert"]
+Precision = Literal["input", "float32"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
@@ -36,6 +37,9 @@ class BottleneckMethod(InsertedMethod):
     dropout: float = option(0.0, at_least=0, below=1, help="on the adapter's input")
     bias: bool = option(False, help="biases in the bottleneck")
     init: Start = option("zero", help="'zero' starts as the base")
+    precision: Precision = option(
+        "input", help="of its arithmetic; LLM-Adapters' code uses float32 on any base"
+    )
 
     def numbers(self, host: Host, fan_in: int, fan_out: int) -> int:
         b = self.bottleneck(fan_in)
@@ -45,7 +49,7 @@ class BottleneckMethod(InsertedMethod):
         fan_in, fan_out = self.widths(host)
         return Bottleneck(
             host, fan_in, fan_out, self.bottleneck(fan_in), self.activation, self.scale, self.dropout, self.bias, self.init,
-            self.how(), self.drop, shared,
+            self.how(), self.drop, shared, self.precision,
         )  # fmt: skip
 
 
@@ -70,6 +74,7 @@ class Bottleneck(Inserted):
         how: the insertion.
         drop: how many of the first blocks a training step may skip.
         shared: the method's state that all its adapters use.
+        precision: of the arithmetic: 'input' for the activations' own, 'float32' also on half-precision ones and under autocast.
     """
 
     def __init__(
@@ -86,9 +91,11 @@ class Bottleneck(Inserted):
         how: Insertion = BEHIND,
         drop: int = 0,
         shared: nn.Module | None = None,
+        precision: Precision = "input",
     ):
         super().__init__(host, how, scale, drop, shared)
         self.activation, self.dropout = ACTIVATIONS[activation], dropout
+        self.precision = precision
         self.D = nn.Parameter(torch.empty(size, fan_in))
         self.U = nn.Parameter(torch.zeros(fan_out, size))
         self.d = nn.Parameter(torch.zeros(size)) if bias else None
@@ -98,6 +105,12 @@ class Bottleneck(Inserted):
             nn.init.normal_(self.U, std=0.02)
         else:
             nn.init.kaiming_uniform_(self.D, a=math.sqrt(5))
+
+    def bypass(self, h: Tensor) -> Tensor:
+        if self.precision == "input":
+            return super().bypass(h)
+        with torch.autocast(h.device.type, enabled=False):
+            return super().bypass(h.to(torch.promote_types(h.dtype, torch.float32))).to(h.dtype)
 
     def network(self, h: Tensor) -> Tensor:
         z = self.activation(affine(F.dropout(h, self.dropout, self.training), self.D, self.d))

@@ -15,6 +15,8 @@ from adaptome.recipe.load import (
     validate_task,
 )
 from adaptome.recipe.schema import (
+    ComparedMethod,
+    CompareSection,
     DataSection,
     EvaluationSection,
     MethodSection,
@@ -27,6 +29,8 @@ from adaptome.recipe.schema import (
 )
 
 __all__ = [
+    "CompareSection",
+    "ComparedMethod",
     "DataSection",
     "EvaluationSection",
     "MethodSection",

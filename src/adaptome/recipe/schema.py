@@ -74,7 +74,7 @@ class TaskSection(OpenSection):
     """What the model learns to do; further keys are the task's own options."""
 
     name: str = Field(
-        description="text-classification, token-classification, causal-lm, image-classification, ..."
+        description="text-classification, token-classification, causal-lm, reasoning, image-classification, ..."
     )
 
 
@@ -142,6 +142,10 @@ class MethodSection(OpenSection):
     )
     per_layer: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="settings by module pattern"
+    )
+    budget: int | str | None = Field(
+        default=None,
+        description="trained numbers instead of a size: 20000, '1.5M', '0.1%' of the base, or 'lora:r=8'",
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None, description="dtype of the adapter"
@@ -229,16 +233,41 @@ class OutputSection(Section):
     overwrite: bool = Field(default=False, description="start over in a folder that holds a finished run")
 
 
+class ComparedMethod(MethodSection):
+    """One row of a comparison: a method with what is its own."""
+
+    label: str | None = Field(default=None, description="its name in the table; default: the method's")
+    learning_rate: float | None = Field(default=None, gt=0, description="default: that of training")
+
+
 # `task: causal-lm` stands for `task: {name: causal-lm}`, and so on.
 ModelField = Annotated[ModelSection, BeforeValidator(_named, json_schema_input_type=str | ModelSection)]
 TaskField = Annotated[TaskSection, BeforeValidator(_named, json_schema_input_type=str | TaskSection)]
 DataField = Annotated[DataSection, BeforeValidator(_named, json_schema_input_type=str | DataSection)]
 MethodField = Annotated[MethodSection, BeforeValidator(_named, json_schema_input_type=str | MethodSection)]
+ComparedField = Annotated[
+    ComparedMethod, BeforeValidator(_named, json_schema_input_type=str | ComparedMethod)
+]
 OutputField = Annotated[OutputSection, BeforeValidator(_foldered, json_schema_input_type=str | OutputSection)]
 
 
+class CompareSection(Section):
+    """Methods side by side on the recipe's task: what `adaptome compare` runs, in place of `methods`."""
+
+    methods: list[ComparedField] = Field(default_factory=list, description="one row of the table each")
+    budget: int | str | None = Field(
+        default=None, description="the same count for every method that sets none of its own"
+    )
+    seeds: list[int] = Field(
+        default_factory=lambda: [0, 1, 2],
+        min_length=1,
+        description="every method is trained with each of them",
+    )
+    metric: str | None = Field(default=None, description="what is compared; default: the task's")
+
+
 class Recipe(Section):
-    """Model + task + data + methods + objective + training + evaluation + output."""
+    """Model + task + data + methods + objective + training + evaluation + output; and what to compare."""
 
     title: str | None = Field(default=None, description="one line for reports")
     model: ModelField = ModelSection()
@@ -252,6 +281,7 @@ class Recipe(Section):
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     output: OutputField = OutputSection()
+    compare: CompareSection | None = Field(default=None, description="methods for `adaptome compare`")
 
     def to_yaml(self, full: bool = False) -> str:
         """The recipe as YAML that `recipe_from_yaml` reads back to an equal recipe.

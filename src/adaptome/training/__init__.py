@@ -21,6 +21,7 @@ _HOME = {
     "Result": "runs",
     "evaluate": "runs",
     "load_run": "runs",
+    "plans": "runs",
     "predict": "runs",
     "run": "runs",
 }

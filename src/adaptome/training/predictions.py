@@ -13,19 +13,25 @@ from adaptome.core.files import write_atomic
 from adaptome.data import Split
 from adaptome.tasks import Task
 
-_TRUTHS = ("label", "tags", "completion")
+_TRUTHS = ("label", "tags", "completion", "answer", "output")
 
 
-def write_predictions(
-    path: Path, task: Task, model: nn.Module, processor: Any, split: Split, prepared: Any, batch_size: int
-) -> Path:
-    """Write one JSON line for each row: where it stands, its truth where it has one, and the prediction.
+def predictions_on(
+    task: Task, model: nn.Module, processor: Any, split: Split, prepared: Any, batch_size: int
+) -> list[Any]:
+    """The task's prediction for each row of a split.
 
     Raises:
         RecipeError: the rows hold nothing that the task predicts from.
     """
     rows = prepared if task.trainer == "sft" else split.rows
-    found = task.predict(model, processor, inputs_of(rows), batch_size)
+    inputs = task.inputs(rows)
+    return task.predict(model, processor, inputs_of(rows) if inputs is None else inputs, batch_size)
+
+
+def write_predictions(path: Path, task: Task, split: Split, prepared: Any, found: list[Any]) -> Path:
+    """Write one JSON line for each row: where it stands, its truth where it has one, and the prediction."""
+    rows = prepared if task.trainer == "sft" else split.rows
     truths = next(
         (list(rows[column]) for column in _TRUTHS if column in rows.column_names), [None] * len(found)
     )
