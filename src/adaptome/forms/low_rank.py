@@ -29,6 +29,8 @@ class LowRank(WeightAdapter):
         shared: the method's state that all its adapters use.
     """
 
+    additive = True
+
     def __init__(self, host: Host, scale: float = 1.0, dropout: float = 0.0, shared: nn.Module | None = None):
         super().__init__(host, shared)
         self.scale, self.dropout = scale, dropout

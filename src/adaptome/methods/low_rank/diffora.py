@@ -252,6 +252,7 @@ class Dropped(WeightAdapter):
     """A module that was not selected and has nothing."""
 
     fast = True
+    additive = True
 
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
         return frozen(*args, **kwargs)

@@ -110,6 +110,7 @@ class DivControlAdapter(WeightAdapter):
     """U, S and V of one layer."""
 
     fast = True
+    additive = True  # the base's own part is taken off whatever the value is
 
     def __init__(self, method: DivControl, host: Host, shared: nn.Module | None):
         super().__init__(host, shared)
