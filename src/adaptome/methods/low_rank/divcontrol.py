@@ -32,6 +32,7 @@ class Gate(nn.Module):
     subcategory="spectral, gated components",
     export="delta",
     identity_at_init=False,
+    per_sample_routing=True,
     hosts=("linear", "conv"),
     source="arXiv:2507.23620, section 3",
 )

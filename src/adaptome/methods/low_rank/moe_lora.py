@@ -18,7 +18,7 @@ from adaptome.forms.low_rank import kaiming
 
 @register(
     "moe-lora", subcategory="low-rank, mixture of experts", merge="none", export="none",
-    inference_overhead="extra modules", hosts=("linear",),
+    inference_overhead="extra modules", per_sample_routing=True, hosts=("linear",),
     source="Sun et al. 2025, arXiv:2502.15828",
 )  # fmt: skip
 class MoELoRA(Method):

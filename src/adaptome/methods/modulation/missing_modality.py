@@ -23,6 +23,7 @@ from adaptome.forms.per_sample import refuse_per_sample
     category="additive",
     subcategory="feature modulation",
     export="none",
+    per_sample_routing=True,
     hosts=("linear", "conv", "norm"),
     source="Reza et al. 2023, arXiv:2310.03986",
 )
