@@ -38,11 +38,12 @@ if TYPE_CHECKING:
     from adaptome.core.plan import Entry, Plan, Report
     from adaptome.core.state import Attachment, adapters
     from adaptome.core.steer import steer, steered
+    from adaptome.forms.streams import TaskStreams
     from adaptome.interop.peft import ExportReport, export
 
 __version__ = "0.1.0"
 __all__ = [
-    "Adapter", "AdaptomeError", "Attachment", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "Report",
+    "Adapter", "AdaptomeError", "Attachment", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "Report", "TaskStreams",
     "activate", "active", "adapters", "attach", "check_gradients", "detach", "disabled", "errors", "export", "get_method", "list_methods", "load", "merge",
     "on_step", "option", "parameters_of", "penalty", "plan", "register", "save", "set_trainable", "steer", "steered", "trainable", "unmerge",
 ]  # fmt: skip
@@ -77,6 +78,7 @@ _HOMES = {
     ),
     "adaptome.core.plan": ("Entry", "Plan", "Report"),
     "adaptome.core.steer": ("steer", "steered"),
+    "adaptome.forms.streams": ("TaskStreams",),
     "adaptome.interop.peft": ("ExportReport", "export"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
