@@ -4,9 +4,9 @@ claim      Sung et al. 2021, arXiv:2111.09839: of k trained weights, the k with 
            all where k is small. Ben Zaken et al. 2021, arXiv:2106.10199: training the biases alone is competitive, and better than
            as many randomly chosen parameters
 miniature  a tiny GPT-2 of letters (it has biases), pretrained here on the standard library's docstrings, is adapted to Python sources
-           (100 steps, the better of two learning rates) and tested on modules it has not seen. k is the number of the biases: the FISH
-           mask is computed on 64 single pieces of the new domain, over the linear weights; sparse-delta draws k places of them, or takes
-           the k largest weights. Ten times k for the two masks as well. LoRA r = 8 for scale
+           (60 steps, the better of two learning rates) and tested on modules it has not seen. Masks have 0.1 and 0.5 % of the linear
+           weights, two of the paper's levels: FISH's is computed on 64 single pieces of the new domain, sparse-delta draws its places.
+           BitFit meets as many randomly drawn weights as there are biases, and LoRA r = 8 for "competitive": three quarters of its gain
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import adaptome as ad
 from adaptome.core.plan import Plan
 from adaptome.methods.selective.fish_mask import fish_mask
 
-STEPS, RATES, SAMPLES = 100, (3e-3, 1e-2), 64
+STEPS, RATES, SAMPLES, SHARES = 60, (3e-3, 1e-2), 64, (0.001, 0.005)
 
 
 def pieces(text: Tensor, count: int) -> list[Tensor]:
@@ -40,7 +40,7 @@ def chosen(samples: list[Tensor], k: int) -> Callable[[nn.Module, Any, int], Pla
     return lambda model, targets, seed: fish_mask(model, samples, own_loss, k, targets, seed=seed)
 
 
-def drawn(k: int, selection: str) -> Callable[[nn.Module, Any, int], Plan]:
+def drawn(k: int) -> Callable[[nn.Module, Any, int], Plan]:
     """Attach a mask of k entries, spread over the layers by their size."""
 
     def attach(model: nn.Module, targets: Any, seed: int) -> Plan:
@@ -51,7 +51,7 @@ def drawn(k: int, selection: str) -> Callable[[nn.Module, Any, int], Plan]:
             share[e.path] = left if i == len(hosts) - 1 else round(k * e.parameters / total)
             left -= share[e.path]
         per_layer = {f"={path}": {"n": n} for path, n in share.items()}
-        return ad.attach(model, "sparse-delta", targets=targets, selection=selection, per_layer=per_layer, seed=seed)  # fmt: skip
+        return ad.attach(model, "sparse-delta", targets=targets, per_layer=per_layer, seed=seed)  # fmt: skip
 
     return attach
 
@@ -61,16 +61,12 @@ def measurement() -> Measure:
     text = code()
     base, loss, score = language_model(300, biases=True), next_letter(text), held_out(code(TEST), 8)
     samples = pieces(text, SAMPLES)
-    k = ad.plan(base, "bitfit").trainable
-    methods: dict[str, Any] = {
-        "bitfit": "bitfit",
-        "fish-mask, k": chosen(samples, k),
-        "random, k": drawn(k, "random"),
-        "largest, k": drawn(k, "largest"),
-        "fish-mask, 10 k": chosen(samples, 10 * k),
-        "random, 10 k": drawn(10 * k, "random"),
-        "lora r=8": "lora",
-    }
+    biases = ad.plan(base, "bitfit").trainable
+    total = ad.plan(base, "sparse-delta", n=10**9).trainable
+    methods: dict[str, Any] = {"lora r=8": "lora", "bitfit": "bitfit", "random, as many": drawn(biases)}
+    for share in SHARES:
+        methods[f"fish-mask, {share:.1%}"] = chosen(samples, round(share * total))
+        methods[f"random, {share:.1%}"] = drawn(round(share * total))
 
     def measure(seed: int, table: Table) -> None:
         table.add("base", score(base))
@@ -83,13 +79,16 @@ def measurement() -> Measure:
 
 
 def judge(table: Table) -> dict[str, bool]:
-    equal = len({table.parameters[key] for key in ("bitfit", "fish-mask, k", "random, k", "largest, k")}) == 1
-    return {
-        "equal parameters at k": equal,
-        "fish-mask below random, k, every seed": table.below("fish-mask, k", "random, k"),
-        "fish-mask below random, 10 k, every seed": table.below("fish-mask, 10 k", "random, 10 k"),
-        "bitfit below as many random entries, every seed": table.below("bitfit", "random, k"),
+    gain = {label: table.mean("base") - table.mean(label) for label in ("lora r=8", "bitfit")}
+    share = gain["bitfit"] / gain["lora r=8"]
+    parts = {
+        f"bitfit has at least three quarters of lora's gain ({share:.0%})": share >= 0.75,
+        "bitfit below as many random entries, every seed": table.below("bitfit", "random, as many"),
     }
+    for share in SHARES:
+        fish, others = f"fish-mask, {share:.1%}", f"random, {share:.1%}"
+        parts[f"{fish} below {others}, every seed"] = table.below(fish, others)
+    return parts
 
 
 if __name__ == "__main__":

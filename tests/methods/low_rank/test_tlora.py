@@ -37,7 +37,7 @@ def test_forward_and_merge_are_the_equation(R, residual):
     model, a = adapted(layer, ad.TLoRA(R=R, q=2, residual=residual, alpha=3.0))
     torch.testing.assert_close(model(x), x @ W.T + b, rtol=1e-6, atol=1e-6)
     shake(model)
-    T = transform([c.detach() for c in a.transform]) if R else torch.eye(12, dtype=torch.float64)
+    T = transform([c.detach() for c in a.cores()]) if R else torch.eye(12, dtype=torch.float64)
     D = ring(a.B, a.C) if residual == "ring" else a.B[0] @ a.C[0]
     expected = x @ (W @ T + 3.0 / 2**0.5 * D).T + b
     torch.testing.assert_close(model(x), expected)
@@ -48,7 +48,37 @@ def test_forward_and_merge_are_the_equation(R, residual):
 def test_the_transform_starts_as_the_identity():
     for R in (1, 2, 3):
         model, a = adapted(linear(60, 8), ad.TLoRA(R=R))
-        torch.testing.assert_close(transform(list(a.transform)), torch.eye(60, dtype=torch.float64))
+        torch.testing.assert_close(transform(a.cores()), torch.eye(60, dtype=torch.float64))
+
+
+def test_special_transforms_are_other_methods():
+    x, W = batch(4, 12), linear(12, 20).weight.detach().double()
+    model, a = adapted(linear(12, 20, bias=False), ad.TLoRA(R=1, q=0))
+    cores = a.cores()
+    with torch.no_grad():  # diagonal cores: a factor for every input, as DoRA's with its norm held
+        for core, moved in zip(cores, a.transform, strict=True):
+            moved += torch.diag(torch.rand(len(core), dtype=torch.float64))[:, :, None, None]
+    T = transform(a.cores())
+    assert torch.equal(T, torch.diag(T.diagonal()))
+    torch.testing.assert_close(model(x), x * T.diagonal() @ W.T)
+    model, a = adapted(linear(12, 20, bias=False), ad.TLoRA(R=1, q=0))
+    with torch.no_grad():  # orthogonal cores: a rotation, as OFT's, which keeps the norm
+        for core, moved in zip(a.cores(), a.transform, strict=True):
+            Q = torch.linalg.qr(torch.randn(len(core), len(core), dtype=torch.float64))[0]
+            moved += Q[:, :, None, None] - core
+    T = transform(a.cores())
+    torch.testing.assert_close(T @ T.T, torch.eye(12, dtype=torch.float64))
+    torch.testing.assert_close(model(x), x @ (W @ T).T)
+    torch.testing.assert_close((W @ T).norm(), W.norm())
+
+
+def test_weight_decay_pulls_the_transform_to_the_identity():
+    model, a = adapted(linear(), ad.TLoRA(R=2, q=0))
+    optimizer = torch.optim.AdamW(ad.parameters_of(model).values(), lr=0.1, weight_decay=1.0)
+    for parameter in ad.parameters_of(model).values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(transform(a.cores()), torch.eye(12, dtype=torch.float64))
 
 
 def test_first_gradients_reach_the_cores_and_the_zero_factor():

@@ -52,6 +52,7 @@ class TLoRA(Method):
     scale       s = alpha / sqrt(q), or alpha / q without `rslora`
     parameters  R^2 sum Id^2 + q^2 (sum Id + sum Od), or + q (in + out): 941,440 on the SD 1.5 UNet's attention, R = 2, lora, q = 4
     forward     T x by one contraction a factor, D x by contracting the ring: neither T nor D is built
+    stored      Ad less its identity, so that weight decay pulls towards the base
     merge       exact; unmerging uses the kept weight (T may become singular)
     note        T-LoRA (arXiv:2507.05964) and LyCORIS' tlora are other methods
     source      Tao et al. 2025, arXiv:2501.08727, section 3; `identity_penalty` is the paper's R_I, its better regulariser
@@ -87,14 +88,10 @@ class TLoRA(Method):
 
     def penalty(self, adapters: Mapping[str, Any], shared: nn.Module | None) -> Tensor | None:
         """`identity_penalty` times R_I, or None."""
-        cores = [(core, adapter.R) for adapter in adapters.values() for core in adapter.transform]
-        if not cores or not self.identity_penalty:
+        moved = [core for adapter in adapters.values() for core in adapter.transform]
+        if not moved or not self.identity_penalty:
             return None
-        eye = [
-            (core - (torch.eye(len(core)) / R).to(core)[:, :, None, None]).square().sum((0, 1)).sqrt().sum()
-            for core, R in cores
-        ]
-        return self.identity_penalty * torch.stack(eye).sum()
+        return self.identity_penalty * torch.stack([c.square().sum((0, 1)).sqrt().sum() for c in moved]).sum()
 
 
 class TLoRAAdapter(WeightAdapter):
@@ -107,9 +104,7 @@ class TLoRAAdapter(WeightAdapter):
         self.R, self.q, self.scale, self.ring = method.R, method.q, method.scale, method.residual == "ring"
         self.I, self.O = factorise(host.fan_in), factorise(host.fan_out)
         R, q = self.R, self.q
-        self.transform = nn.ParameterList(
-            [torch.eye(i)[:, :, None, None].expand(i, i, R, R).clone() / R for i in self.I] if R else []
-        )
+        self.transform = nn.ParameterList([torch.zeros(i, i, R, R) for i in self.I] if R else [])
         self.B, self.C = nn.ParameterList(), nn.ParameterList()
         if q and self.ring:
             self.B.extend(
@@ -120,12 +115,19 @@ class TLoRAAdapter(WeightAdapter):
             self.C.append(nn.init.kaiming_normal_(torch.empty(q, host.fan_in), a=5**0.5))
             self.B.append(torch.zeros(host.fan_out, q))
 
+    def cores(self) -> list[Tensor]:
+        """Ad: what is trained, and the identity on every ring index."""
+        return [
+            moved + (torch.eye(len(moved), dtype=moved.dtype, device=moved.device) / self.R)[:, :, None, None]
+            for moved in self.transform
+        ]
+
     def transformed(self, x: Tensor) -> Tensor:
         """`T x` for x [..., in], one factor at a time."""
         if not self.R:
             return x
         h = x.reshape(-1, *self.I)
-        a, b, c = (core.to(x.dtype) for core in self.transform)
+        a, b, c = (core.to(x.dtype) for core in self.cores())
         if self.R == 1:
             h = torch.einsum("il,nlyz->niyz", a[..., 0, 0], h)
             h = torch.einsum("jm,nimz->nijz", b[..., 0, 0], h)
