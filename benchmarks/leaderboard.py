@@ -179,7 +179,9 @@ def text(found: list[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--methods", nargs="+", choices=list(ad.list_methods()), metavar="METHOD", help="these alone")  # fmt: skip
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=110, help="start no trial after this long")

@@ -76,15 +76,27 @@ def measure(seed: int, table: Table) -> None:
     searched = adapt(base, "diffora", loss, score, steps=STEPS, rates=RATES, seed=seed, targets=names, r=R, ratio=PLANTED / six)  # fmt: skip
     method = final(searched.model)
     settings = {**method.settings(), "sharing": "none"}
-    found = adapt(base, "diffora", loss, score, steps=STEPS, rates=RATES, seed=seed, targets=names, **settings)
-    for label, seen in (("lora, all modules", everything), ("lora, random modules", random_k), ("diffora", found)):
+    found = adapt(
+        base, "diffora", loss, score, steps=STEPS, rates=RATES, seed=seed, targets=names, **settings
+    )
+    for label, seen in (
+        ("lora, all modules", everything),
+        ("lora, random modules", random_k),
+        ("diffora", found),
+    ):
         table.add(label, seen.value, seen.parameters)
-    table.add("(share of the planted modules found)", len(set(method.selected or ()) & set(planted)) / len(planted))
+    table.add(
+        "(share of the planted modules found)", len(set(method.selected or ()) & set(planted)) / len(planted)
+    )
 
 
 def judge(table: Table) -> dict[str, bool]:
     share = table.mean("(share of the planted modules found)")
-    whole, chance, found = table.mean("lora, all modules"), table.mean("lora, random modules"), table.mean("diffora")
+    whole, chance, found = (
+        table.mean("lora, all modules"),
+        table.mean("lora, random modules"),
+        table.mean("diffora"),
+    )
     return {
         f"at least 80 % of the planted modules are found ({share:.0%})": share >= 0.8,
         "diffora below random modules, every seed": table.below("diffora", "lora, random modules"),

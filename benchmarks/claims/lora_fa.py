@@ -42,7 +42,9 @@ def kept(model: nn.Module, loss) -> int:
 def open_input(model: nn.Module) -> nn.Module:
     """Frozen, with a gradient asked of the embedding's output, as in a model whose lowest layer is adapted."""
     model = copy.deepcopy(model).requires_grad_(False)
-    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: output.requires_grad_(True)
+    )
     return model
 
 
@@ -68,7 +70,8 @@ def judge(table: Table) -> dict[str, bool]:
     floor, lora, fa = (table.mean(f"(KB kept: {k})") for k in ("floor", "lora", "lora-fa"))
     return {
         f"lora-fa: within a tenth of lora's gain ({lost:.3f}, at most {gain / 10:.3f})": lost <= gain / 10,
-        f"above the floor it keeps at most half of lora's activations ({fa - floor:.0f} KB and {lora - floor:.0f})": fa - floor
+        f"above the floor it keeps at most half of lora's activations ({fa - floor:.0f} KB and {lora - floor:.0f})": fa
+        - floor
         <= (lora - floor) / 2,
     }
 

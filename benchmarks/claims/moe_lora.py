@@ -73,7 +73,9 @@ def measure(seed: int, table: Table) -> None:
         table.add(label, seen.value, seen.parameters)
     for riemann in (False, True):
         plain = adapt(base, "moe-lora", loss, score, steps=STEPS // 4, rates=PLAIN, seed=seed, targets="0", optimiser=torch.optim.SGD, riemann=riemann, delta=1e-2, **EXPERTS)  # fmt: skip
-        table.add(f"plain steps, {'preconditioned' if riemann else 'as they are'}", plain.value, plain.parameters)
+        table.add(
+            f"plain steps, {'preconditioned' if riemann else 'as they are'}", plain.value, plain.parameters
+        )
     base, loss, score = mixture(rare=True)
     for balance in (0.0, 0.1):
         seen = adapt(base, "moe-lora", loss, score, steps=STEPS, rates=RATES[1:2], seed=seed, targets="0", balance=balance, **EXPERTS)  # fmt: skip

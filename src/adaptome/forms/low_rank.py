@@ -78,6 +78,26 @@ class LowRank(WeightAdapter):
         return A.detach(), B.detach() * (self.scale * self.strength)
 
 
+class Pair(LowRank):
+    """One pair of its own: A `[*, r, in]` Kaiming-uniform, B `[*, out, r]` = 0.
+
+    Args:
+        host: where it sits.
+        r: rank.
+        scale, dropout, shared: as LowRank's.
+    """
+
+    def __init__(
+        self, host: Host, r: int, scale: float, dropout: float = 0.0, shared: nn.Module | None = None
+    ):
+        super().__init__(host, scale, dropout, shared)
+        self.A = nn.Parameter(kaiming(torch.empty(*host.lead, r, host.fan_in)))
+        self.B = nn.Parameter(torch.zeros(*host.lead, host.fan_out, r))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.A, self.B
+
+
 def kaiming(tensor: Tensor) -> Tensor:
     """Kaiming-uniform with a = sqrt(5) over the last dimension, `U(-1/sqrt(in), 1/sqrt(in))`, as LoRA's code has it.
 

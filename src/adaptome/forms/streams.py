@@ -109,4 +109,3 @@ def _each(values: Any, change: Any, rows: int) -> Any:
     if isinstance(values, Mapping):
         return {k: _each(v, change, rows) for k, v in values.items()}
     return values
-

@@ -116,7 +116,9 @@ def test_trained_on_an_update_its_first_components_are_the_leading_singular_ones
         assert b == 4 or aligned(B, b) > 0.95
     gains = [before - after for before, after in itertools.pairwise(errors)]
     assert gains == sorted(gains, reverse=True)
-    assert aligned(D, 1) < 0.9 and (D[:, :1] @ C[:1] - goal).square().sum() > 2 * errors[1] * goal.square().sum()
+    assert (
+        aligned(D, 1) < 0.9 and (D[:, :1] @ C[:1] - goal).square().sum() > 2 * errors[1] * goal.square().sum()
+    )
 
 
 def test_export_at_a_rank_is_a_plain_lora(tmp_path):

@@ -35,7 +35,10 @@ class Bases(nn.Module):
             else torch.Generator().manual_seed(method.projection_seed)
         )
         rare = {"dense": 0.0, "sparse": 3.0, "very-sparse": math.sqrt(m)}[method.bases]
-        for name, shape in (("A", (method.r, m)), ("B", (M, bases_needed(m, method.r, method.share), method.r))):
+        for name, shape in (
+            ("A", (method.r, m)),
+            ("B", (M, bases_needed(m, method.r, method.share), method.r)),
+        ):
             drawn = torch.rand(shape, generator=generator) * 2 - 1
             if rare:
                 drawn = (drawn > 1 - 1 / rare).float() - (drawn < 1 / rare - 1).float()
