@@ -13,11 +13,11 @@ from tests.methods.helpers import adapted, batch, linear, shake
 
 def transform(cores):
     """T[i, j] = tr(A1[i1, j1] A2[i2, j2] A3[i3, j3])."""
-    shape = [range(len(c)) for c in cores]
-    indices = list(itertools.product(*shape))
-    T = torch.empty(len(indices), len(indices), dtype=torch.float64)
-    for i, a in enumerate(indices):
-        for j, b in enumerate(indices):
+    rows = list(itertools.product(*[range(c.shape[0]) for c in cores]))
+    columns = list(itertools.product(*[range(c.shape[1]) for c in cores]))
+    T = torch.empty(len(rows), len(columns), dtype=torch.float64)
+    for i, a in enumerate(rows):
+        for j, b in enumerate(columns):
             T[i, j] = (cores[0][a[0], b[0]] @ cores[1][a[1], b[1]] @ cores[2][a[2], b[2]]).trace()
     return T
 
@@ -30,7 +30,7 @@ def ring(B, C):
 
 
 @pytest.mark.parametrize("R", [0, 1, 2, 3])
-@pytest.mark.parametrize("residual", ["lora", "ring"])
+@pytest.mark.parametrize("residual", ["lora", "ring", "ttm"])
 def test_forward_and_merge_are_the_equation(R, residual):
     layer, x = linear(12, 20), batch(2, 3, 12)
     W, b = layer.weight.detach().double().clone(), layer.bias.detach().double()
@@ -38,7 +38,7 @@ def test_forward_and_merge_are_the_equation(R, residual):
     torch.testing.assert_close(model(x), x @ W.T + b, rtol=1e-6, atol=1e-6)
     shake(model)
     T = transform([c.detach() for c in a.cores()]) if R else torch.eye(12, dtype=torch.float64)
-    D = ring(a.B, a.C) if residual == "ring" else a.B[0] @ a.C[0]
+    D = {"ring": ring, "ttm": lambda B, C: transform(B), "lora": lambda B, C: B[0] @ C[0]}[residual](a.B, a.C)
     expected = x @ (W @ T + 3.0 / 2**0.5 * D).T + b
     torch.testing.assert_close(model(x), expected)
     ad.merge(model)
@@ -107,6 +107,32 @@ def test_penalty_is_zero_at_the_identity_and_grows():
     assert ad.penalty(model).item() == pytest.approx(0.5 * len(a.transform[0]))
     with pytest.raises(MethodError, match="both 0"):
         ad.TLoRA(R=0, q=0)
+
+
+@pytest.mark.parametrize("R", [1, 2])
+def test_the_orthogonal_penalty_is_zero_where_the_transform_is_orthogonal(R):
+    model, a = adapted(linear(), ad.TLoRA(R=R, q=0, orthogonal_penalty=0.5))
+    penalty = ad.penalty(model)
+    assert penalty.item() == 0.0
+    penalty.backward()
+    assert not any(p.grad.isnan().any() for p in a.parameters())
+    shake(model, 0.1)
+    total = 0.0
+    for core in a.cores():
+        n = len(core)
+        for i, j in itertools.product(range(n), range(n)):
+            found = sum(torch.kron(core[i, l], core[j, l]) for l in range(n))
+            total += (found - (i == j) * torch.full_like(found, 1 / R**2)).norm()
+    torch.testing.assert_close(ad.penalty(model), 0.5 * total)
+    # the product rule behind it: T T^T has the cores sum_l A[i, l] (x) A[j, l]
+    doubled = []
+    for core in a.cores():
+        n, product = len(core), torch.empty(len(core), len(core), R * R, R * R, dtype=torch.float64)
+        for i, j in itertools.product(range(n), range(n)):
+            product[i, j] = sum(torch.kron(core[i, l], core[j, l]) for l in range(n)).detach()
+        doubled.append(product)
+    T = transform([c.detach() for c in a.cores()])
+    torch.testing.assert_close(transform(doubled), T @ T.T)
 
 
 SD15 = {320: 5, 640: 5, 1280: 6}
