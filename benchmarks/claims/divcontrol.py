@@ -6,13 +6,14 @@ claim      arXiv:2507.23620: a network whose factors are split into learngenes, 
 miniature  three residual layers. A condition is one of four families; each layer's right weight is the base's plus a change of rank 6 that all
            conditions share plus one of rank 3 of the family. An instruction is the family's vector plus noise. Three families train the
            factors (Adam, 600 steps); without diversion: the same layers, dense, trained alike on the same batches. Related
-           condition: new instructions of a known family, untrained, against an even gate and the dense model. New condition: the
+           condition: new instructions of a known family, untrained, against an even gate and the dense model; and how alike gates are. New condition: the
            fourth family, 48 samples, 150 steps of a LoRA r = 3 beside the frozen model, the best of two learning rates
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import torch
@@ -67,6 +68,14 @@ def update(rank: int) -> Tensor:
     return product / product.norm()
 
 
+def gates(model: nn.Module, instruction: Tensor) -> Tensor:
+    """The weights of all tailors, 0 where one does not run."""
+    adapter = next(iter(ad.adapters(model)["default"].adapters.values()))
+    with ad.steer(instruction=instruction), torch.no_grad():
+        share, chosen = adapter.gate()  # type: ignore[operator]
+    return torch.zeros(SETTINGS["tailors"]).index_put((chosen,), share)  # type: ignore[arg-type]
+
+
 def measure(seed: int, table: Table) -> None:
     world = World()
 
@@ -92,6 +101,15 @@ def measure(seed: int, table: Table) -> None:
         known = [world.error(model, family, **facts) for family in range(FAMILIES - 1)]
         table.add(f"related, untrained: {label}", sum(known) / len(known))
 
+    generator = torch.Generator().manual_seed(7)
+    told = [[gates(diverted, world.instruction(f, generator)) for _ in range(8)] for f in range(FAMILIES - 1)]
+    for label, pairs in (
+        ("one family", [(a, b) for row in told for a, b in itertools.combinations(row, 2)]),
+        ("two families", [(a, b) for r, s in itertools.combinations(told, 2) for a in r for b in s]),
+    ):
+        alike = torch.stack([F.cosine_similarity(a, b, dim=0) for a, b in pairs]).mean()
+        table.add(f"(cosine of the gates of {label})", float(alike))
+
     few = world.data(FAMILIES - 1, SAMPLES, torch.Generator().manual_seed(seed))
     name = world.instruction(FAMILIES - 1, torch.Generator().manual_seed(seed))
 
@@ -114,6 +132,7 @@ def judge(table: Table) -> dict[str, bool]:
     return {
         "related: the gate below an even one, every seed": table.below("related, untrained: gate", "related, untrained: even gate"),
         "related: the gate below the dense model, every seed": table.below("related, untrained: gate", "related, untrained: dense"),
+        "gates are more alike within a family than between two, every seed": table.below("(cosine of the gates of two families)", "(cosine of the gates of one family)"),
         "new: a tailor beside the learngenes below the same on the base, every seed": table.below(new["learngenes"], new["base"]),
         "new: and at least as good as beside the dense model on average": table.as_good(new["learngenes"], new["dense"], 0.0),
         "equal parameters": len({table.parameters[k] for k in new.values()}) == 1,
