@@ -71,6 +71,7 @@ def ours(model: LlamaForCausalLM, method: str, settings: dict[str, Any]) -> nn.M
     chosen = ad.get_method(method, **settings)
     targets = None if method in ("ia3", "norm-tuning") or "linear" not in chosen.hosts else "all-linear"
     ad.attach(model, chosen, targets=targets, seed=0)
+    ad.on_step(model, 0, 1000)  # schedules as in a training loop
     return model
 
 

@@ -4,20 +4,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from adaptome.forms.dropped import _keep, _pack, _unpack, dropped_linear
+from adaptome.forms.dropped import dropped_linear, keep, pack, unpack
 
 
 @pytest.mark.parametrize("shape", [(1,), (13,), (3, 5, 7), (64, 8)])
 def test_bits_keep_every_boolean(shape):
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) > 0.4
-    bits = _pack(mask)
-    assert torch.equal(_unpack(bits, mask.shape), mask) and bits.nbytes == -(-mask.numel() // 8)
+    bits = pack(mask)
+    assert torch.equal(unpack(bits, mask.shape), mask) and bits.nbytes == -(-mask.numel() // 8)
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
 def test_the_mask_keeps_its_share_and_the_scale_its_mean(p):
     torch.manual_seed(0)
-    mask, scale = _keep(torch.empty(400, 500), p)
+    mask, scale = keep(torch.empty(400, 500), p)
     assert abs(float(mask.float().mean()) - (1 - p)) < 4e-3 and abs(scale * (1 - p) - 1) < 2e-4
     lanes = mask.view(-1, 4).float().mean(0)
     assert float(lanes.max() - lanes.min()) < 1.2e-2
@@ -33,7 +33,7 @@ def test_gradients_are_those_of_the_drawn_mask():
 
     assert torch.autograd.gradcheck(seeded, (x, A))
     torch.manual_seed(3)
-    mask, scale = _keep(x, 0.3)
+    mask, scale = keep(x, 0.3)
     torch.testing.assert_close(seeded(x, A), F.linear(x * mask * scale, A))
 
 

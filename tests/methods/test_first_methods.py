@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import adaptome as ad
 from adaptome.core.errors import HostError, MethodError, TargetError
-from adaptome.forms.dropped import _keep
+from adaptome.forms.dropped import keep
 
 torch.set_num_threads(1)
 OUT, IN, R = 10, 6, 3
@@ -162,7 +162,7 @@ def test_dropout_acts_on_the_adapters_input_in_training_alone():
     t = on(model, ad.LoRA(r=R, alpha=R, dropout=0.5))
     base = F.linear(x, model.layer._parameters["weight"], model.layer.bias)
     torch.manual_seed(7)
-    mask, scale = _keep(x, 0.5)
+    mask, scale = keep(x, 0.5)
     dropped = x * mask * scale
     torch.manual_seed(7)
     close(model.train()(x), base + dropped @ t["A"].T @ t["B"].T)

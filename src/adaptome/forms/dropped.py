@@ -16,11 +16,11 @@ def dropped_linear(x: Tensor, A: Tensor, p: float) -> Tensor:
     """
     if torch.compiler.is_compiling():  # which fuses and recomputes masks by itself
         return F.linear(F.dropout(x, p), A)
-    mask, scale = _keep(x, p)
+    mask, scale = keep(x, p)
     return _Dropped.apply(x, A, mask, scale)
 
 
-def _keep(x: Tensor, p: float) -> tuple[Tensor, float]:
+def keep(x: Tensor, p: float) -> tuple[Tensor, float]:
     """A random mask of x's shape, and the inverse of the probability to keep. Draws four 16-bit lanes a random word."""
     threshold = min(max(round((1 - p) * 65536), 1), 65536) - 32768
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
@@ -31,14 +31,14 @@ def _keep(x: Tensor, p: float) -> tuple[Tensor, float]:
 _GATHER = 0x0102040810204080
 
 
-def _pack(mask: Tensor) -> Tensor:
+def pack(mask: Tensor) -> Tensor:
     """Booleans as bits: eight 0/1 bytes seen as one word, gathered into its top byte by a multiplication."""
     flat = mask.reshape(-1)
     flat = F.pad(flat, (0, -flat.numel() % 8))
     return ((flat.view(torch.int64) * _GATHER) >> 56).to(torch.uint8)
 
 
-def _unpack(bits: Tensor, shape: torch.Size) -> Tensor:
+def unpack(bits: Tensor, shape: torch.Size) -> Tensor:
     places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=bits.device)
     return (bits[:, None] & places).view(-1)[: shape.numel()].view(shape) != 0
 
@@ -47,13 +47,13 @@ class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, A: Tensor, mask: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
-        ctx.save_for_backward(x, A, _pack(mask))
+        ctx.save_for_backward(x, A, pack(mask))
         return F.linear(x * mask, A * scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, A, bits = ctx.saved_tensors
-        mask = _unpack(bits, x.shape)
+        mask = unpack(bits, x.shape)
         dx = (grad @ (A * ctx.scale)).mul_(mask) if ctx.needs_input_grad[0] else None
         dA = None
         if ctx.needs_input_grad[1]:

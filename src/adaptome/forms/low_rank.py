@@ -1,12 +1,12 @@
 """`W' = W + scale * B A`: everything a low-rank method needs beyond its factors.
 
-Forward never builds `B A`: it adds `scale * B (A x)` to the layer's output. Where a host has no such product (fused experts, parameters
+Forward never builds `B A`: it adds `scale * B (A x)` to the layer's output, on plain linear layers in one node with it. Where a host has no such product (fused experts, parameters
 by name), the layer reads `W + scale * B A` instead.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from adaptome.core.adapter import Frozen, WeightAdapter
 from adaptome.core.hosts import Host
 from adaptome.forms.dropped import dropped_linear
+from adaptome.forms.fused import linear_with_pair, plain_weight
 
 
 class LowRank(WeightAdapter):
@@ -30,6 +31,14 @@ class LowRank(WeightAdapter):
     """
 
     additive = True
+    #: whether `factors` makes large factors of small tensors at little cost, so that the backward makes them again
+    makes_factors: ClassVar[bool] = False
+    #: whether `add_product` is the one below, so that the layer and its update can run as one
+    fused: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        cls.fused = cls.add_product is LowRank.add_product
 
     def __init__(self, host: Host, scale: float = 1.0, dropout: float = 0.0, shared: nn.Module | None = None):
         super().__init__(host, shared)
@@ -42,6 +51,13 @@ class LowRank(WeightAdapter):
 
     def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`frozen(x) + scale * B A dropout(x)`."""
+        plain = plain_weight(self.host, frozen, x) if self.fused else None
+        if plain is not None:
+            dropout, again = (
+                self.dropout if self.training else 0.0,
+                self.factors if self.makes_factors else None,
+            )
+            return linear_with_pair(x, *plain, self.factors(), self.scale * self.strength, dropout, again)
         y: Tensor = frozen(x, *args, **kwargs)
         return self.add_product(y, x)
 

@@ -37,7 +37,7 @@ class Basis(NamedTuple):
 
 
 class SparseSpectrum(Delta):
-    """Base of adapters whose update is sparse in a basis; subclasses set `basis` and implement `entries`, and `spectrum` or `delta`.
+    """Base of adapters whose update is sparse in a basis; subclasses set `basis` and implement `entries` and `delta`.
 
     Args:
         host: where it sits.
@@ -55,17 +55,9 @@ class SparseSpectrum(Delta):
         sides = host.fan_in + host.fan_out
         self.small = host.fan_in * host.fan_out <= ENTRY * count + TRANSFORM * sides
 
-    def spectrum(self) -> Tensor:
-        """S, dense, `[*, out', in']`; the gradient flows to what is trained."""
-        raise TypeError(f"{type(self).__name__} defines no spectrum.")
-
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, columns and values of S, for the product; rows and columns that are trained are floats, to be rounded."""
         raise TypeError(f"{type(self).__name__} defines no entries.")
-
-    def delta(self) -> Tensor:
-        rows = self.basis.synthesise(self.spectrum(), self.host.fan_in)
-        return self.scale * self.basis.synthesise(rows.mT, self.host.fan_out).mT
 
     def forms(self, tokens: int) -> bool:
         """Whether the forward forms dW for a call of so many tokens."""
@@ -167,14 +159,77 @@ def idct(X: Tensor, N: int) -> Tensor:
     return torch.cat([paired, even[..., N // 2 :]], -1)
 
 
+class CosineMatrix(torch.autograd.Function):
+    """`C^T S D` `[*, out, in]` from the entries of S `[*, n]`, by one real 2-D FFT; and one in the backward, read at the entries alone.
+
+    A product of two cosines is the mean of two waves, `cos(A + B)` and `cos(A - B)`: on the folded grid of Makhoul (1980) each is one
+    frequency, with a phase.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rows: Tensor, columns: Tensor, out: int, width: int) -> Tensor:
+        p, q = cells(rows), cells(columns)
+        ctx.save_for_backward(values, p, q)
+        lead, half = values.shape[:-1], width // 2 + 1
+        index, wave = _waves(p, q, out, width, values)
+        once = (index % half == 0) | (
+            2 * (index % half) == width
+        )  # the other columns stand for their conjugates too
+        added = values[..., None, :] * wave * torch.where(once, out * width, 0.5 * out * width)
+        first = torch.arange(lead.numel(), device=index.device).view(*lead, 1, 1) * (out * half)
+        S = added.new_zeros(lead.numel() * out * half).index_add_(
+            0, (index + first).flatten(), added.flatten()
+        )
+        v = torch.fft.irfft2(S.view(*lead, out, half), s=(out, width))
+        made = torch.empty_like(v)
+        tall, wide = (out + 1) // 2, (width + 1) // 2
+        for at, row in ((0, v[..., :tall, :]), (1, v[..., tall:, :].flip(-2))):
+            made[..., at::2, ::2] = row[..., :wide]
+            made[..., at::2, 1::2] = row[..., wide:].flip(-1)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        values, p, q = ctx.saved_tensors
+        M, N = grad.shape[-2:]
+        G = torch.cat([grad[..., ::2, :], grad[..., 1::2, :].flip(-2)], -2)
+        V = torch.fft.rfft2(torch.cat([G[..., ::2], G[..., 1::2].flip(-1)], -1)).flatten(-2)
+
+        def at(row: Tensor, column: Tensor) -> Tensor:
+            """`(C G D^T)[row, column]`."""
+            index, wave = _waves(row.clamp(0, M - 1), column.clamp(0, N - 1), M, N, values)
+            found = V.gather(-1, index.flatten(-2)).view(index.shape)
+            return (found.real * wave.real + found.imag * wave.imag).sum(-2)
+
+        places = moves(values, p, q, at) if any(ctx.needs_input_grad[1:3]) else (None, None)
+        return at(p, q), *places, None, None
+
+
+def _waves(p: Tensor, q: Tensor, M: int, N: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The two frequencies of every entry: where they are in a half spectrum `[M, N // 2 + 1]`, flat, and their phase and height `[*, 2, n]`."""
+    row, column = torch.stack([p, (M - p) % M], -2), q[..., None, :]
+    of_row, of_column = (k.to(like.dtype) * (math.pi / (2 * size)) for k, size in ((p, M), (q, N)))
+    angle = torch.stack([of_column + of_row, of_column - of_row], -2)
+    above = 2 * column > N  # these are the conjugates of frequencies below the half
+    row, column = torch.where(above, (M - row) % M, row), torch.where(above, N - column, column)
+    height = 0.5 * _height(p, M, like) * _height(q, N, like)
+    return row * (N // 2 + 1) + column, torch.polar(
+        height[..., None, :].expand_as(angle), torch.where(above, -angle, angle)
+    )
+
+
+def _height(k: Tensor, N: int, like: Tensor) -> Tensor:
+    """The largest value of a row of the transform."""
+    return ((2 - (k == 0).to(like.dtype)) / N).sqrt()
+
+
 def _twiddle(N: int, like: Tensor) -> Tensor:
     angle = torch.arange(N // 2 + 1, device=like.device, dtype=like.dtype) * (-math.pi / (2 * N))
     return torch.complex(angle.cos(), angle.sin())
 
 
 def _norm(N: int, like: Tensor) -> Tensor:
-    first = torch.arange(N, device=like.device, dtype=like.dtype) == 0
-    return ((2 - first.to(like.dtype)) / N).sqrt()
+    return _height(torch.arange(N, device=like.device), N, like)
 
 
 # -- the Fourier transform ----------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ class LoHaAdapter(LowRank):
     B1: nn.Parameter
     B2: nn.Parameter
 
+    makes_factors = True
+
     def __init__(self, method: LoHa, host: Host):
         super().__init__(host, method.alpha / method.r)
         wide = 3 * method.r**2 * (host.fan_in + host.fan_out) >= host.fan_in * host.fan_out
@@ -75,8 +77,8 @@ class LoHaAdapter(LowRank):
         return value + self.scale * _Hadamard.apply(*factors)
 
     def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # with no more tokens than columns, the factors are cheaper at any rank of use
-        if not self.dense or x.numel() // x.shape[-1] <= x.shape[-1]:
+        # with fewer tokens than half the columns, the factors are cheaper at any rank of use
+        if not self.dense or 2 * x.numel() // x.shape[-1] <= x.shape[-1]:
             return super().forward(frozen, x, *args, **kwargs)
         return run_changed(self, frozen, x)
 

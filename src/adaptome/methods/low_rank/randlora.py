@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from adaptome.core.adapter import Frozen
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
+from adaptome.forms.delta import run_changed
 from adaptome.forms.low_rank import LowRank
 
 
@@ -63,7 +64,7 @@ class RandLoRA(Method):
                 (not stored), or ternary: 'sparse' has 2/3 zeros, 'very-sparse' 1 - 1/sqrt(m) zeros
     scale       s = alpha / r; alpha = 20 r unless given, as in PEFT (the authors advise 2 r to 20 r; alpha / (r sqrt n) is abandoned)
     parameters  n (r + m) per layer (a smaller r has more): 56,626,112 for LLaMA-3-8B, q, k, v, up and down, r = 30
-    forward     'factors' multiplies by the n r columns in turn, 'dense' forms W + dW once per call; 'auto' forms it when the
+    forward     'factors' multiplies by the n r columns in turn, 'dense' forms W + dW, and again in the backward; 'auto' forms it when the
                 call has more than m tokens and the weight is not packed, which is then the cheaper
     merge       exact
     source      Albert et al. 2025, arXiv:2502.00987, equations 3-4
@@ -111,9 +112,7 @@ class RandLoRAAdapter(LowRank):
         many = x.numel() // x.shape[-1] > self.m and not self.host.packed
         if self.form == "factors" or (self.dropout and self.training) or (self.form == "auto" and not many):
             return super().forward(frozen, x, *args, **kwargs)
-        W = frozen.weight()
-        bias = frozen.bias()
-        return self.host.run_dense((W + self.strength * self.delta()).to(W.dtype), bias, x)
+        return run_changed(self, frozen, x)
 
     def changed(self, name: str, value: Tensor) -> Tensor:
         A, B = self.factors()

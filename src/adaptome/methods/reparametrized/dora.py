@@ -11,6 +11,7 @@ from adaptome.core.adapter import Frozen
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.forms.dropped import dropped_linear
+from adaptome.forms.fused import linear_with_pair, plain_weight
 from adaptome.forms.low_rank import kaiming
 from adaptome.forms.reparametrization import Reparametrization
 
@@ -69,6 +70,11 @@ class DoRAAdapter(Reparametrization):
         return V * (self.m.to(W.dtype) / V.detach().norm(dim=-1))[..., None]
 
     def forward(self, frozen: Frozen, x: Tensor) -> Tensor:
+        plain = plain_weight(self.host, frozen, x) if self.strength == 1.0 else None
+        if plain is not None:
+            dropout = self.dropout if self.training else 0.0
+            V = linear_with_pair(x, plain[0], None, (self.A, self.B), self.scale, dropout)
+            return self.scaled(V, plain[1], frozen)
         y: Tensor = frozen(x)
         bias = frozen.bias()
         V = y if bias is None else y - bias.to(y.dtype)
@@ -78,10 +84,14 @@ class DoRAAdapter(Reparametrization):
             if self.dropout and self.training
             else self.host.reduce(x, self.A)
         )
-        V = self.host.add_expanded(V, z, self.B, self.scale)
-        c = (self.m / self.norm(frozen)).to(y.dtype)
-        out: Tensor = _ScaledRows.apply(V, c, None if bias is None else bias.to(y.dtype))
+        out = self.scaled(self.host.add_expanded(V, z, self.B, self.scale), bias, frozen)
         return out if self.strength == 1.0 else torch.lerp(y, out, self.strength)
+
+    def scaled(self, V: Tensor, bias: Tensor | None, frozen: Frozen) -> Tensor:
+        """`m V / ||W + s B A|| + b`: V `[..., out]`."""
+        c = (self.m / self.norm(frozen)).to(V.dtype)
+        out: Tensor = _ScaledRows.apply(V, c, None if bias is None else bias.to(V.dtype))
+        return out
 
     @torch.no_grad()
     def norm(self, frozen: Frozen) -> Tensor:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptome.core.adapter import Frozen
-from adaptome.core.hosts import Conv1DHost, Host, autocasting
+from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.forms.delta import Delta
+from adaptome.forms.fused import plain_weight
 
 
 def channels(host: Host) -> int:
@@ -96,11 +97,11 @@ class PaCAAdapter(Delta):
 
     def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         scale = self.scale * self.strength
-        if self._reads_plainly(frozen, x):
-            W, bias = frozen.layer._parameters["weight"], frozen.layer._parameters["bias"]
-            transposed = isinstance(self.host, Conv1DHost)
-            return _Columns.apply(x, W, bias, self.P, self.I, scale, transposed)
-        y: Tensor = frozen(x, *args, **kwargs)
+        plain = plain_weight(self.host, frozen, x)
+        if plain is not None:
+            y: Tensor = _Columns.apply(x, *plain, self.P, self.I, scale)
+            return y
+        y = frozen(x, *args, **kwargs)
         if self.host.kind == "conv":
             conv = self.host.layer
             first = torch.arange(conv.groups, device=self.I.device) * (conv.in_channels // conv.groups)
@@ -116,31 +117,18 @@ class PaCAAdapter(Delta):
         A[..., torch.arange(len(columns), device=columns.device), columns] = 1.0
         return A, self.P.detach() * (self.scale * self.strength)
 
-    def _reads_plainly(self, frozen: Frozen, x: Tensor) -> bool:
-        """Whether the layer as it stands is one product with its own, frozen, dense weight."""
-        layer = frozen.layer
-        if self.host.kind != "linear" or self.host.packed or not frozen.pristine:
-            return False
-        if not (layer._base.forward is nn.Linear.forward or isinstance(self.host, Conv1DHost)):
-            return False
-        if "_instance_forward" in layer.__dict__ or autocasting(x):
-            return False
-        return not any(p.requires_grad for p in layer._parameters.values() if p is not None)
-
 
 class _Columns(torch.autograd.Function):
     """`x W'^T + b` of a frozen W, saving of x the columns I alone."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, P: Tensor, I: Tensor, s: float, transposed: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, P: Tensor, I: Tensor, s: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         selected = rows.index_select(1, I)
-        y = F.linear(rows, W.t() if transposed else W, b)
+        y = F.linear(rows, W, b)
         y.addmm_(selected, P.to(y.dtype).t(), alpha=s)
         ctx.save_for_backward(selected, W, P, I)
-        ctx.s, ctx.transposed = s, transposed
+        ctx.s = s
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -149,11 +137,11 @@ class _Columns(torch.autograd.Function):
         rows = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_P = None
         if ctx.needs_input_grad[0]:
-            grad_x = rows @ (W.t() if ctx.transposed else W)
+            grad_x = rows @ W
             grad_x.index_add_(1, I, rows @ P.to(rows.dtype), alpha=ctx.s)
             grad_x = grad_x.view(*grad.shape[:-1], grad_x.shape[-1])
         if ctx.needs_input_grad[3]:
             grad_P = (selected.t() @ rows).t().to(
                 P.dtype
             ) * ctx.s  # in this order the product is twice as fast
-        return grad_x, None, None, grad_P, None, None, None
+        return grad_x, None, None, grad_P, None, None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adaptome.core.adapter import Adapter
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
-from adaptome.forms.spectrum import COSINE, SparseSpectrum, cells, moves
+from adaptome.forms.spectrum import COSINE, CosineMatrix, SparseSpectrum
 from adaptome.methods.spectral.fourierft import positions, too_many
 
 Phase = Literal["both", "coefficients", "locations"]
@@ -125,9 +125,10 @@ class LoCAAdapter(SparseSpectrum):
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
         return *self.coordinates(), self.coefficients
 
-    def spectrum(self) -> Tensor:
-        S: Tensor = _Cells.apply(self.coefficients, *self.coordinates(), self.host.fan_out, self.host.fan_in)
-        return S
+    def delta(self) -> Tensor:
+        sides = self.host.fan_out, self.host.fan_in
+        made: Tensor = CosineMatrix.apply(self.coefficients, *self.coordinates(), *sides)
+        return self.scale * made
 
     @torch.no_grad()
     def keep(self) -> None:
@@ -142,25 +143,3 @@ class LoCAAdapter(SparseSpectrum):
         if self._kept is not None:
             name, value = self._kept
             self.get_parameter(name).copy_(value)
-
-
-class _Cells(torch.autograd.Function):
-    """S from its entries; the gradient of a place is a central difference over the neighbouring cells."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, rows: Tensor, columns: Tensor, M: int, N: int) -> Tensor:
-        p, q = cells(rows), cells(columns)
-        ctx.save_for_backward(a, p, q)
-        S = a.new_zeros(*a.shape[:-1], M * N).scatter_add_(-1, p * N + q, a)
-        return S.view(*a.shape[:-1], M, N)
-
-    @staticmethod
-    def backward(ctx: Any, K: Tensor) -> Any:
-        a, p, q = ctx.saved_tensors
-        M, N = K.shape[-2:]
-        flat = K.flatten(-2)
-
-        def at(row: Tensor, column: Tensor) -> Tensor:
-            return flat.gather(-1, row.clamp(0, M - 1) * N + column.clamp(0, N - 1))
-
-        return at(p, q), *moves(a, p, q, at), None, None

@@ -1,0 +1,113 @@
+"""`x W^T + b + s (A dropout(x)) B^T` in one node of the graph, where a linear layer is one product with its own frozen, dense weight.
+
+The low-rank term is added in place to the layer's fresh output, and its input gradient to the layer's, so that neither is copied; the
+thin products are laid out as a CPU's matrix product likes them. What is kept is what autograd would keep: x where A is trained, A x
+where B is, and one bit a number for dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adaptome.core.adapter import Frozen
+from adaptome.core.hosts import Conv1DHost, Host, autocasting
+from adaptome.forms.dropped import keep, pack, unpack
+
+
+def plain_weight(host: Host, frozen: Frozen, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """`W [out, in]` (a view of it as it lies) and the bias, where running the layer on x is one product with them; else None.
+
+    Under torch.compile and torch.func it is None too: they do as well, or need, plain operations.
+    """
+    layer = frozen.layer
+    if host.kind != "linear" or host.packed or not frozen.pristine or torch.compiler.is_compiling():
+        return None
+    if not (layer._base.forward is nn.Linear.forward or isinstance(host, Conv1DHost)):
+        return None
+    W, b = layer._parameters["weight"], layer._parameters["bias"]
+    if "_instance_forward" in layer.__dict__ or W.dtype != x.dtype or autocasting(x):
+        return None
+    if W.requires_grad or (b is not None and b.requires_grad) or torch._C._are_functorch_transforms_active():
+        return None
+    return (W.t() if isinstance(host, Conv1DHost) else W), b
+
+
+Pair = tuple[Tensor, Tensor]
+
+
+def linear_with_pair(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    pair: Pair,
+    scale: float,
+    dropout: float = 0.0,
+    again: Callable[[], Pair] | None = None,
+) -> Tensor:
+    """`x W^T + b + scale (A dropout(x)) B^T`: x `[..., in]`, W `[out, in]`, the pair A `[r, in]` and B `[out, r]`.
+
+    W and b get no gradient. With `again`, A and B are not kept for the backward, which calls it to have them once more.
+    """
+    mask, kept = keep(x, dropout) if dropout else (None, 1.0)
+    A, B = pair
+    y: Tensor = _Pair.apply(x, W, b, A.to(x.dtype), B.to(x.dtype), scale, mask, kept, again)[0]
+    return y
+
+
+def _laid(matrix: Tensor) -> Tensor:
+    """A small matrix in the order of its rows; on accelerators as it is, for their libraries take either."""
+    return matrix.contiguous() if matrix.device.type == "cpu" else matrix
+
+
+class _Pair(torch.autograd.Function):
+    """y, and z = A dropout(x): an output too, so that what is kept of it has a derivative."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, mask: Tensor | None, kept: float,
+        again: Callable[[], Pair] | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        rows = x.reshape(-1, x.shape[-1])
+        y = F.linear(rows, W, b)
+        z = (rows if mask is None else rows * mask.view(rows.shape)) @ _laid(A.t())
+        y.addmm_(z, _laid(B.t()), alpha=s * kept)
+        ctx.s, ctx.again, ctx.lead = s * kept, again, x.shape[:-1]
+        trains_A, trains_B = ctx.needs_input_grad[3:5]
+        bits = None if mask is None or not (trains_A or ctx.needs_input_grad[0]) else pack(mask)
+        pair = (A, B) if again is None else (None, None)
+        ctx.save_for_backward(x if trains_A else None, W, *pair, z if trains_B else None, bits)
+        ctx.set_materialize_grads(False)
+        return y.view(*x.shape[:-1], y.shape[-1]), z
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None) -> Any:
+        x, W, A, B, z, bits = ctx.saved_tensors
+        if ctx.again is not None:
+            A, B = (factor.to(W.dtype) for factor in ctx.again())
+        if grad is None:
+            grad = W.new_zeros(*ctx.lead, len(W))
+        g = grad.reshape(-1, len(W))
+        shape = torch.Size((*ctx.lead, A.shape[-1]))
+        mask = None if bits is None else unpack(bits, shape).view(len(g), -1)
+        u = (g @ _laid(B.t()).t()) * ctx.s
+        if grad_z is not None:
+            u = u + grad_z
+        dx = dA = dB = None
+        if ctx.needs_input_grad[0]:
+            dx = g @ W
+            if mask is None:
+                dx.t().addmm_(A.t(), u.t())
+            else:
+                dx.addcmul_(u @ A, mask)
+            dx = dx.view(shape)
+        if ctx.needs_input_grad[3]:
+            rows = x.reshape(-1, x.shape[-1])
+            dA = u.t() @ (rows if mask is None else rows * mask)
+        if ctx.needs_input_grad[4]:
+            dB = (z.t() @ g).t() * ctx.s
+        return dx, None, None, dA, dB, None, None, None, None
