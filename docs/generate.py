@@ -281,10 +281,13 @@ def about(cls: Class) -> str:
     rows = {
         "name": f"`{cls.name}`",
         "family": ", ".join(filter(None, (cls.category, cls.subcategory))),
+        "kinds of models": ", ".join(cls.models),
+        "parts of the model": ", ".join(cls.positions()),
         "merge": MERGE[cls.merge],
         "export as LoRA": EXPORT[cls.export],
         "starts as the base": yes[cls.identity_at_init],
         "cost at inference": cls.inference_overhead,
+        "ways differ within a batch": yes[cls.per_sample_routing],
         "works on": ", ".join(cls.hosts),
         "quantised layers": yes[cls.admits_packed],
         "default targets": f"`{cls.default_targets}`",

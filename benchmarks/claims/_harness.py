@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -24,10 +25,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import adaptome as ad
+from adaptome.core.plan import Plan
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 Score = Callable[[nn.Module], float]
 Measure = Callable[[int, "Table"], None]
+#: a method's name, or what attaches it by itself, given model, targets and seed
+Attach = str | Callable[[nn.Module, Any, int], Plan]
 
 
 @dataclass
@@ -114,9 +118,17 @@ class Adapted:
     parameters: int
 
 
-def descend(model: nn.Module, loss: Loss, steps: int, rate: float, seed: int, adapted: bool = True) -> None:
+def descend(
+    model: nn.Module,
+    loss: Loss,
+    steps: int,
+    rate: float,
+    seed: int,
+    adapted: bool = True,
+    optimiser: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+) -> None:
     """Adam with a cosine to 0 over all that is trainable; batches are drawn from `seed`; `adapted` drives the adapters' schedules."""
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
+    optimizer = optimiser([p for p in model.parameters() if p.requires_grad], lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     model.train()
@@ -136,7 +148,7 @@ def descend(model: nn.Module, loss: Loss, steps: int, rate: float, seed: int, ad
 
 def adapt(
     base: nn.Module,
-    method: str,
+    method: Attach,
     loss: Loss,
     score: Score,
     *,
@@ -145,17 +157,34 @@ def adapt(
     seed: int,
     targets: Any = "all-linear",
     prepare: Callable[[nn.Module], None] | None = None,
+    optimiser: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     **settings: Any,
 ) -> Adapted:
     """The method at the learning rate (one of `rates`) that scores best; `prepare` is called once it is attached."""
     runs = []
     for rate in rates:
         model = copy.deepcopy(base)
-        plan = ad.attach(model, method, targets=targets, seed=seed, **settings)
+        if isinstance(method, str):
+            plan = ad.attach(model, method, targets=targets, seed=seed, **settings)
+        else:
+            plan = method(model, targets, seed)
         if prepare is not None:
             prepare(model)
-        descend(model, loss, steps, rate, seed)
-        runs.append(Adapted(model, score(model), plan.trainable))
+        descend(model, loss, steps, rate, seed, optimiser=optimiser)
+        value = score(model)  # NaN where a rate made it diverge
+        runs.append(Adapted(model, math.inf if math.isnan(value) else value, plan.trainable))
+    return min(runs, key=lambda seen: seen.value)
+
+
+def tune(
+    base: nn.Module, loss: Loss, score: Score, *, steps: int, rates: Sequence[float], seed: int
+) -> Adapted:
+    """All weights fine-tuned, at the learning rate that scores best."""
+    runs = []
+    for rate in rates:
+        model = copy.deepcopy(base)
+        descend(model, loss, steps, rate, seed, adapted=False)
+        runs.append(Adapted(model, score(model), sum(p.numel() for p in model.parameters())))
     return min(runs, key=lambda seen: seen.value)
 
 

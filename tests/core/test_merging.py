@@ -82,16 +82,44 @@ def test_the_order_is_that_of_the_forward_whatever_order_is_named():
     torch.testing.assert_close(run(model), other)
 
 
-def test_a_later_adapter_does_not_merge_under_an_earlier_one():
-    model = adapted("a", "b")
+@pytest.mark.parametrize(("earlier", "later"), [("lora", "dora"), ("dora", "lora"), ("ia3", "dora")])
+def test_a_later_adapter_does_not_merge_under_an_earlier_one(earlier, later):
+    model = Net()
+    for number, (name, method) in enumerate((("a", earlier), ("b", later))):
+        ad.attach(model, method, name, targets=["wide", "narrow"], seed=number)
+        move(model, name, seed=number)
     before = snapshot(model)
-    with pytest.raises(MergeError, match=r"'a' acts on wide before \['b'\]: merging only the later ones"):
+    with pytest.raises(MergeError, match=r"'a' acts on wide before 'b': merging only the later one would"):
         ad.merge(model, "b")
     assert same(snapshot(model), before)
     ad.activate(model, ["b", "a"])
     both = run(model)
     ad.merge(model, "b")
     torch.testing.assert_close(run(model), both)
+
+
+def test_one_that_adds_merges_past_another_that_adds():
+    model = adapted("a", "b", "c")
+    ad.activate(model, ["a", "b", "c"], weights={"a": 0.5, "b": -2.0})
+    everything = run(model)
+    ad.merge(model, "b")
+    torch.testing.assert_close(run(model), everything)
+    ad.merge(model, "c")
+    torch.testing.assert_close(run(model), everything)
+    ad.unmerge(model)
+    assert torch.equal(run(model), everything)
+
+
+def test_one_that_adds_does_not_merge_past_one_that_scales_in_between():
+    model = Net()
+    for number, (name, method) in enumerate((("a", "lora"), ("scale", "ia3"), ("b", "lora"))):
+        ad.attach(model, method, name, targets="narrow", seed=number)
+        move(model, name, seed=number)
+    everything = run(model)
+    with pytest.raises(MergeError, match="'scale' acts on narrow before 'b'"):
+        ad.merge(model, "b")
+    ad.merge(model, "a")
+    torch.testing.assert_close(run(model), everything)
 
 
 def test_dora_over_a_merged_adapter_sees_the_merged_weight():

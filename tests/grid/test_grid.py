@@ -278,6 +278,37 @@ def test_any_two_on_one_layer_merge_to_their_forward(inner, outer, site):
     assert torch.equal(run(model, x), alone)
 
 
+@pytest.mark.parametrize("method", WEIGHT_LEVEL)
+def test_it_says_truly_whether_it_only_adds(method):
+    site = first_site(method)
+    adapters = ad.adapters(adapted(method, site))["default"].adapters.values()
+    added = []
+    for seed in (0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        for adapter in adapters:
+            for name in adapter.changes:
+                like = adapter.host.canonical(adapter.host.stored_or_zeros(name))
+                value = torch.randn(like.shape, generator=generator)
+                added.append((adapter.changed(name, value) - value).detach())
+    half = len(added) // 2
+    same = all(torch.allclose(a, b, atol=1e-4) for a, b in zip(added[:half], added[half:], strict=True))
+    assert {a.additive for a in adapters} == {same}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_its_export_as_lora_is_as_it_says(method, tmp_path):
+    targets = "second" if admitted(method, "linear") else SITES[first_site(method)].targets
+    model = fresh("linear" if targets == "second" else first_site(method))
+    ad.attach(model, small(method), targets=targets, seed=3)
+    move(model)
+    said = ad.list_methods()[method].export
+    if said == "none":
+        with pytest.raises(MergeError):
+            ad.export(model, tmp_path / "out", rank=16)
+        return
+    assert ad.export(model, tmp_path / "out", rank=None if said == "low-rank" else 20).worst < 1e-5
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_activation_adapter_beside_it_leaves_its_merge_exact(method):
     site = first_site(method, "series") if method in WEIGHT_LEVEL else None

@@ -56,10 +56,14 @@ def _tell(cls: Any) -> None:
     about = cls.about()
     print(inspect.cleandoc(cls.__doc__ or ""), end="\n\n")
     keys = (
+        "category",
+        "models",
+        "positions",
         "merge",
         "export",
         "identity_at_init",
         "inference_overhead",
+        "per_sample_routing",
         "hosts",
         "admits_packed",
         "default_targets",

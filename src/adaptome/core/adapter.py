@@ -69,6 +69,8 @@ class WeightAdapter(Adapter):
 
     #: whether `forward` gives the same result without building the changed parameters
     fast: bool = False
+    #: whether `changed` adds what does not depend on the value, so that the order among such adapters does not matter
+    additive: ClassVar[bool] = False
 
     def __init__(self, host: Host, shared: nn.Module | None = None):
         super().__init__(host, shared)

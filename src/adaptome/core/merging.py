@@ -122,7 +122,7 @@ def merge(
             with a tolerance given any loss of the adapters' change is accepted).
 
     Raises:
-        MergeError: an adapter has no merged form, one that stays comes before one that merges, the result is not finite or
+        MergeError: an adapter has no merged form, one that stays comes before one that merges (unless both only add), the result is not finite or
             differs by more than the tolerance, a packed weight without `requantise`, or a change that requantising loses. The model is then as it was.
         StateError: unknown name.
     """
@@ -249,16 +249,27 @@ def _layers(root: nn.Module, state: State, wanted: list[str]) -> list[tuple[str,
         ]
         if not stack:
             continue
-        for name in state.active[
-            : max((state.active.index(n) for n in wanted if n in state.active), default=0)
-        ]:
-            stays = [a for a in swap.adapters_on(layer, name) if isinstance(a, WeightAdapter)]
-            if stays and name not in wanted and not state.attachments[name].merged:
-                raise MergeError(
-                    f"{name!r} acts on {path} before {wanted!r}: merging only the later ones would change the outputs.\n  Merge {name!r} too, or activate them in the other order."
-                )
+        _check_order(path, layer, state, wanted)
         found.append((path, layer, stack))
     return found
+
+
+def _check_order(path: str, layer: Any, state: State, wanted: list[str]) -> None:
+    """Raise MergeError when a weight adapter that stays runs before one that merges, unless both only add."""
+    stay: list[tuple[str, bool]] = []
+    for name in state.active:
+        weights = [a for a in swap.adapters_on(layer, name) if isinstance(a, WeightAdapter)]
+        adds = all(a.additive for a in weights)
+        if not weights or state.attachments[name].merged:
+            continue
+        if name not in wanted:
+            stay.append((name, adds))
+            continue
+        first = next((n for n, also in stay if not (adds and also)), None)
+        if first is not None:
+            raise MergeError(
+                f"{first!r} acts on {path} before {name!r}: merging only the later one would change the outputs.\n  Merge {first!r} too, or activate them in the other order."
+            )
 
 
 def _merge_layer(

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +28,16 @@ from torch import nn
 
 from adaptome.core.errors import HostError, MethodError, did_you_mean, nearest
 from adaptome.core.hosts import Host
+from adaptome.core.roles import PARTS
 
 if TYPE_CHECKING:
     from adaptome.core.adapter import Adapter
 
 Merge = Literal["exact", "none"]
 Export = Literal["low-rank", "delta", "none"]
+#: the survey's kinds of foundation models: language, vision, vision-language, visual generation
+Kind = Literal["LLM", "VFM", "VLM", "VGM"]
+CATEGORIES = ("selective", "additive", "prompt", "reparameterisation", "hybrid")
 
 
 def option(
@@ -62,9 +67,11 @@ class Method:
     """What every method is: settings (dataclass fields), targets, a parameter formula and a builder of adapters."""
 
     name: ClassVar[str]
-    #: the survey's classification (arXiv:2501.13787): selective, additive, prompt, reparameterisation, hybrid
+    #: the survey's classification (arXiv:2501.13787), one of CATEGORIES
     category: ClassVar[str] = "reparameterisation"
     subcategory: ClassVar[str] = ""
+    #: the kinds of foundation models it is for; a method of layers works in all
+    models: ClassVar[tuple[Kind, ...]] = ("LLM", "VFM", "VLM", "VGM")
     #: whether the adapted layer has a merged form
     merge: ClassVar[Merge] = "exact"
     #: exact as LoRA factors, a weight delta of any rank, or not a weight delta
@@ -75,6 +82,8 @@ class Method:
     structure_changed: ClassVar[bool] = True
     #: cost at inference: 'none after merge', 'extra modules', 'longer sequence'
     inference_overhead: ClassVar[str] = "none after merge"
+    #: whether the samples, or tokens, of one batch may take different ways through it
+    per_sample_routing: ClassVar[bool] = False
     #: kinds of hosts it admits, and whether packed (quantised) ones are among them
     hosts: ClassVar[tuple[str, ...]] = ("linear", "conv", "embedding", "experts", "parameter")
     admits_packed: ClassVar[bool] = True
@@ -180,17 +189,31 @@ class Method:
         return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
 
     @classmethod
+    def formula(cls) -> str:
+        """What its documentation says of the number of trained parameters."""
+        found = re.search(r"^ +parameters +(.*(?:\n {16}.*)*)", cls.__doc__ or "", re.MULTILINE)
+        return " ".join(found[1].split()) if found else ""
+
+    @classmethod
+    def positions(cls) -> tuple[str, ...]:
+        """The parts of a model that its default targets are in: attention, MLP, norm, embedding, input, output, block, other."""
+        targets = (cls.default_targets,) if isinstance(cls.default_targets, str) else cls.default_targets
+        return tuple(dict.fromkeys(part for target in targets for part in PARTS.get(target, ("other",))))
+
+    @classmethod
     def about(cls) -> dict[str, Any]:
         """Its metadata, as `adaptome methods --json` prints it."""
         keys = (
             "name",
             "category",
             "subcategory",
+            "models",
             "merge",
             "export",
             "identity_at_init",
             "structure_changed",
             "inference_overhead",
+            "per_sample_routing",
             "hosts",
             "admits_packed",
             "default_targets",
@@ -206,7 +229,8 @@ class Method:
             }
             for f in dataclasses.fields(cls)  # type: ignore[arg-type]
         ]
-        return {"summary": cls.summary(), **{k: getattr(cls, k) for k in keys}, "options": options}
+        told = {"summary": cls.summary(), **{k: getattr(cls, k) for k in keys}}
+        return {**told, "positions": cls.positions(), "added_parameters": cls.formula(), "options": options}
 
 
 @functools.cache

@@ -63,6 +63,19 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "other": (),
 }
 
+# Role -> the parts of a model that it is in, in the words of surveys.
+PARTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("attention", "q", "k", "v", "qkv", "o", "attention-blocks"), ("attention",)),
+    **dict.fromkeys(("mlp", "gate", "up", "down", "experts", "router", "mlp-blocks"), ("MLP",)),
+    "all-linear": ("attention", "MLP"),
+    "biases": ("attention", "MLP", "norm"),
+    "norms": ("norm",),
+    "embeddings": ("embedding",),
+    "blocks": ("block",),
+    "backbones": ("input",),
+    "head": ("output",),
+}
+
 # Parts of an attention, by the last name of their path.
 _ATTENTION = {
     "q": r"q|query|(?:[a-z]+_)?q(?:uery)?_proj|q_lin|q_linear|q_head|q_attn|q_[ab]_proj|to_q|w_?q|linear_q|"

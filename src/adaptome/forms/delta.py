@@ -21,6 +21,8 @@ class Delta(WeightAdapter):
         shared: the method's state that all its adapters use.
     """
 
+    additive = True
+
     def __init__(self, host: Host, fast: bool = False, shared: nn.Module | None = None):
         super().__init__(host, shared)
         self.fast = fast

@@ -30,6 +30,7 @@ class LowRank(WeightAdapter):
         shared: the method's state that all its adapters use.
     """
 
+    additive = True
     #: whether `factors` makes large factors of small tensors at little cost, so that the backward makes them again
     makes_factors: ClassVar[bool] = False
     #: whether `add_product` is the one below, so that the layer and its update can run as one
@@ -91,6 +92,26 @@ class LowRank(WeightAdapter):
         """Exact LoRA factors `(A, B)` with the scale inside B."""
         A, B = self.factors()
         return A.detach(), B.detach() * (self.scale * self.strength)
+
+
+class Pair(LowRank):
+    """One pair of its own: A `[*, r, in]` Kaiming-uniform, B `[*, out, r]` = 0.
+
+    Args:
+        host: where it sits.
+        r: rank.
+        scale, dropout, shared: as LowRank's.
+    """
+
+    def __init__(
+        self, host: Host, r: int, scale: float, dropout: float = 0.0, shared: nn.Module | None = None
+    ):
+        super().__init__(host, scale, dropout, shared)
+        self.A = nn.Parameter(kaiming(torch.empty(*host.lead, r, host.fan_in)))
+        self.B = nn.Parameter(torch.zeros(*host.lead, host.fan_out, r))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.A, self.B
 
 
 def kaiming(tensor: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from adaptome.core.hosts import Host
 class OwnParameters(WeightAdapter):
     """Offsets of the parameters `names` of a layer, each of the parameter's shape, starting at 0."""
 
+    additive = True
+
     def __init__(self, host: Host, names: tuple[str, ...]):
         super().__init__(host)
         self.changes = names

@@ -49,13 +49,14 @@ def _factors(adapter: Adapter, attachment: Attachment, rank: int | None) -> Fact
     if exact is not None:
         A, B = exact
         return Factors(A.float().cpu(), B.float().cpu(), 0.0)
-    if not isinstance(adapter, WeightAdapter) or attachment.method.export == "none":
+    if not isinstance(adapter, WeightAdapter):
         raise MergeError(
             f"{method} is not an update of weights: it has no LoRA form.\n  Serve it with adaptome, or save it with ad.save."
         )
-    if adapter.changes != (adapter.host.parameter,):
+    changes = [n for n in adapter.changes if adapter.host.has(n) or n in adapter.creates]
+    if changes != [adapter.host.parameter]:
         raise MergeError(
-            f"{method} on {name} changes {', '.join(adapter.changes)}, not the weight alone: LoRA has no place for that.\n  Merge it into the model instead."
+            f"{method} on {name} changes {', '.join(changes)}, not the weight alone: LoRA has no place for that.\n  Merge it into the model instead."
         )
     if rank is None:
         raise MergeError(

@@ -83,7 +83,13 @@ def test_the_gate_is_one_for_all_layers_and_keeps_the_largest():
     model = nn.Sequential(nn.Linear(12, 20), nn.Linear(20, 16)).double()
     ad.attach(model, "divcontrol", targets="*", **TINY)
     attachment = ad.adapters(model)["default"]
-    for e in (E1, E2, (E1 + E2) / 2):
+    x, mean = batch(4, 12), (E1 + E2) / 2
+    outputs = []
+    for e in (E1, E2, mean):
+        with ad.steer(instruction=e):
+            outputs.append(model(x))
+    assert outputs[2].isfinite().all() and not any(torch.allclose(outputs[2], y) for y in outputs[:2])
+    for e in (E1, E2, mean):
         with ad.steer(instruction=e):
             gates = [a.gate() for a in attachment.adapters.values()]
         (share, chosen), (other, also) = gates

@@ -1,5 +1,6 @@
 """DyLoRA: every rank works, and a step trains what it says (arXiv:2210.07558)."""
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -15,13 +16,16 @@ def test_a_steered_rank_is_the_truncated_lora(b):
     layer, x = linear(), batch(4, 12)
     W, bias = layer.weight.detach().double(), layer.bias.detach().double()
     model, a = adapted(layer, ad.DyLoRA(r=8, alpha=5.0))
+    with ad.steer(rank=b):
+        assert torch.equal(model(x), torch.nn.functional.linear(x, W, bias))
     shake(model)
     expected = x @ (W + (5.0 / b) * a.B[:, :b] @ a.A[:b]).T + bias
     with ad.steer(rank=b):
         torch.testing.assert_close(model(x), expected)
         ad.merge(model)
         torch.testing.assert_close(model(x), expected)
-        ad.unmerge(model)
+    ad.unmerge(model)  # whatever rank it was merged at, the bits come back
+    assert torch.equal(layer._parameters["weight"], W)
 
 
 def test_at_full_rank_it_is_lora_bit_for_bit():
@@ -65,6 +69,56 @@ def test_draws_follow_the_distribution_and_repeat():
     assert [round(geometric[b] / 6000 * 15) for b in (1, 2, 3, 4)] == [8, 4, 2, 1]
     assert {ad.DyLoRA(r=8, unit=4).draw(k) for k in range(50)} == {4, 8}
     assert [uniform.draw(k) for k in range(9)] == [ad.DyLoRA(r=8, r_min=3).draw(k) for k in range(9)]
+
+
+def test_all_layers_draw_the_same_rank():
+    model = torch.nn.Sequential(linear(12, 12), linear(12, 12))
+    ad.attach(model, ad.DyLoRA(r=8), targets="*")
+    first, second = ad.adapters(model)["default"].adapters.values()
+    seen = []
+    for step in range(12):
+        ad.on_step(model, step, 12)
+        seen.append((first.rank, second.rank))
+    assert all(a == b for a, b in seen) and len(set(seen)) > 2
+
+
+def test_trained_on_an_update_its_first_components_are_the_leading_singular_ones():
+    torch.manual_seed(0)
+    U, V = (torch.linalg.qr(torch.randn(n, 4, dtype=torch.float64))[0] for n in (10, 8))
+    values = torch.tensor([4.0, 2.0, 1.0, 0.5], dtype=torch.float64)
+    goal, eye = U * values @ V.T, torch.eye(8, dtype=torch.float64)
+
+    def fitted(method):
+        model, a = adapted(torch.nn.Linear(8, 10, bias=False), method)
+        W, model = a.host.weight(), model.train()
+        optimizer = torch.optim.Adam(ad.parameters_of(model).values(), lr=0.05)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 800)
+        ad.on_step(model, 0, 800)
+        for step in range(1, 801):
+            optimizer.zero_grad()
+            (model(eye).T - W - goal).square().sum().backward()
+            optimizer.step()
+            schedule.step()
+            ad.on_step(model, step, 800)
+        return a.A.detach(), a.B.detach()
+
+    def aligned(B, b):
+        """The smallest cosine between the spans of the first b columns of B and of U."""
+        return float(torch.linalg.svdvals(torch.linalg.qr(B[:, :b])[0].T @ U[:, :b]).min())
+
+    (A, B), (C, D) = fitted(ad.DyLoRA(r=4, alpha=4.0)), fitted(ad.LoRA(r=4, alpha=4.0))
+    errors = [1.0]
+    for b in (1, 2, 3, 4):
+        errors.append(float((4.0 / b * B[:, :b] @ A[:b] - goal).square().sum() / goal.square().sum()))
+        floor = float(values[b:].square().sum() / values.square().sum())
+        # alpha / b gives one component another size at every rank, so that not all of them can be the truncated SVD at once
+        assert floor - 1e-9 <= errors[-1] <= floor + 0.15
+        assert b == 4 or aligned(B, b) > 0.95
+    gains = [before - after for before, after in itertools.pairwise(errors)]
+    assert gains == sorted(gains, reverse=True)
+    assert (
+        aligned(D, 1) < 0.9 and (D[:, :1] @ C[:1] - goal).square().sum() > 2 * errors[1] * goal.square().sum()
+    )
 
 
 def test_export_at_a_rank_is_a_plain_lora(tmp_path):

@@ -15,6 +15,7 @@ def test_forward_and_merge_are_the_equation(fan_in, fan_out, bias):
     layer, x = linear(fan_in, fan_out), batch(3, 5, fan_in)
     W, b = layer.weight.detach().double().clone(), layer.bias.detach().double().clone()
     model, a = adapted(layer, ad.Hydra(r=2, q=3, scale=0.7, bias=bias))
+    assert torch.equal(model(x), nn.functional.linear(x, W, b))
     shake(model)
     f = x @ W.T + b
     ap, bp, as_, bs = (getattr(a, k) if bias else 0.0 for k in ("ap", "bp", "as", "bs"))
@@ -45,6 +46,33 @@ def test_one_branch_alone_is_lora_or_a_sequential_adapter():
     torch.testing.assert_close(model(x), x @ ((torch.eye(20) + a.Bs @ a.As) @ W).T)
     rank_deficient = torch.linalg.matrix_rank(a.changed("weight", W) - W)
     assert rank_deficient <= 3
+
+
+def test_the_sequential_update_stays_in_the_row_space_of_the_weight():
+    layer = linear(20, 12, bias=False)
+    with torch.no_grad():
+        layer.weight[6:] = layer.weight[:6] * 2  # of rank 6
+    model, a = adapted(layer, ad.Hydra(r=0, q=3))
+    shake(model)
+    W = a.host.weight()
+    added = a.changed("weight", W) - W
+    rank = torch.linalg.matrix_rank
+    assert rank(W) == rank(torch.cat([W, added])) == 6 and rank(added) == 3
+    model, a = adapted(linear(20, 12), ad.Hydra(r=2, q=3))
+    shake(model)
+    assert rank(a.changed("weight", a.host.weight()) - a.host.weight()) == 5
+
+
+def test_dropout_sits_between_the_projections_in_training_alone():
+    model, a = adapted(linear(), ad.Hydra(r=2, q=0, dropout=0.5))
+    shake(model)
+    x, still = batch(400, 12), model(batch(400, 12))
+    torch.testing.assert_close(model(x), still)
+    added = model.train()(x) - a.host.layer.frozen_forward(x)
+    z = x @ a.Ap.T
+    parts = [2 * z * torch.tensor(mask, dtype=z.dtype) @ a.Bp.T for mask in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    near = torch.stack([(added - part).abs().amax(1) < 1e-9 for part in parts])
+    assert near.any(0).all() and near.any(1).all()
 
 
 def test_gradients_reach_the_ups_first():
@@ -78,3 +106,14 @@ def test_bad_settings_are_refused():
 def test_count_is_the_papers():
     plan = ad.plan(roberta(), ad.Hydra(r=4, q=8))
     assert len(plan.entries) == 12 and plan.trainable == 331_776
+
+
+def test_counts_on_vision_transformers():
+    from transformers import CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTModel
+
+    with torch.device("meta"):
+        vit = ViTModel(ViTConfig(), add_pooling_layer=False)
+        clip = CLIPVisionModel(CLIPVisionConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, patch_size=32))  # fmt: skip
+    both = ad.plan(vit, ad.Hydra(r=2, q=2, bias=True), targets=("o", "down"))
+    assert len(both.entries) == 24 and both.trainable == 239_712
+    assert ad.plan(clip, ad.Hydra(r=2, q=2, bias=True)).trainable == 147_504

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import adaptome as ad
-from adaptome.core.errors import MergeError, MethodError, StateError
-from adaptome.methods.low_rank.mtlora import fork, join, split
+from adaptome.core.errors import MergeError, MethodError, StateError, TargetError
+from adaptome.forms.streams import fork, split
 from tests.methods.helpers import adapted, batch, linear, shake
 
 TASKS = ("semseg", "depth")
@@ -97,20 +97,91 @@ def swin(depths=(2, 2)):
 IMAGES = batch(2, 3, 32, 32)
 
 
+STAGES = {f"encoder.layers.{i}.blocks.1": f"encoder.layers.{i}" for i in (0, 1)}
+
+
 def features(model, tasks=TASKS):
     """What each stage gives to the decoders: a list of {'shared': [batch, tokens, width], task: ...}."""
-    found = []
+    return ad.TaskStreams(model, tasks, STAGES)(IMAGES)
+
+
+def test_the_encoder_gives_what_stacking_all_of_it_gives():
+    model = swin()
+    shake(model)
+    expected = []
 
     def leave(module, args, output):
-        found.append(dict(zip(("shared", *tasks), split(output[0], len(tasks)), strict=True)))
-        return (join(output[0], tasks), *output[1:])
+        streams = split(output[0], 2)
+        expected.append(streams)
+        return (fork(streams[0], TASKS), *output[1:])
 
     hooks = [stage.register_forward_hook(leave) for stage in model.encoder.layers]
-    with ad.steer(streams=tasks):
-        model(fork(IMAGES, tasks))
+    with ad.steer(streams=TASKS):
+        last = split(model(fork(IMAGES, TASKS)).last_hidden_state, 2)[0]
     for hook in hooks:
         hook.remove()
-    return found
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = features(model)
+    for stage, streams in zip(found, expected, strict=True):
+        for x, y in zip(stage.values(), streams, strict=True):
+            torch.testing.assert_close(x, y)
+    assert found[0]["depth"].shape == (2, 64, 16) and found[1]["depth"].shape == (2, 64, 16)
+    # nothing is left on the encoder
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    torch.testing.assert_close(model(IMAGES).last_hidden_state, last)
+    assert ad.steered("streams") is None
+
+
+def test_the_cost_grows_with_the_last_blocks_alone():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = swin(depths=(4, 4))
+    stages = {f"encoder.layers.{i}.blocks.3": f"encoder.layers.{i}" for i in (0, 1)}
+
+    def cost(run):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            run()
+        return counter.get_total_flops()
+
+    plain = cost(lambda: model(IMAGES))
+    one, two = (cost(lambda t=t: ad.TaskStreams(model, t, stages)(IMAGES)) for t in (TASKS[:1], TASKS))
+    stacked = cost(lambda: model(fork(IMAGES, TASKS)))
+    assert plain < one < two < 1.8 * plain and stacked == 3 * plain
+
+
+def test_what_has_no_tasks_runs_as_a_larger_batch_and_faults_are_told():
+    model = swin()
+    ad.detach(model)
+    ad.attach(model, "lora", targets=["all-linear"], r=2)
+    shake(model)
+    for stage in features(model):
+        torch.testing.assert_close(stage["depth"], stage["shared"])
+    with pytest.raises(TargetError, match="Did you mean 'encoder.layers.0'"):
+        ad.TaskStreams(model, TASKS, {"encoder.layer.0": "encoder.layers.0"})
+    nested = {"encoder.layers.0": "encoder.layers.1", "encoder.layers.1.blocks.0": "encoder.layers.1"}
+    with pytest.raises(StateError, match="begins inside another"):
+        ad.TaskStreams(model, TASKS, nested)(IMAGES)
+    assert ad.steered("streams") is None and not model.encoder.layers[0]._forward_pre_hooks
+    model.gradient_checkpointing_enable()
+    with pytest.raises(StateError, match="turn it off"):
+        ad.TaskStreams(model, TASKS, STAGES).train()(IMAGES)
+
+
+def test_trained_scales_are_numbers_of_each_branch():
+    layer, x = linear(), batch(4, 12)
+    model, a = adapted(layer, ad.MTLoRA(**SMALL, train_scale=True, mode="matrixv2"))
+    plain, b = adapted(linear(), ad.MTLoRA(**SMALL, mode="matrixv2"))
+    assert sum(p.numel() for p in a.parameters()) == sum(p.numel() for p in b.parameters()) + 3
+    shake(model)
+    W, s = a.host.weight(), a.s
+    with ad.steer(task="depth"):
+        update = s["shared"] * a.B["shared"] @ a.A["shared"] + s["depth"] * a.B["depth"] @ a.A["depth"]
+        torch.testing.assert_close(model(x), x @ (W + update).T + layer.bias)
+        model(x).square().sum().backward()
+        assert s["depth"].grad != 0 and s["shared"].grad != 0 and s["semseg"].grad is None
+        expected = model(x)
+        ad.merge(model)
+        torch.testing.assert_close(model(x), expected)
 
 
 def test_all_streams_start_as_the_frozen_encoder():

@@ -38,6 +38,18 @@ def test_the_update_has_full_rank():
     assert torch.linalg.matrix_rank(a.delta()) == 64
 
 
+def test_a_share_of_the_bases_has_that_share_of_the_rank():
+    model, a = adapted(linear(96, 64), ad.RandLoRA(r=8, share=0.5))
+    shake(model)
+    assert torch.linalg.matrix_rank(a.delta()) == 32 and sum(p.numel() for p in a.parameters()) == 4 * (
+        8 + 64
+    )
+    torch.testing.assert_close(a.delta(), explicit(a, 20.0), rtol=1e-6, atol=1e-6)
+    model, b = adapted(linear(96, 64), "lora", r=8)
+    shake(model)
+    assert torch.linalg.matrix_rank(b.delta()) == 8
+
+
 def test_the_scaling_saves_only_its_arguments():
     A, l, g = batch(3, 11), batch(4, 3).requires_grad_(), batch(4, 11).requires_grad_()
     assert torch.autograd.gradcheck(lambda l, g: _Scaled.apply(A, l, g), (l, g))

@@ -13,11 +13,11 @@ from tests.methods.helpers import adapted, batch, linear, shake
 
 def transform(cores):
     """T[i, j] = tr(A1[i1, j1] A2[i2, j2] A3[i3, j3])."""
-    shape = [range(len(c)) for c in cores]
-    indices = list(itertools.product(*shape))
-    T = torch.empty(len(indices), len(indices), dtype=torch.float64)
-    for i, a in enumerate(indices):
-        for j, b in enumerate(indices):
+    rows = list(itertools.product(*[range(c.shape[0]) for c in cores]))
+    columns = list(itertools.product(*[range(c.shape[1]) for c in cores]))
+    T = torch.empty(len(rows), len(columns), dtype=torch.float64)
+    for i, a in enumerate(rows):
+        for j, b in enumerate(columns):
             T[i, j] = (cores[0][a[0], b[0]] @ cores[1][a[1], b[1]] @ cores[2][a[2], b[2]]).trace()
     return T
 
@@ -30,15 +30,15 @@ def ring(B, C):
 
 
 @pytest.mark.parametrize("R", [0, 1, 2, 3])
-@pytest.mark.parametrize("residual", ["lora", "ring"])
+@pytest.mark.parametrize("residual", ["lora", "ring", "ttm"])
 def test_forward_and_merge_are_the_equation(R, residual):
     layer, x = linear(12, 20), batch(2, 3, 12)
     W, b = layer.weight.detach().double().clone(), layer.bias.detach().double()
     model, a = adapted(layer, ad.TLoRA(R=R, q=2, residual=residual, alpha=3.0))
     torch.testing.assert_close(model(x), x @ W.T + b, rtol=1e-6, atol=1e-6)
     shake(model)
-    T = transform([c.detach() for c in a.transform]) if R else torch.eye(12, dtype=torch.float64)
-    D = ring(a.B, a.C) if residual == "ring" else a.B[0] @ a.C[0]
+    T = transform([c.detach() for c in a.cores()]) if R else torch.eye(12, dtype=torch.float64)
+    D = {"ring": ring, "ttm": lambda B, C: transform(B), "lora": lambda B, C: B[0] @ C[0]}[residual](a.B, a.C)
     expected = x @ (W @ T + 3.0 / 2**0.5 * D).T + b
     torch.testing.assert_close(model(x), expected)
     ad.merge(model)
@@ -48,7 +48,37 @@ def test_forward_and_merge_are_the_equation(R, residual):
 def test_the_transform_starts_as_the_identity():
     for R in (1, 2, 3):
         model, a = adapted(linear(60, 8), ad.TLoRA(R=R))
-        torch.testing.assert_close(transform(list(a.transform)), torch.eye(60, dtype=torch.float64))
+        torch.testing.assert_close(transform(a.cores()), torch.eye(60, dtype=torch.float64))
+
+
+def test_special_transforms_are_other_methods():
+    x, W = batch(4, 12), linear(12, 20).weight.detach().double()
+    model, a = adapted(linear(12, 20, bias=False), ad.TLoRA(R=1, q=0))
+    cores = a.cores()
+    with torch.no_grad():  # diagonal cores: a factor for every input, as DoRA's with its norm held
+        for core, moved in zip(cores, a.transform, strict=True):
+            moved += torch.diag(torch.rand(len(core), dtype=torch.float64))[:, :, None, None]
+    T = transform(a.cores())
+    assert torch.equal(T, torch.diag(T.diagonal()))
+    torch.testing.assert_close(model(x), x * T.diagonal() @ W.T)
+    model, a = adapted(linear(12, 20, bias=False), ad.TLoRA(R=1, q=0))
+    with torch.no_grad():  # orthogonal cores: a rotation, as OFT's, which keeps the norm
+        for core, moved in zip(a.cores(), a.transform, strict=True):
+            Q = torch.linalg.qr(torch.randn(len(core), len(core), dtype=torch.float64))[0]
+            moved += Q[:, :, None, None] - core
+    T = transform(a.cores())
+    torch.testing.assert_close(T @ T.T, torch.eye(12, dtype=torch.float64))
+    torch.testing.assert_close(model(x), x @ (W @ T).T)
+    torch.testing.assert_close((W @ T).norm(), W.norm())
+
+
+def test_weight_decay_pulls_the_transform_to_the_identity():
+    model, a = adapted(linear(), ad.TLoRA(R=2, q=0))
+    optimizer = torch.optim.AdamW(ad.parameters_of(model).values(), lr=0.1, weight_decay=1.0)
+    for parameter in ad.parameters_of(model).values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(transform(a.cores()), torch.eye(12, dtype=torch.float64))
 
 
 def test_first_gradients_reach_the_cores_and_the_zero_factor():
@@ -77,6 +107,32 @@ def test_penalty_is_zero_at_the_identity_and_grows():
     assert ad.penalty(model).item() == pytest.approx(0.5 * len(a.transform[0]))
     with pytest.raises(MethodError, match="both 0"):
         ad.TLoRA(R=0, q=0)
+
+
+@pytest.mark.parametrize("R", [1, 2])
+def test_the_orthogonal_penalty_is_zero_where_the_transform_is_orthogonal(R):
+    model, a = adapted(linear(), ad.TLoRA(R=R, q=0, orthogonal_penalty=0.5))
+    penalty = ad.penalty(model)
+    assert penalty.item() == 0.0
+    penalty.backward()
+    assert not any(p.grad.isnan().any() for p in a.parameters())
+    shake(model, 0.1)
+    total = 0.0
+    for core in a.cores():
+        n = len(core)
+        for i, j in itertools.product(range(n), range(n)):
+            found = sum(torch.kron(core[i, l], core[j, l]) for l in range(n))
+            total += (found - (i == j) * torch.full_like(found, 1 / R**2)).norm()
+    torch.testing.assert_close(ad.penalty(model), 0.5 * total)
+    # the product rule behind it: T T^T has the cores sum_l A[i, l] (x) A[j, l]
+    doubled = []
+    for core in a.cores():
+        n, product = len(core), torch.empty(len(core), len(core), R * R, R * R, dtype=torch.float64)
+        for i, j in itertools.product(range(n), range(n)):
+            product[i, j] = sum(torch.kron(core[i, l], core[j, l]) for l in range(n)).detach()
+        doubled.append(product)
+    T = transform([c.detach() for c in a.cores()])
+    torch.testing.assert_close(transform(doubled), T @ T.T)
 
 
 SD15 = {320: 5, 640: 5, 1280: 6}

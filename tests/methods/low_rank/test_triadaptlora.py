@@ -102,6 +102,24 @@ def test_growing_keeps_the_function_and_the_new_ranks_train(ranks, times):
                 p.add_(0.1 * torch.randn_like(p))
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_after_growth_it_merges_and_unmerges(transposed):
+    from transformers.pytorch_utils import Conv1D
+
+    model, a = adapted(
+        Conv1D(20, 12) if transposed else linear(), ad.TriAdaptLoRA(r=6, init_r=2, growth=4, max_r=8)
+    )
+    shake(model)
+    a.grow(3, "1")
+    shake(model, seed=2)
+    x, W = batch(4, 12), a.host.layer._parameters["weight"].clone()
+    expected = model(x)
+    ad.merge(model)
+    torch.testing.assert_close(model(x), expected)
+    ad.unmerge(model)
+    assert torch.equal(a.host.layer._parameters["weight"], W) and torch.equal(model(x), expected)
+
+
 def test_without_compensation_the_update_shrinks_with_the_scale():
     model, a = adapted(linear(), ad.TriAdaptLoRA(r=6, init_r=2, growth=1, compensate=False))
     shake(model)

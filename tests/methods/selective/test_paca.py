@@ -112,6 +112,30 @@ def test_only_the_selected_activations_are_saved(make):
     assert saved_numbers(lambda: model(x), model)[0] == 10 * 4
 
 
+def products(method):
+    """Matrix products of one layer's training step, the input's gradient included."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counter(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            packet = function.overloadpacket
+            self.seen += packet in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+            return function(*args, **(kwargs or {}))
+
+    model, _ = adapted(linear(), method)
+    x = batch(7, 12).requires_grad_()
+    with Counter() as counter:
+        model(x).sum().backward()
+    return counter.seen
+
+
+def test_a_step_has_five_products_where_lora_has_eight():
+    # the frozen layer's two and three of r columns: a copy of W with new columns, for three in all, would cost more than those
+    assert products(ad.PaCA(r=4)) == 5 and products(ad.LoRA(r=4)) == 8
+
+
 def test_a_model_saves_less_than_with_lora_and_less_the_fewer_columns():
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -15,7 +15,7 @@ from adaptome.core.errors import MethodError, did_you_mean
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.core.state import attachment_of
-from adaptome.forms.low_rank import LowRank, group_of, kaiming
+from adaptome.forms.low_rank import LowRank, Pair, group_of, kaiming
 from adaptome.forms.sharded import in_parallel, write
 
 
@@ -62,6 +62,11 @@ class DiffoRA(Method):
         "shared_pair", help="what modules that are not selected have"
     )
 
+    @property
+    def scale(self) -> float:
+        """alpha / r."""
+        return self.alpha / self.r
+
     def _pairs(self, hosts: Sequence[Host]) -> dict[str, Host]:
         """Groups of modules that are not selected, each with one of its hosts."""
         own = set(self.selected or ())
@@ -77,12 +82,8 @@ class DiffoRA(Method):
     def shared_parameters(self, hosts: Sequence[Host]) -> int:
         if self.selected is None:
             return len(hosts)
-        sides = {
-            "shared_pair": lambda h: h.fan_in + h.fan_out,
-            "shared_B": lambda h: h.fan_out,
-            "none": lambda h: 0,
-        }
-        return sum(self.r * sides[self.sharing](h) * h.copies for h in self._pairs(hosts).values())
+        whole = self.sharing == "shared_pair"
+        return sum(self.r * (h.fan_out + whole * h.fan_in) * h.copies for h in self._pairs(hosts).values())
 
     def shared(self, hosts: Sequence[Host]) -> nn.Module:
         if self.selected is None:
@@ -99,7 +100,7 @@ class DiffoRA(Method):
         if isinstance(shared, Matrix):
             return Candidate(self, host, shared)
         if host.name in (self.selected or ()):
-            return Pair(self, host)
+            return Pair(host, self.r, self.scale, self.dropout)
         return Dropped(host) if self.sharing == "none" else SharedPair(self, host, shared)
 
     def on_step(
@@ -121,7 +122,7 @@ class DiffoRA(Method):
 
     @torch.no_grad()
     def _discretise(self, adapters: Mapping[str, Adapter], shared: Matrix) -> None:
-        gates = {name: float(a.gate()) for name, a in adapters.items() if isinstance(a, Candidate)}
+        gates = gates_of(adapters)
         chosen = set(select(self, shared, gates))
         for name, adapter in adapters.items():
             assert isinstance(adapter, Candidate)
@@ -150,11 +151,6 @@ class Matrix(nn.Module):
         self.phase: Literal["both", "adapters", "logits"] = "both"
         self._held: list[tuple[nn.Parameter, Tensor]] = []
 
-    def row(self, name: str) -> list[int]:
-        """The modules of one row."""
-        own = self.rows[self.names.index(name)]
-        return [i for i, row in enumerate(self.rows) if row == own]
-
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
         """Remember what the step must not move: without a gradient, momentum still may."""
         self._held = [(p, p.detach().clone()) for p in parameters]
@@ -167,21 +163,19 @@ class Matrix(nn.Module):
         self._held = []
 
 
-class Candidate(LowRank):
-    """A and B of one module while it is searched."""
+class Candidate(Pair):
+    """The pair of one module while it is searched, gated."""
 
     rebuilt = ("members",)
     members: Tensor
 
     def __init__(self, method: DiffoRA, host: Host, shared: Matrix):
-        super().__init__(host, method.alpha / method.r, method.dropout, shared)
+        super().__init__(host, method.r, method.scale, method.dropout, shared)
         self.relaxation, self.scaled = method.relaxation, method.scaled
-        members = shared.row(host.name)
         self.own = shared.names.index(host.name)
+        members = [i for i, row in enumerate(shared.rows) if row == shared.rows[self.own]]
         self.place = members.index(self.own)
         self.register_buffer("members", torch.tensor(members))
-        self.A = nn.Parameter(kaiming(torch.empty(*host.lead, method.r, host.fan_in)))
-        self.B = nn.Parameter(torch.zeros(*host.lead, host.fan_out, method.r))
 
     def gate(self) -> Tensor:
         """g."""
@@ -195,8 +189,7 @@ class Candidate(LowRank):
         return torch.where(matrix.discrete, matrix.chosen[self.own].to(soft.dtype), soft)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        A: Tensor = self.A
-        B: Tensor = self.B
+        A, B = super().factors()
         if self.shared.phase == "logits":
             A, B = _still(A), _still(B)
         return A, B * self.gate()
@@ -209,18 +202,6 @@ class Candidate(LowRank):
         drawn = torch.rand(self.A.shape, generator=generator, device="cpu") * 2 - 1
         write(self.A, drawn * self.host.fan_in**-0.5)
         self.B.zero_()
-
-
-class Pair(LowRank):
-    """A and B of a selected module."""
-
-    def __init__(self, method: DiffoRA, host: Host):
-        super().__init__(host, method.alpha / method.r, method.dropout)
-        self.A = nn.Parameter(kaiming(torch.empty(*host.lead, method.r, host.fan_in)))
-        self.B = nn.Parameter(torch.zeros(*host.lead, host.fan_out, method.r))
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        return self.A, self.B
 
 
 class Pairs(nn.Module):
@@ -239,7 +220,7 @@ class SharedPair(LowRank):
     """A module that was not selected: it shares its factors, or B alone."""
 
     def __init__(self, method: DiffoRA, host: Host, shared: nn.Module | None):
-        super().__init__(host, method.alpha / method.r, method.dropout, shared)
+        super().__init__(host, method.scale, method.dropout, shared)
         self.group = group_of(host)
         own = method.sharing == "shared_B"
         self.A = nn.Parameter(kaiming(torch.empty(*host.lead, method.r, host.fan_in))) if own else None
@@ -252,6 +233,7 @@ class Dropped(WeightAdapter):
     """A module that was not selected and has nothing."""
 
     fast = True
+    additive = True
 
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
         return frozen(*args, **kwargs)
@@ -268,6 +250,11 @@ class Dropped(WeightAdapter):
 def _still(value: Tensor) -> Tensor:
     """Without a gradient; over several processes with one of 0, for DDP waits for every parameter's."""
     return value.detach() + 0 * value if in_parallel() else value.detach()
+
+
+def gates_of(adapters: Mapping[str, Adapter]) -> dict[str, float]:
+    """g of every module."""
+    return {name: float(a.gate()) for name, a in adapters.items() if isinstance(a, Candidate)}
 
 
 def select(method: DiffoRA, shared: Matrix, gates: Mapping[str, float]) -> list[str]:
@@ -296,13 +283,8 @@ def final(model: nn.Module, name: str = "default") -> DiffoRA:
         raise MethodError(
             f"{name!r} is {method.name} without a search: attach diffora without `selected` first."
         )
-    gates = {n: float(a.gate()) for n, a in attachment.adapters.items() if isinstance(a, Candidate)}
-    chosen = (
-        tuple(n for n in shared.names if gates[n])
-        if bool(shared.discrete)
-        else tuple(select(method, shared, gates))
-    )
-    return method.replace(selected=chosen)  # type: ignore[return-value]
+    # once the search is over its gates are 1 and 0, so that they are selected again
+    return method.replace(selected=tuple(select(method, shared, gates_of(attachment.adapters))))  # type: ignore[return-value]
 
 
 def smallest_gram_eigenvalue(outputs: Tensor, parameters: Sequence[Tensor]) -> float:

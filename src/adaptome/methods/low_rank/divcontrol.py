@@ -32,6 +32,7 @@ class Gate(nn.Module):
     subcategory="spectral, gated components",
     export="delta",
     identity_at_init=False,
+    per_sample_routing=True,
     hosts=("linear", "conv"),
     source="arXiv:2507.23620, section 3",
 )
@@ -110,6 +111,7 @@ class DivControlAdapter(WeightAdapter):
     """U, S and V of one layer."""
 
     fast = True
+    additive = True  # the base's own part is taken off whatever the value is
 
     def __init__(self, method: DivControl, host: Host, shared: nn.Module | None):
         super().__init__(host, shared)

@@ -18,7 +18,7 @@ from adaptome.forms.low_rank import kaiming
 
 @register(
     "moe-lora", subcategory="low-rank, mixture of experts", merge="none", export="none",
-    inference_overhead="extra modules", hosts=("linear",),
+    inference_overhead="extra modules", per_sample_routing=True, hosts=("linear",),
     source="Sun et al. 2025, arXiv:2502.15828",
 )  # fmt: skip
 class MoELoRA(Method):
@@ -128,6 +128,7 @@ class _Riemann(torch.autograd.Function):
     def backward(ctx: Any, dA: Tensor, dB: Tensor) -> Any:
         A, B = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in ctx.saved_tensors)
         damp = ctx.damping * torch.eye(A.shape[-2], dtype=A.dtype, device=A.device)
-        pA = torch.linalg.solve(B.mT @ B + damp, dA.to(A.dtype))
-        pB = torch.linalg.solve(A @ A.mT + damp, dB.to(A.dtype).mT).mT
-        return pA.to(dA.dtype), pB.to(dB.dtype), None
+        # unchecked: no wait for the device, and a run that diverges ends in NaN, which its loss tells, as without preconditioning
+        pA, _ = torch.linalg.solve_ex(B.mT @ B + damp, dA.to(A.dtype))
+        pB, _ = torch.linalg.solve_ex(A @ A.mT + damp, dB.to(A.dtype).mT)
+        return pA.to(dA.dtype), pB.mT.to(dB.dtype), None

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from adaptome.core.adapter import Frozen
-from adaptome.core.errors import MergeError, StateError
+from adaptome.core.errors import MergeError
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.core.steer import steered
 from adaptome.forms.branches import SHARED, Branches, Start, check_tasks, known_task
+from adaptome.forms.streams import split
 
 ATTENTION_IN = ("q", "k", "v", "kv", "qkv")
 
@@ -35,8 +35,8 @@ class MTLoRA(Method):
     shapes      W [out, in] frozen; A [r, in], B [out, r]; A_t [task_r, in], B_t [out, task_r] per task
     init        'kaiming': A Kaiming-uniform(a = sqrt 5), B = 0: every stream starts as the frozen layer
     use         nothing steered: the shared stream. `ad.steer(task="depth")`: the task's, with x_t = x, where a layer has one.
-                `ad.steer(streams=("depth", "normals"))`: all at once, stacked along the batch, the shared one first, as `fork`
-                makes them: W acts on the shared rows alone; `join` starts every stream from the shared one again
+                `ad.steer(streams=("depth", "normals"))`: all at once, stacked along the batch, the shared one first: W acts on
+                the shared rows alone. `ad.TaskStreams(encoder, tasks, stages)` stacks and takes them apart, stage by stage
     specific    patterns of paths; maps into attentions (q, k, v) stay shared. In Swin: the last block of every stage
     dropout     on x; task rows of stacked streams are not dropped
     parameters  r (in + out) per layer, task_r (in + out) per task more: 70,656 r + 69,120 task_r on Swin-T's fused blocks, 4 tasks
@@ -55,6 +55,7 @@ class MTLoRA(Method):
     dropout: float = option(
         0.0, at_least=0, below=1, help="on the adapter's input; the paper trains with 0.05"
     )
+    train_scale: bool = option(False, help="train s, a number for each branch")
     init: Start = option("kaiming", help="how A and B start")
 
     def validate(self) -> None:
@@ -69,7 +70,8 @@ class MTLoRA(Method):
         return ({}, *({"task": task} for task in self.tasks))
 
     def parameters(self, host: Host) -> int:
-        return (self.r + len(self.tasks_on(host)) * self.task_r) * (host.fan_in + host.fan_out)
+        tasks = len(self.tasks_on(host))
+        return (self.r + tasks * self.task_r) * (host.fan_in + host.fan_out) + self.train_scale * (1 + tasks)
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> MTLoRAAdapter:
         return MTLoRAAdapter(self, host)
@@ -81,14 +83,22 @@ class MTLoRAAdapter(Branches):
     def __init__(self, method: MTLoRA, host: Host):
         here = method.tasks_on(host)
         ranks = {SHARED: method.r, **dict.fromkeys(here, method.task_r)}
-        super().__init__(host, ranks, method.scale, method.dropout, method.init)
+        scale = 1.0 if method.train_scale else method.scale
+        super().__init__(host, ranks, scale, method.dropout, method.init)
         self.method, self.here = method, here
+        self.s = nn.ParameterDict()
+        if method.train_scale:
+            self.s.update({name: nn.Parameter(torch.tensor(method.scale)) for name in ranks})
 
     def pair(self, task: str | None) -> tuple[Tensor, Tensor]:
         """A and B of one stream; None for the shared one."""
-        if task is None or known_task("mtlora", task, self.method.tasks) not in self.here:
-            return self.joined(SHARED)
-        return self.joined(task) if self.method.mode == "matrix" else self.joined(SHARED, task)
+        names: tuple[str, ...] = (SHARED,)
+        if task is not None and known_task("mtlora", task, self.method.tasks) in self.here:
+            names = (task,) if self.method.mode == "matrix" else (SHARED, task)
+        A, B = self.joined(*names)
+        if not self.method.train_scale:
+            return A, B
+        return A, B * torch.cat([self.s[name].expand(self.A[name].shape[-2]) for name in names])
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.pair(steered("task"))
@@ -109,26 +119,3 @@ class MTLoRAAdapter(Branches):
                 f"mtlora on {self.host.name}: the streams {list(steered('streams'))} have no one weight.\n"
                 "  Merge inside `with ad.steer(task=...)`, or the shared stream with nothing steered."
             )
-
-
-def split(x: Tensor, tasks: int) -> tuple[Tensor, ...]:
-    """The shared stream and those of the tasks, each `[batch, ...]`, of rows stacked by `fork`.
-
-    Raises:
-        StateError: the rows are no multiple of the number of streams.
-    """
-    if x.shape[0] % (tasks + 1):
-        raise StateError(
-            f"mtlora: {x.shape[0]} rows are not {tasks + 1} equal streams (the shared one and {tasks} tasks'); stack them with `fork`."
-        )
-    return x.chunk(tasks + 1)
-
-
-def fork(x: Tensor, tasks: Sequence[str]) -> Tensor:
-    """`[batch, ...]` for the shared stream and once more for every task, stacked along the batch."""
-    return x.repeat(len(tasks) + 1, *[1] * (x.dim() - 1))
-
-
-def join(x: Tensor, tasks: Sequence[str]) -> Tensor:
-    """Stacked streams with every task's replaced by the shared one, as the next stage of an encoder sees them."""
-    return fork(split(x, len(tasks))[0], tasks)

@@ -19,6 +19,7 @@ from adaptome.forms.per_sample import per_row, refuse_per_sample
     "petalface",
     subcategory="low-rank, mixed per sample",
     export="low-rank",
+    per_sample_routing=True,
     hosts=("linear", "conv"),
     default_targets="qkv",
     source="Narayan et al. 2024, arXiv:2412.07771",

@@ -16,9 +16,9 @@ from adaptome.forms.delta import run_changed
 from adaptome.forms.low_rank import LowRank
 
 
-def bases_needed(host: Host, r: int) -> int:
-    """n = ceil(min(in, out) / r)."""
-    return math.ceil(min(host.fan_in, host.fan_out) / r)
+def bases_needed(m: int, r: int, share: float) -> int:
+    """n = ceil(share m / r)."""
+    return math.ceil(share * m / r)
 
 
 class Bases(nn.Module):
@@ -36,7 +36,10 @@ class Bases(nn.Module):
             else torch.Generator().manual_seed(method.projection_seed)
         )
         rare = {"dense": 0.0, "sparse": 3.0, "very-sparse": math.sqrt(m)}[method.bases]
-        for name, shape in (("A", (method.r, m)), ("B", (M, math.ceil(m / method.r), method.r))):
+        for name, shape in (
+            ("A", (method.r, m)),
+            ("B", (M, bases_needed(m, method.r, method.share), method.r)),
+        ):
             drawn = torch.rand(shape, generator=generator) * 2 - 1
             if rare:
                 drawn = (drawn > 1 - 1 / rare).float() - (drawn < 1 / rare - 1).float()
@@ -53,7 +56,7 @@ class Bases(nn.Module):
 class RandLoRA(Method):
     r"""RandLoRA: a full-rank update as a sum of low-rank products of frozen random bases, with only diagonal scalings trained.
 
-        dW = s sum_j B_j diag(l_j) A diag(g_j),    j = 1..n,  n = ceil(m / r),  m = min(in, out), M = max(in, out)
+        dW = s sum_j B_j diag(l_j) A diag(g_j),    j = 1..n,  n = ceil(share m / r),  m = min(in, out), M = max(in, out)
 
     shapes      A [r, m], B_j [M, r] frozen, the corners of one pair for all layers; lambda [n, r], gamma [n, m];
                 dW is [M, m] as it stands where in = m, else transposed
@@ -68,6 +71,9 @@ class RandLoRA(Method):
     """
 
     r: int = option(32, at_least=1, help="rank of each basis")
+    share: float = option(
+        1.0, above=0, at_most=1, help="of the bases that full rank needs; 0.5 is the paper's RandLoRA-b"
+    )
     alpha: float | None = option(None, help="the update is scaled by alpha / r; 20 r when not given")
     dropout: float = option(0.0, at_least=0, below=1, help="on the adapter's input; keeps the 'factors' form")
     bases: Literal["dense", "sparse", "very-sparse"] = option("dense", help="how the random bases are drawn")
@@ -75,7 +81,8 @@ class RandLoRA(Method):
     projection_seed: int = option(0, help="draws the bases")
 
     def parameters(self, host: Host) -> int:
-        return bases_needed(host, self.r) * (self.r + min(host.fan_in, host.fan_out))
+        m = min(host.fan_in, host.fan_out)
+        return bases_needed(m, self.r, self.share) * (self.r + m)
 
     def shared(self, hosts: Sequence[Host]) -> nn.Module:
         return Bases(self, hosts)
@@ -92,7 +99,7 @@ class RandLoRAAdapter(LowRank):
         super().__init__(host, alpha / method.r, method.dropout, shared)
         self.form = method.form
         self.m, self.M = sorted((host.fan_in, host.fan_out))
-        self.n = bases_needed(host, method.r)
+        self.n = bases_needed(self.m, method.r, method.share)
         self.lambda_ = nn.Parameter(torch.zeros(self.n, method.r))
         self.gamma = nn.Parameter(torch.full((self.n, self.m), 1 / max(self.n, self.m)))
 

@@ -45,25 +45,32 @@ class TLoRA(Method):
         y = (W T + s D) x + b,    T[i, j] = tr(A1[i1, j1] A2[i2, j2] A3[i3, j3]),  in = I1 I2 I3, out = O1 O2 O3
         residual 'ring'   D[i, j] = tr(B1[i1] B2[i2] B3[i3] C1[j1] C2[j2] C3[j3])
         residual 'lora'   D = B A
+        residual 'ttm'    D[i, j] = tr(B1[i1, j1] B2[i2, j2] B3[i3, j3])
 
-    shapes      Ad [Id, Id, R, R]; Bd [Od, q, q], Cd [Id, q, q]; or A [q, in], B [out, q]; indices are row-major (the first slowest)
+    shapes      Ad [Id, Id, R, R]; ring: Bd [Od, q, q], Cd [Id, q, q]; lora: A [q, in], B [out, q]; ttm: Bd [Od, Id, q, q]; indices
+                are row-major (the first slowest)
     init        Ad = identity / R on every ring index, so T = 1 exactly; B1 = 0 (or B = 0), so D = 0: starts as the base;
-                Cd ~ N(0, 1 / Id), Bd ~ N(0, Od / q^4) for d > 1, A Kaiming-normal(a = sqrt 5), as the authors' code
+                Cd ~ N(0, 1 / Id), Bd ~ N(0, Od / q^4) for d > 1, A Kaiming-normal(a = sqrt 5), as the authors' code; ttm: Bd ~ N(0, 1 / (q Id))
     scale       s = alpha / sqrt(q), or alpha / q without `rslora`
-    parameters  R^2 sum Id^2 + q^2 (sum Id + sum Od), or + q (in + out): 941,440 on the SD 1.5 UNet's attention, R = 2, lora, q = 4
+    parameters  R^2 sum Id^2 + q^2 (sum Id + sum Od), or + q (in + out), or + q^2 sum Od Id: 941,440 on the SD 1.5 UNet's attention, R = 2, lora, q = 4
     forward     T x by one contraction a factor, D x by contracting the ring: neither T nor D is built
+    stored      Ad less its identity, so that weight decay pulls towards the base
     merge       exact; unmerging uses the kept weight (T may become singular)
     note        T-LoRA (arXiv:2507.05964) and LyCORIS' tlora are other methods
-    source      Tao et al. 2025, arXiv:2501.08727, section 3; `identity_penalty` is the paper's R_I, its better regulariser
+    source      Tao et al. 2025, arXiv:2501.08727, section 3; `identity_penalty` is the paper's R_I, its better regulariser,
+                `orthogonal_penalty` its R_O
     """
 
     R: int = option(1, at_least=0, help="ring rank of the transform; 0 leaves it out")
     q: int = option(4, at_least=0, help="rank of the residual; 0 leaves it out")
-    residual: Literal["lora", "ring"] = option("lora", help="form of the residual")
+    residual: Literal["lora", "ring", "ttm"] = option("lora", help="form of the residual")
     alpha: float = option(1.0, help="of the residual's scale")
     rslora: bool = option(True, help="s = alpha / sqrt(q) instead of alpha / q")
     identity_penalty: float = option(
         0.0, at_least=0, help="weight of R_I = sum |Ad - identity / R|_F in the loss"
+    )
+    orthogonal_penalty: float = option(
+        0.0, at_least=0, help="weight of R_O, 0 where T is orthogonal, in the loss"
     )
 
     def validate(self) -> None:
@@ -77,24 +84,39 @@ class TLoRA(Method):
 
     def parameters(self, host: Host) -> int:
         I, O = factorise(host.fan_in), factorise(host.fan_out)
-        residual = (
-            self.q * (host.fan_in + host.fan_out) if self.residual == "lora" else self.q**2 * sum(I + O)
-        )
-        return self.R**2 * sum(i * i for i in I) + residual
+        sizes = {
+            "lora": self.q * (host.fan_in + host.fan_out),
+            "ring": self.q**2 * sum(I + O),
+            "ttm": self.q**2 * sum(i * o for i, o in zip(I, O, strict=True)),
+        }
+        return self.R**2 * sum(i * i for i in I) + sizes[self.residual]
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> TLoRAAdapter:
         return TLoRAAdapter(self, host)
 
     def penalty(self, adapters: Mapping[str, Any], shared: nn.Module | None) -> Tensor | None:
-        """`identity_penalty` times R_I, or None."""
-        cores = [(core, adapter.R) for adapter in adapters.values() for core in adapter.transform]
-        if not cores or not self.identity_penalty:
-            return None
-        eye = [
-            (core - (torch.eye(len(core)) / R).to(core)[:, :, None, None]).square().sum((0, 1)).sqrt().sum()
-            for core, R in cores
-        ]
-        return self.identity_penalty * torch.stack(eye).sum()
+        """`identity_penalty` times R_I and `orthogonal_penalty` times R_O, or None."""
+        terms = []
+        for adapter in adapters.values():
+            if self.identity_penalty:
+                terms += [self.identity_penalty * _norms(moved, (0, 1)) for moved in adapter.transform]
+            if self.orthogonal_penalty:
+                terms += [self.orthogonal_penalty * _skewed(core) for core in adapter.cores()]
+        return torch.stack(terms).sum() if terms else None
+
+
+def _norms(x: Tensor, over: tuple[int, int]) -> Tensor:
+    """The sum of the Frobenius norms of matrices in two of the dimensions; at 0 its gradient is 0."""
+    squares = x.square().sum(over)
+    return torch.where(squares > 0, squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt(), 0).sum()
+
+
+def _skewed(core: Tensor) -> Tensor:
+    """R_O of one core: how far `sum_l A[i, l] (x) A[j, l]` is from that of T T^T = 1, over all i and j."""
+    i, R = core.shape[0], core.shape[-1]
+    product = torch.einsum("ilrs,jltu->ijrtsu", core, core).reshape(i, i, R * R, R * R)
+    eye = torch.eye(i, dtype=core.dtype, device=core.device)[:, :, None, None] / R**2
+    return _norms(product - eye, (2, 3))
 
 
 class TLoRAAdapter(WeightAdapter):
@@ -104,14 +126,15 @@ class TLoRAAdapter(WeightAdapter):
 
     def __init__(self, method: TLoRA, host: Host):
         super().__init__(host)
-        self.R, self.q, self.scale, self.ring = method.R, method.q, method.scale, method.residual == "ring"
+        self.R, self.q, self.scale, self.form = method.R, method.q, method.scale, method.residual
         self.I, self.O = factorise(host.fan_in), factorise(host.fan_out)
         R, q = self.R, self.q
-        self.transform = nn.ParameterList(
-            [torch.eye(i)[:, :, None, None].expand(i, i, R, R).clone() / R for i in self.I] if R else []
-        )
+        self.transform = nn.ParameterList([torch.zeros(i, i, R, R) for i in self.I] if R else [])
         self.B, self.C = nn.ParameterList(), nn.ParameterList()
-        if q and self.ring:
+        if q and self.form == "ttm":
+            sides = list(zip(self.O, self.I, strict=True))
+            self.B.extend([torch.randn(o, i, q, q) * ((q * i) ** -0.5 if d else 0.0) for d, (o, i) in enumerate(sides)])  # fmt: skip
+        elif q and self.form == "ring":
             self.B.extend(
                 [torch.randn(o, q, q) * (math.sqrt(o) / q**2 if d else 0.0) for d, o in enumerate(self.O)]
             )
@@ -120,25 +143,26 @@ class TLoRAAdapter(WeightAdapter):
             self.C.append(nn.init.kaiming_normal_(torch.empty(q, host.fan_in), a=5**0.5))
             self.B.append(torch.zeros(host.fan_out, q))
 
+    def cores(self) -> list[Tensor]:
+        """Ad: what is trained, and the identity on every ring index."""
+        return [
+            moved + (torch.eye(len(moved), dtype=moved.dtype, device=moved.device) / self.R)[:, :, None, None]
+            for moved in self.transform
+        ]
+
     def transformed(self, x: Tensor) -> Tensor:
         """`T x` for x [..., in], one factor at a time."""
         if not self.R:
             return x
-        h = x.reshape(-1, *self.I)
-        a, b, c = (core.to(x.dtype) for core in self.transform)
-        if self.R == 1:
-            h = torch.einsum("il,nlyz->niyz", a[..., 0, 0], h)
-            h = torch.einsum("jm,nimz->nijz", b[..., 0, 0], h)
-            return torch.einsum("kp,nijp->nijk", c[..., 0, 0], h).reshape(x.shape)
-        h = torch.einsum("ilrs,nlmp->nimprs", a, h)
-        h = torch.einsum("jmst,nimprs->nijprt", b, h)
-        return torch.einsum("kptr,nijprt->nijk", c, h).reshape(x.shape)
+        return _applied([core.to(x.dtype) for core in self.cores()], x, self.I)
 
     def residual(self, x: Tensor) -> Tensor | None:
         """`D x` for x [..., in]; None without a residual."""
         if not self.q:
             return None
-        if not self.ring:
+        if self.form == "ttm":
+            return _applied([core.to(x.dtype) for core in self.B], x, self.I)
+        if self.form == "lora":
             return nn.functional.linear(nn.functional.linear(x, self.C[0].to(x.dtype)), self.B[0].to(x.dtype))
         c1, c2, c3 = (core.to(x.dtype) for core in self.C)
         b1, b2, b3 = (core.to(x.dtype) for core in self.B)
@@ -162,3 +186,18 @@ class TLoRAAdapter(WeightAdapter):
         value = value @ self.transformed(eye).t()
         added = self.residual(eye)
         return value if added is None else value + self.scale * added.t()
+
+
+def _applied(cores: list[Tensor], x: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """`M x` for x [..., I1 I2 I3] and M[i, j] = tr(A1[i1, j1] A2[i2, j2] A3[i3, j3]), one factor at a time."""
+    a, b, c = cores
+    h = x.reshape(-1, *sides)
+    if a.shape[-1] == 1:
+        h = torch.einsum("il,nlyz->niyz", a[..., 0, 0], h)
+        h = torch.einsum("jm,nimz->nijz", b[..., 0, 0], h)
+        h = torch.einsum("kp,nijp->nijk", c[..., 0, 0], h)
+    else:
+        h = torch.einsum("ilrs,nlmp->nimprs", a, h)
+        h = torch.einsum("jmst,nimprs->nijprt", b, h)
+        h = torch.einsum("kptr,nijprt->nijk", c, h)
+    return h.reshape(*x.shape[:-1], -1)

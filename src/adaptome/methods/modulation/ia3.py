@@ -30,6 +30,7 @@ class IA3(Method):
     init        l = 1: starts as the base
     parameters  out or in per layer: 614,400 for LLaMA-2-7B, k, v and down
     merge       exact: rows (and bias) or columns of W scaled
+    export      peft-lora by SVD, its error told; refused on a layer whose bias is scaled too
     source      Liu et al. 2022, arXiv:2205.05638, section 3.3
     """
 

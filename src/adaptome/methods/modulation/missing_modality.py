@@ -22,6 +22,8 @@ from adaptome.forms.per_sample import refuse_per_sample
     "missing-modality",
     category="additive",
     subcategory="feature modulation",
+    export="none",
+    per_sample_routing=True,
     hosts=("linear", "conv", "norm"),
     source="Reza et al. 2023, arXiv:2310.03986",
 )
@@ -38,6 +40,7 @@ class MissingModality(Method):
     branches    {"depth": "depth_encoder.*"}: what lies in the branch of an absent modality has no bank for that set
     parameters  2 out per layer and set: 141,440 for SegFormer MiT-B2 (every linear layer, convolution and norm), one set
     merge       exact, inside `ad.steer(available=...)`, for that set; not for sets that differ between samples
+    export      none: LoRA has no place for a bias (with shift=False by SVD, on layers without one)
     source      Reza et al. 2023, arXiv:2310.03986
     """
 

@@ -14,6 +14,7 @@ from adaptome.forms.modulation import Init, Modulation, Vectors, drawn, refusal
     "ssf",
     category="additive",
     subcategory="feature modulation",
+    export="none",
     hosts=("linear", "conv", "norm"),
     source="Lian et al. 2022, arXiv:2210.08823, section 3.2",
 )
@@ -27,6 +28,7 @@ class SSF(Method):
     parameters  2 out per layer: 202,752 for ViT-B's 12 blocks (two norms, q, k, v, o, up, down)
     stored      g = gamma - 1, so that weight decay pulls towards the identity
     merge       exact: W' = diag(gamma) W, b' = gamma * b + beta; a layer without bias gets one, and unmerging takes it away
+    export      none: LoRA has no place for a bias (with shift=False by SVD, on layers without one)
     source      Lian et al. 2022, arXiv:2210.08823, section 3.2
     """
 

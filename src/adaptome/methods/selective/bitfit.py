@@ -10,7 +10,7 @@ from adaptome.forms.own_parameters import OwnParameters
 
 
 @register(
-    "bitfit", category="selective", subcategory="specific", structure_changed=False, hosts=("linear", "conv", "norm"), default_targets="biases",
+    "bitfit", category="selective", subcategory="specific", structure_changed=False, export="none", hosts=("linear", "conv", "norm"), default_targets="biases",
     source="Ben Zaken et al. 2021, arXiv:2106.10199",
 )  # fmt: skip
 class BitFit(Method):
@@ -21,7 +21,7 @@ class BitFit(Method):
     shapes      b, db [out]
     init        db = 0: starts as the base
     parameters  out per layer with a bias: 102,912 for ViT-B/16; none for LLaMA, which has no biases (refused, with the reason)
-    merge       exact
+    merge       exact; export: none, LoRA has no place for biases
     source      Ben Zaken et al. 2021, arXiv:2106.10199
     """
 

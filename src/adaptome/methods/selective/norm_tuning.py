@@ -10,7 +10,7 @@ from adaptome.forms.own_parameters import OwnParameters
 
 
 @register(
-    "norm-tuning", category="selective", subcategory="specific", structure_changed=False, hosts=("norm",), default_targets="norms",
+    "norm-tuning", category="selective", subcategory="specific", structure_changed=False, export="none", hosts=("norm",), default_targets="norms",
     source="Zhao et al. 2023, arXiv:2312.11420",
 )  # fmt: skip
 class NormTuning(Method):
@@ -21,7 +21,7 @@ class NormTuning(Method):
     shapes      w, b, dw, db [dim]
     init        dw = db = 0: starts as the base
     parameters  dim, and dim again where the norm has a bias: 266,240 for LLaMA-2-7B (65 norms of 4,096)
-    merge       exact
+    merge       exact; export: none, LoRA has no place for norms
     source      Zhao et al. 2023, arXiv:2312.11420
     """
 
