@@ -247,6 +247,18 @@ def test_values_and_places_take_turns(accumulate):
     assert changed == phases
 
 
+def test_fixed_places_train_their_values_alone_in_every_step():
+    model, a = adapted(linear(), ad.LoCA(n=9, locations="fixed"))
+    optimiser = torch.optim.AdamW(ad.parameters_of(model).values(), lr=0.01)
+    ad.on_step(model, 0, 4)
+    for step in range(4):
+        before = a.a.detach().clone()
+        model(batch(6, 12)).square().mean().backward()
+        optimiser.step()
+        ad.on_step(model, step + 1, 4)
+        assert not torch.equal(a.a, before) and a.l is None
+
+
 def test_a_resumed_run_goes_on_in_its_phase(tmp_path):
     model, _ = adapted(linear(), ad.LoCA(n=9, location_share=0.6))
     shake(model)

@@ -134,7 +134,7 @@ class LoCAAdapter(SparseSpectrum):
     def keep(self) -> None:
         """Remember what the coming step does not train."""
         untrained = {"coefficients": "l", "locations": "a"}.get(self.shared.phase)
-        value = self._parameters[untrained] if untrained else None
+        value = self._parameters.get(untrained) if untrained else None
         self._kept = None if value is None or untrained is None else (untrained, value.detach().clone())
 
     @torch.no_grad()

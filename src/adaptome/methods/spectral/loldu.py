@@ -76,9 +76,8 @@ class LoLDUAdapter(Rescaled):
 def ldu(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`P L [*, m, k]`, `D [*, k]` and unit upper `U [*, k, n]` with `W = P L diag(D) U`; tiny pivots are left inside U, with D = 1."""
     # in float64: in float32 the order of a large weight's pivots hangs on how a machine rounds, and a file holds z in that order
-    LU, pivots, _ = torch.linalg.lu_factor_ex(
-        (W.cpu() if W.is_mps else W).double()
-    )  # which takes singular matrices
+    exact = (W.cpu() if W.is_mps else W).double()
+    LU, pivots, _ = torch.linalg.lu_factor_ex(exact)  # which takes singular matrices
     k = min(W.shape[-2:])
     D = LU.diagonal(dim1=-2, dim2=-1)
     tiny = D.abs() <= 1e-12 * D.abs().amax(-1, keepdim=True)
@@ -87,7 +86,8 @@ def ldu(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     L.diagonal(dim1=-2, dim2=-1).fill_(1)
     order = _order(pivots, W.shape[-2])
     PL = L.gather(-2, order[..., None].expand(*order.shape, k))
-    return tuple(part.to(W.device) for part in (PL, D, LU[..., :k, :].triu() / D[..., None]))  # type: ignore[return-value]
+    U = LU[..., :k, :].triu() / D[..., None]
+    return PL.to(W.device), D.to(W.device), U.to(W.device)
 
 
 def _order(pivots: Tensor, rows: int) -> Tensor:
