@@ -40,6 +40,8 @@ class Adapter(nn.Module):
     rebuilt: ClassVar[tuple[str, ...]] = ()
     #: parameters that the method never trains
     frozen: ClassVar[tuple[str, ...]] = ()
+    #: whether its parameters stay in at least float32, whatever type is asked for
+    exact: ClassVar[bool] = False
     #: whether it is left out of some forwards by what is steered, so that a step may give it no gradient
     may_idle: bool = False
     #: the share of the adapter's effect, set by `activate(weights=...)`
