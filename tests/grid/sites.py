@@ -105,6 +105,26 @@ def mixtral_block() -> nn.Module:
     return One(MixtralSparseMoeBlock(config))
 
 
+class Mean(nn.Module):
+    """A vision transformer that returns the mean of its tokens, however many they are."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.model(pixel_values=pictures).last_hidden_state.mean(1)
+
+
+def vit() -> nn.Module:
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        image_size=20, patch_size=4, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4
+    )  # fmt: skip
+    return Mean(ViTModel(config, add_pooling_layer=False))
+
+
 def gpt_conv1d() -> nn.Module:
     from transformers.pytorch_utils import Conv1D
 
@@ -163,6 +183,7 @@ SITES: dict[str, Site] = {
         Site("attention", llama, tokens(32, 2, 5), ("attention-blocks",)),
         Site("mlp", llama, tokens(32, 2, 5), ("mlp-blocks",)),
         Site("decoder-layer", llama, tokens(32, 2, 5), ("blocks",)),
+        Site("vit", vit, floats(2, 3, 20, 20), ("backbones", "blocks", "k")),
         Site("experts", mixtral_block, floats(2, 5, 16), ("layer.experts.gate_up_proj", "layer.experts.down_proj")),
         Site("parameter", OwnAttention, floats(2, 5, 16), ("layer.in_proj_weight",)),
     )

@@ -13,6 +13,7 @@ that a method is written once:
     parameter   any other 2-D parameter by name           as it is                  the same
     vector      a 1-D parameter by name                   [dim]                     the same
     module      attention, MLP, decoder layer, ...        none                      activations only
+    backbone    a whole transformer                       none                      activations only; its output is a model's
 
 `reduce(x, A)` and `expand(z, B)` apply a factor pair `A [r, in]`, `B [out, r]` to activations as the layer would apply a weight, so
 `expand(reduce(x, A), B)` is the layer run with the weight `B A` and no bias.
@@ -455,6 +456,12 @@ class ExpertsHost(ParameterHost):
     native = canonical
 
 
+class BackboneHost(Host):
+    """A whole transformer: it takes a model's inputs (ids, masks, caches, pixels) and gives a model's output."""
+
+    kind = "backbone"
+
+
 def _is_norm(layer: nn.Module) -> bool:
     own = {k: v for k, v in layer._parameters.items() if v is not None}
     return (
@@ -508,7 +515,8 @@ def host_of(
                 f"{path}.{parameter} has shape {list(value.shape)}: parameters of 1 to 3 dimensions can be adapted by name."
             )
         return kind(layer, path, parameter, role, index)
-    found = next((kind for fits, kind in _KINDS if fits(layer)), Host)
+    default = BackboneHost if role == "backbone" else Host
+    found = next((kind for fits, kind in _KINDS if fits(layer)), default)
     return found(layer, path, None, role, index)
 
 
