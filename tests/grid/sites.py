@@ -110,7 +110,12 @@ def vit() -> nn.Module:
     from transformers import ViTConfig, ViTModel
 
     config = ViTConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, image_size=8, patch_size=4
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=8,
+        patch_size=4,
     )
     return Features(ViTModel(config, add_pooling_layer=False))
 
@@ -144,6 +149,26 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return self.norm(x)
+
+
+class Mean(nn.Module):
+    """A vision transformer that returns the mean of its tokens, however many they are."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.model(pixel_values=pictures).last_hidden_state.mean(1)
+
+
+def mean_vit() -> nn.Module:
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        image_size=20, patch_size=4, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4
+    )  # fmt: skip
+    return Mean(ViTModel(config, add_pooling_layer=False))
 
 
 def gpt_conv1d() -> nn.Module:
@@ -207,6 +232,7 @@ SITES: dict[str, Site] = {
         Site("backbone", llama, tokens(32, 2, 5), ("backbones",)),
         Site("encoder-layer", vit, floats(2, 3, 8, 8), ("blocks",)),
         Site("encoder", lambda: One(Encoder()), floats(2, 5, 16), ("backbones",)),
+        Site("vit", mean_vit, floats(2, 3, 20, 20), ("backbones", "blocks", "k")),
         Site("experts", mixtral_block, floats(2, 5, 16), ("layer.experts.gate_up_proj", "layer.experts.down_proj")),
         Site("parameter", OwnAttention, floats(2, 5, 16), ("layer.in_proj_weight",)),
     )

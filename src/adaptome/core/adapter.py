@@ -46,6 +46,8 @@ class Adapter(nn.Module):
     may_idle: bool = False
     #: the share of the adapter's effect, set by `activate(weights=...)`
     strength: float = 1.0
+    #: whether it takes its strength into account itself; else the output is mixed with the one without it
+    own_strength: ClassVar[bool] = False
 
     def __init__(self, host: Host, shared: nn.Module | None = None):
         super().__init__()
@@ -69,6 +71,7 @@ class Adapter(nn.Module):
 class WeightAdapter(Adapter):
     """An adapter that changes parameters of its layer; it merges by writing what `changed` returns."""
 
+    own_strength = True
     #: whether `forward` gives the same result without building the changed parameters
     fast: bool = False
     #: whether `changed` adds what does not depend on the value, so that the order among such adapters does not matter
@@ -108,7 +111,7 @@ class Frozen:
         if not self.below:
             return self.layer.frozen_forward(*args, **kwargs)
         adapter, frozen = self.below[-1], Frozen(self.layer, self.below[:-1])
-        if adapter.strength == 1.0 or isinstance(adapter, WeightAdapter):
+        if adapter.strength == 1.0 or adapter.own_strength:
             return adapter(frozen, *args, **kwargs)
         return _mix(frozen(*args, **kwargs), adapter(frozen, *args, **kwargs), adapter.strength)
 
@@ -272,6 +275,8 @@ def adapted_class(base: type[nn.Module], readable: tuple[str, ...] = ()) -> type
         "_base": base,
         "_readable": readable,
         "__module__": base.__module__,
+        # str(class) is then the base's, under which transformers looks up the outputs a model can record
+        "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
     }
     if hasattr(base, "base_model_prefix"):
