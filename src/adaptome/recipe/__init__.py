@@ -17,6 +17,7 @@ from adaptome.recipe.load import (
 from adaptome.recipe.schema import (
     DataSection,
     EvaluationSection,
+    FoldsSection,
     MethodSection,
     ModelSection,
     ObjectiveSection,
@@ -29,6 +30,7 @@ from adaptome.recipe.schema import (
 __all__ = [
     "DataSection",
     "EvaluationSection",
+    "FoldsSection",
     "MethodSection",
     "ModelSection",
     "ObjectiveSection",

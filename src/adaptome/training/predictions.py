@@ -41,7 +41,7 @@ def inputs_of(rows: Any) -> list[Any]:
     there = rows.column_names
     if "text_pair" in there:
         return list(zip(rows["text"], rows["text_pair"], strict=True))
-    for column in ("tokens", "image", "prompt", "text"):
+    for column in ("tokens", "image", "audio", "prompt", "text"):
         if column in there:
             return list(rows[column])
     if "messages" in there:
