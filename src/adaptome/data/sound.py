@@ -7,7 +7,7 @@ integers of 16 or 32 bits or floats from -1 to 1.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from math import gcd
 from pathlib import Path
@@ -57,6 +57,33 @@ def decode(sound: Any, where: str) -> tuple[np.ndarray, int]:
     if not np.isfinite(samples).all():
         raise DataError(f"{name} holds NaN or infinity.")
     return np.ascontiguousarray(samples, dtype=np.float32), rate
+
+
+class Sounds(Sequence[Any]):
+    """The sounds of a column of a `datasets.Dataset`, each read when it is asked for; samples keep their type."""
+
+    def __init__(self, rows: Any, column: str = "audio"):
+        self._rows, self._column = rows.select_columns([column]).with_format("arrow"), column
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        stored = self._rows[row].column(self._column)[0]
+        sound = {key: stored[key] for key in stored}
+        samples = sound.pop("array", None)
+        made = {key: value.as_py() for key, value in sound.items()}
+        return made if samples is None else {**made, "array": _numbers(samples.values)}
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """An arrow array, or one of lists of equal length, as numpy."""
+    if hasattr(values.type, "value_type"):
+        return np.stack([_numbers(one.values) for one in values])
+    made: np.ndarray = values.to_numpy(zero_copy_only=False)
+    return made
 
 
 def resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from adaptome.core.errors import DataError, RecipeError
-from adaptome.data.sound import decode, header, resampled
+from adaptome.data.sound import Sounds, decode, header, resampled
 from adaptome.data.splits import Split, Splits
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, argmax, register_task
 from adaptome.tasks.inference import chunks, labelled
@@ -183,7 +183,7 @@ class Clips(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, split: Split, labels: list[int], features: ClipFeatures):
         self.split, self.labels, self.features = split, labels, features
-        self.rows = split.rows.select_columns(["audio"]).with_format("numpy")
+        self.sounds = Sounds(split.rows)
         self._kept: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -192,7 +192,7 @@ class Clips(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitem__(self, row: int) -> dict[str, Any]:
         made = self._kept.get(row)
         if made is None:
-            made = self.features(_plain(self.rows[row]["audio"]), self.split.where(row))
+            made = self.features(self.sounds[row], self.split.where(row))
             if made.nbytes <= self.budget:
                 self.budget -= made.nbytes
                 self._kept[row] = made
@@ -226,11 +226,6 @@ def _main(processor: Any) -> str:
     return str(processor.model_input_names[0])
 
 
-def _plain(sound: Any) -> Any:
-    """A row's sound with plain values: the numpy format makes an array of every number and text."""
-    return {k: v.item() if getattr(v, "ndim", None) == 0 else v for k, v in sound.items()}
-
-
 def _name(sound: Any, number: int) -> str:
     return str(sound) if isinstance(sound, str) else f"input {number + 1}"
 
@@ -253,9 +248,9 @@ def _checked(split: Split) -> list[int]:
             f"{split.source}: the column 'audio' holds {feature}; expected paths of sound files, or arrays with their rate.\n"
             "  Say which column it is, e.g. data.columns: {audio: filename}; or make the paths by data.paths."
         )
-    rows, rates = split.rows.select_columns(["audio"]).with_format("numpy"), []
-    for row in range(len(split)):
-        samples, rate = header(_plain(rows[row]["audio"]), split.where(row))
+    rates = []
+    for row, sound in enumerate(Sounds(split.rows)):
+        samples, rate = header(sound, split.where(row))
         _check_length(samples, rate, split.where(row))
         rates.append(rate)
     return rates

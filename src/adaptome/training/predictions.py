@@ -11,6 +11,7 @@ from torch import nn
 from adaptome.core.errors import RecipeError
 from adaptome.core.files import write_atomic
 from adaptome.data import Split
+from adaptome.data.sound import Sounds
 from adaptome.tasks import Task
 
 _TRUTHS = ("label", "tags", "completion")
@@ -41,7 +42,9 @@ def inputs_of(rows: Any) -> list[Any]:
     there = rows.column_names
     if "text_pair" in there:
         return list(zip(rows["text"], rows["text_pair"], strict=True))
-    for column in ("tokens", "image", "audio", "prompt", "text"):
+    if "audio" in there:
+        return list(Sounds(rows))
+    for column in ("tokens", "image", "prompt", "text"):
         if column in there:
             return list(rows[column])
     if "messages" in there:
