@@ -215,7 +215,7 @@ def test_sounds_that_cannot_be_used_are_named_before_training(tmp_path, ast):
 
 def test_a_column_of_something_else_is_told(tmp_path, ast):
     def table(name, column, value):
-        lines = [json.dumps({column: value, "label": label}) for label in "xyxyxyxy"]
+        lines = [json.dumps({column: value, "label": "xy"[i % 2], "id": i}) for i in range(8)]
         (tmp_path / name).write_text("\n".join(lines))
 
     table("a.jsonl", "audio", 3)
@@ -223,7 +223,7 @@ def test_a_column_of_something_else_is_told(tmp_path, ast):
     assert "the column 'audio' holds Value('int64'); expected paths of sound files" in told
     table("b.jsonl", "file", "a.wav")
     told = refused(str(tmp_path / "b.jsonl"), ast)
-    assert "the train split has no column 'audio'" in told and "Columns there: file, label" in told
+    assert "the train split has no column 'audio'" in told and "Columns there: file, label, id" in told
 
 
 def test_a_label_that_training_does_not_know_is_named(tmp_path, ast):
