@@ -59,10 +59,10 @@ def held_out(text: Tensor, batches: int = 12) -> Score:
     return score
 
 
-def language_model(steps: int = 400) -> nn.Module:
-    """A tiny Llama (hidden 48, 3 blocks) pretrained here on the docstrings."""
+def language_model(steps: int = 400, blocks: int = 3) -> nn.Module:
+    """A tiny Llama (hidden 48) pretrained here on the docstrings."""
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=SIZE, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, use_cache=False)  # fmt: skip
+    config = LlamaConfig(vocab_size=SIZE, hidden_size=48, intermediate_size=96, num_hidden_layers=blocks, num_attention_heads=4, num_key_value_heads=4, use_cache=False)  # fmt: skip
     model = LlamaForCausalLM(config)
     descend(model, next_letter(prose()), steps, 3e-3, seed=0, adapted=False)
     return model

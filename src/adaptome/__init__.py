@@ -38,13 +38,14 @@ if TYPE_CHECKING:
     from adaptome.core.plan import Entry, Plan, Report
     from adaptome.core.state import Attachment, adapters
     from adaptome.core.steer import steer, steered
+    from adaptome.forms.soft import plain_prompt, prompt_from
     from adaptome.interop.peft import ExportReport, export
 
 __version__ = "0.1.0"
 __all__ = [
     "Adapter", "AdaptomeError", "Attachment", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "Report",
     "activate", "active", "adapters", "attach", "check_gradients", "detach", "disabled", "errors", "export", "get_method", "list_methods", "load", "merge",
-    "on_step", "option", "parameters_of", "penalty", "plan", "register", "save", "set_trainable", "steer", "steered", "trainable", "unmerge",
+    "on_step", "option", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "register", "save", "set_trainable", "steer", "steered", "trainable", "unmerge",
 ]  # fmt: skip
 
 # Where the names above live. They are imported when first used, so that what needs none of them, as
@@ -78,6 +79,7 @@ _HOMES = {
     "adaptome.core.plan": ("Entry", "Plan", "Report"),
     "adaptome.core.steer": ("steer", "steered"),
     "adaptome.interop.peft": ("ExportReport", "export"),
+    "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -34,6 +34,7 @@ SMALL: dict[str, Any] = {
     "tailors": 2,
     "active": 2,
     "text": 6,
+    "placeholders": 0,
 }
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -84,6 +85,17 @@ class Logits(nn.Module):
         return self.model(input_ids=ids, use_cache=False).logits
 
 
+class Features(nn.Module):
+    """A vision model that returns its features."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(pixels).last_hidden_state
+
+
 def llama() -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -92,6 +104,15 @@ def llama() -> nn.Module:
         num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=False,
     )  # fmt: skip
     return Logits(LlamaForCausalLM(config))
+
+
+def vit() -> nn.Module:
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, image_size=8, patch_size=4
+    )
+    return Features(ViTModel(config, add_pooling_layer=False))
 
 
 def mixtral_block() -> nn.Module:
@@ -163,6 +184,8 @@ SITES: dict[str, Site] = {
         Site("attention", llama, tokens(32, 2, 5), ("attention-blocks",)),
         Site("mlp", llama, tokens(32, 2, 5), ("mlp-blocks",)),
         Site("decoder-layer", llama, tokens(32, 2, 5), ("blocks",)),
+        Site("backbone", llama, tokens(32, 2, 5), ("backbones",)),
+        Site("encoder-layer", vit, floats(2, 3, 8, 8), ("blocks",)),
         Site("experts", mixtral_block, floats(2, 5, 16), ("layer.experts.gate_up_proj", "layer.experts.down_proj")),
         Site("parameter", OwnAttention, floats(2, 5, 16), ("layer.in_proj_weight",)),
     )

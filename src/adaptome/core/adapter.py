@@ -140,9 +140,12 @@ class Frozen:
 
 
 def _mix(before: Any, after: Any, share: float) -> Any:
-    """Interpolate tensor outputs; of tuples, the first element."""
+    """Interpolate tensor outputs; of tuples and of models' outputs, the first element."""
     if isinstance(after, tuple):
         return (_mix(before[0], after[0], share), *after[1:])
+    if isinstance(after, dict):
+        first = next(iter(after))
+        return type(after)(**{**after, first: _mix(before[first], after[first], share)})
     return torch.lerp(before, after, share)
 
 

@@ -82,6 +82,8 @@ class Method:
     default_targets: ClassVar[str | tuple[str, ...]] = "all-linear"
     #: the setting that a budget solves; '' for the first of r, size, n that there is
     budget_setting: ClassVar[str] = ""
+    #: what must be on the model before it, in words; '' for nothing
+    needs: ClassVar[str] = ""
     #: the paper
     source: ClassVar[str] = ""
 
@@ -192,6 +194,7 @@ class Method:
             "hosts",
             "admits_packed",
             "default_targets",
+            "needs",
             "source",
         )
         options = [
