@@ -133,7 +133,7 @@ def test_unclear_sources_are_told(tmp_path):
         0
     ] == {"text": "x"}
     assert "No data: give data.name" in message()
-    assert "no train.* file and no class folders of images. There: a.dat." in message(str(tmp_path))
+    assert "no train.* file and no class folders of images or sounds. There: a.dat." in message(str(tmp_path))
     file = put(tmp_path / "b.jsonl", rows(2))
     assert "is a file; then data.test has no meaning" in message(file, test=file)
 

@@ -50,7 +50,8 @@ class ModelSection(Section):
         description="settings of a transformers configuration, with model_type: random weights, for tests",
     )
     tokenizer: str | None = Field(
-        default=None, description="another folder or hub id for the tokenizer or image processor"
+        default=None,
+        description="another folder or hub id for the tokenizer, image processor or feature extractor",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="float32", description="dtype of the base"
@@ -74,7 +75,20 @@ class TaskSection(OpenSection):
     """What the model learns to do; further keys are the task's own options."""
 
     name: str = Field(
-        description="text-classification, token-classification, causal-lm, reasoning, image-classification, ..."
+        description="text-classification, token-classification, causal-lm, reasoning, image- and audio-classification, ..."
+    )
+
+
+class FoldsSection(Section):
+    """Data that comes in folds: one tests, one may validate, the others train."""
+
+    column: str = Field(default="fold", description="the data's column of fold numbers or names")
+    test: str | int | None = Field(
+        default=None, description="default: the first; `adaptome train --folds` takes each in turn"
+    )
+    validation: str | int | None = Field(
+        default=None,
+        description="next: the fold after the test one; default: validation_fraction of the training folds",
     )
 
 
@@ -92,11 +106,29 @@ class DataSection(Section):
     validation: str | list[str] | None = Field(default=None, description="as train")
     test: str | list[str] | None = Field(default=None, description="as train")
     format: Literal[
-        "auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll", "imagefolder", "npz", "hub"
-    ] = Field(default="auto", description="auto: from the file's ending")
+        "auto",
+        "jsonl",
+        "json",
+        "csv",
+        "tsv",
+        "parquet",
+        "text",
+        "conll",
+        "imagefolder",
+        "audiofolder",
+        "npz",
+        "hub",
+    ] = Field(default="auto", description="auto: from the file's ending, or a folder's files")
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="the task's name of a column: its name in the data, e.g. {text: sentence}",
+    )
+    paths: str | None = Field(
+        default=None,
+        description="pattern of the sound files of a table's rows, relative to it, e.g. ../audio/fold{fold}/{file}",
+    )
+    folds: FoldsSection | None = Field(
+        default=None, description="take test (and validation) from a column of fold numbers"
     )
     encoding: str = Field(default="utf-8", description="of text files")
     delimiter: str | None = Field(
@@ -186,6 +218,9 @@ class TrainingSection(Section):
     )
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0, description="0: no clipping")
+    base_eval: bool = Field(
+        default=False, description="keep the frozen base in evaluation mode in training: none of its dropout"
+    )
     bf16: bool = Field(default=False, description="autocast to bfloat16")
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations: less memory, slower"

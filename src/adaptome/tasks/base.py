@@ -74,6 +74,7 @@ class Task(ABC):
     Options: ClassVar[type[TaskOptions]] = TaskOptions
     trainer: ClassVar[Literal["trainer", "sft"]] = "trainer"  # transformers' Trainer or TRL's SFTTrainer
     greater_is_better: ClassVar[bool] = True
+    files: ClassVar[str | None] = None  # the column of sound files that tables name, if the task reads such
     prefer: ClassVar[Mapping[str, str]] = {}  # what an ending's format means here, e.g. {"tsv": "conll"}
     texts: ClassVar[tuple[str, ...]] = ()  # columns read as text, numbers written out: see `data.load_splits`
     judges: ClassVar[bool] = False  # scores need readable predictions too: see `judge`

@@ -11,6 +11,7 @@ from torch import nn
 from adaptome.core.errors import RecipeError
 from adaptome.core.files import write_atomic
 from adaptome.data import Split
+from adaptome.data.sound import Sounds
 from adaptome.tasks import Task
 
 _TRUTHS = ("label", "tags", "completion", "answer", "output")
@@ -47,6 +48,8 @@ def inputs_of(rows: Any) -> list[Any]:
     there = rows.column_names
     if "text_pair" in there:
         return list(zip(rows["text"], rows["text_pair"], strict=True))
+    if "audio" in there:
+        return list(Sounds(rows))
     for column in ("tokens", "image", "prompt", "text"):
         if column in there:
             return list(rows[column])

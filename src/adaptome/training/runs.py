@@ -215,7 +215,7 @@ def evaluate(folder: str | Path, split: str | None = None, overrides: Sequence[s
     """
     loaded = load_run(folder)
     recipe = load_recipe(Path(folder) / RECIPE, overrides) if overrides else loaded.recipe
-    splits = load_splits(**recipe.data.model_dump(), prefer=loaded.task.prefer, texts=loaded.task.texts)
+    splits = _read(recipe, loaded.task)
     prepared = loaded.task.prepare(splits, loaded.processor)
     chosen = split or _final_split(recipe, prepared)
     if chosen is None or prepared.get(chosen) is None:
@@ -270,8 +270,12 @@ def _prepared(recipe: Recipe) -> tuple[Task, Any, Splits, Prepared]:
     task = get_task(recipe.task.name, **recipe.task.settings)
     base: Any = recipe.model  # its fields are what tasks read; a type checker sees that they are narrower
     processor = task.load_processor(base)
-    splits = load_splits(**recipe.data.model_dump(), prefer=task.prefer, texts=task.texts)
+    splits = _read(recipe, task)
     return task, processor, splits, task.prepare(splits, processor)
+
+
+def _read(recipe: Recipe, task: Task) -> Splits:
+    return load_splits(**recipe.data.model_dump(), prefer=task.prefer, texts=task.texts, files=task.files)
 
 
 def _names(recipe: Recipe) -> list[str]:
@@ -343,6 +347,7 @@ def _trainer(
         "processing_class": processor,
         "callbacks": callbacks,
         "loraplus_ratio": recipe.training.loraplus_ratio,
+        "base_eval": recipe.training.base_eval,
     }
     trainer: AdapterCheckpoints
     if task.trainer == "sft":
