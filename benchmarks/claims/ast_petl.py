@@ -7,6 +7,7 @@ miniature  a tiny AST, pretrained here to tell 12 stationary textures apart, lea
            nothing but order in time tells them apart. Always trained: the linear head on the mean of all tokens and the encoder's
            final norm, as in the paper; the probe trains nothing else. LoRA on q and v and a parallel bottleneck at the MLP have
            nearly equal sizes. Error on 512 fresh clips, the better of two learning rates
+seen       at this size the claim holds in part only, see README.md: adapters lie halfway between the probe and full fine-tuning
 real data  --data FILE.npz [--label COLUMN] takes sounds in place of the chirps: an archive of samples and offsets with train and
            test splits, see `adaptome.data.readers.arrays`
 """

@@ -24,6 +24,15 @@ def test_every_format_gives_its_samples_and_rate(tmp_path, ending):
     assert np.abs(samples - chirp(1)).max() < tolerance
 
 
+def test_mp3_is_read_where_the_library_can(tmp_path):
+    if "MP3" not in soundfile.available_formats():
+        pytest.skip("this libsndfile reads no mp3")
+    path = write(tmp_path / "a.mp3", np.tile(chirp(1, rate=16000, samples=16000), 2), 16000)
+    samples, rate = decode(path, path)
+    assert rate == 16000 and header(path, path) == (len(samples), rate)
+    assert abs(len(samples) - 32000) < 3000 and np.abs(samples).max() > 0.3
+
+
 def test_channels_are_mixed_down(tmp_path):
     left, right = chirp(0), chirp(1)
     path = write(tmp_path / "stereo.wav", np.stack([left, right], axis=1))

@@ -162,6 +162,18 @@ def test_the_final_norm_trains_with_the_head(ast):
     assert all(p.grad is not None for n, p in built.named_parameters() if n in trained and "layernorm" in n)
 
 
+@pytest.mark.parametrize("kind", [AST, WAV2VEC2])
+def test_a_base_in_bfloat16_takes_the_same_clips(tmp_path, kind):
+    model = spec(from_config=kind, dtype="bfloat16")
+    task, processor, data = prepared(class_folders(tmp_path, each=2), model)
+    built = task.load_model(model, processor)
+    ad.attach(built, "lora", targets="attention", train=task.head_patterns(built))
+    built.train()
+    built(**data.collator([data["train"][0], data["train"][1]])).loss.backward()
+    ad.check_gradients(built)
+    assert len(task.predict(built, processor, split_paths(data)[:2])) == 2
+
+
 def test_metrics_from_the_definition():
     result = SimpleNamespace(predictions=np.array([[2.0, 1], [0, 1], [3, 1]]), label_ids=np.array([0, 0, 1]))
     found = get_task(TASK).metrics(result)

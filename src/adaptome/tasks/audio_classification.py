@@ -124,6 +124,9 @@ class AudioClassification(Task):
             self.new_modules = ["classifier"]
         if self.options.max_length is not None:
             set_frames(built, self.options.max_length, self.options.positions)
+        dtype = next(built.parameters()).dtype
+        if dtype != torch.float32:
+            built.register_forward_pre_hook(InDtype(dtype), with_kwargs=True)
         if self.options.frequency_mask or self.options.time_mask:
             augment = SpecAugment(self.options.frequency_mask, self.options.time_mask)
             built.register_forward_pre_hook(augment, with_kwargs=True)
@@ -150,6 +153,20 @@ class AudioClassification(Task):
             for first, part in zip(range(0, len(inputs), batch_size), chunks(inputs, batch_size), strict=True)
         )
         return labelled(model, batches, self.labels or [])
+
+
+class InDtype:
+    """A hook before the model's forward: inputs in the dtype of the base, to which audio models do not cast them."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {k: v.to(self.dtype) if _is_floating(v) else v for k, v in kwargs.items()}
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 class ClipFeatures:
