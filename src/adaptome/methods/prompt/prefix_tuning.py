@@ -53,7 +53,7 @@ class PrefixTuning(FromText):
         reason = super().admits(host)
         if reason or _base_name(host) in THROUGH_CACHE:
             return reason
-        return attended.refusal(host)
+        return attended.refusal(host) or attended.unknown_heads(host)
 
     def parameters(self, host: Host) -> int:
         _, count, width = heads(_inner(host))
