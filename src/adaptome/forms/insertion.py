@@ -320,4 +320,4 @@ def with_hidden(output: Any, value: Tensor) -> Any:
 def plus(output: Any, added: Tensor) -> Any:
     """The output with something added to its activations."""
     z = hidden(output)
-    return with_hidden(output, z + added.to(z.dtype))
+    return with_hidden(output, z + added.to(z))

@@ -1,0 +1,9 @@
+"""What is drawn here is drawn alike every time."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
