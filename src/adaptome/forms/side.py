@@ -107,8 +107,24 @@ class Seen:
     """What one forward of the frozen transformer showed: its embedded input, its blocks' outputs, and their mask."""
 
     def __init__(self) -> None:
-        self.states: list[Tensor] = []
+        self.entered: Tensor | None = None
+        self.left: dict[int, Tensor] = {}
         self.mask: Any = None
+
+    def states(self, blocks: int) -> list[Tensor]:
+        """The embedded input and each block's output; a block that was skipped, as layer dropping does, gave what it would have taken.
+
+        Raises:
+            HostError: no block was called.
+        """
+        if self.entered is None:
+            raise HostError(
+                "no block of the transformer was called: a fused kernel may have run in their place."
+            )
+        states = [self.entered]
+        for number in range(blocks):
+            states.append(self.left.get(number, states[-1]))
+        return states
 
     def visible(self, causal: bool) -> Tensor | None:
         """The mask as attention of any number of heads takes it; None for all, or for what `causal` says.
@@ -118,9 +134,10 @@ class Seen:
         """
         mask = self.mask
         if mask is None or (isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[1] == 1):
-            return None if mask is None else mask.to(self.states[0]) if mask.is_floating_point() else mask
+            return None if mask is None else mask.to(self.entered) if mask.is_floating_point() else mask
         if isinstance(mask, Tensor) and mask.dim() == 2:
-            tokens = self.states[0].shape[1]
+            assert self.entered is not None  # `states` was asked for first
+            tokens = self.entered.shape[1]
             seen = mask[:, None, None, -tokens:].bool()
             whole = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device)
             return seen & whole.tril() if causal else seen
@@ -140,7 +157,7 @@ def watching(blocks: Sequence[nn.Module]) -> Iterator[Seen]:
     seen = Seen()
     before = [block.__dict__.get("forward") for block in blocks]
     for number, block in enumerate(blocks):
-        block.__dict__["forward"] = _Watched(block, block.forward, seen, number == 0)
+        block.__dict__["forward"] = _Watched(block, block.forward, seen, number)
     try:
         yield seen
     finally:
@@ -152,17 +169,17 @@ def watching(blocks: Sequence[nn.Module]) -> Iterator[Seen]:
 
 
 class _Watched:
-    def __init__(self, block: nn.Module, run: Callable[..., Any], seen: Seen, first: bool):
-        self.block, self.run, self.seen, self.first = block, run, seen, first
+    def __init__(self, block: nn.Module, run: Callable[..., Any], seen: Seen, number: int):
+        self.block, self.run, self.seen, self.number = block, run, seen, number
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.first:
-            self.seen.states.append(first_input(self.block, args, kwargs))
+        if self.seen.entered is None:
+            self.seen.entered = first_input(self.block, args, kwargs)
             names = list(inspect.signature(type(self.block).forward).parameters)[1:]
             place = names.index(MASK) if MASK in names else len(args)
             self.seen.mask = args[place] if place < len(args) else kwargs.get(MASK)
         output = self.run(*args, **kwargs)
-        self.seen.states.append(output[0] if isinstance(output, tuple) else output)
+        self.seen.left[self.number] = output[0] if isinstance(output, tuple) else output
         return output
 
 

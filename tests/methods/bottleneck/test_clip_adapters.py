@@ -118,7 +118,7 @@ def test_the_cache_is_saved_with_its_labels(train_keys, tmp_path):
 
 def test_by_name_the_cache_holds_the_heads_own_rows():
     model = classifier()
-    ad.attach(model, "tip-adapter", n=6)
+    ad.attach(model, "tip-adapter", samples=6)
     (a,) = ad.adapters(model)["default"].adapters.values()
     W = model["head"].weight
     torch.testing.assert_close(
@@ -161,6 +161,6 @@ def test_counts_on_clip_vit_b_16():
     assert ad.plan(model, "clip-adapter").trainable == 2 * 512 * 128 == 131_072
     both = ad.plan(model, "clip-adapter", targets=["visual_projection", "text_projection"])
     assert both.trainable == 262_144
-    assert ad.attach(imagenet, "tip-adapter", n=16_000).trainable == 16_000 * 512 == 8_192_000
+    assert ad.attach(imagenet, "tip-adapter", samples=16_000).trainable == 16_000 * 512 == 8_192_000
     ad.detach(imagenet)
-    assert ad.attach(imagenet, "tip-adapter", n=16_000, train_keys=False).trainable == 0
+    assert ad.attach(imagenet, "tip-adapter", samples=16_000, train_keys=False).trainable == 0

@@ -379,10 +379,10 @@ class Torchs(nn.Module):
             [nn.TransformerEncoderLayer(16, 2, 24, batch_first=True) for _ in range(2)]
         )
 
-    def forward(self, ids, src_mask=None):
+    def forward(self, ids, src_mask=None, skip=()):
         x = self.embed(ids)
-        for layer in self.layers:
-            x = layer(x, src_mask)
+        for number, layer in enumerate(self.layers):
+            x = x if number in skip else layer(x, src_mask)
         return x
 
 
@@ -393,6 +393,18 @@ def test_masks_that_cannot_be_read_are_refused_unless_there_is_no_attention():
     before = model(IDS)
     ad.attach(model, "lst", **SMALL, attention=False)
     torch.testing.assert_close(model(IDS), before)
+
+
+def test_blocks_that_a_forward_skips_count_as_the_identity():
+    model = Torchs().double().eval()
+    ad.attach(model, "lst", **SMALL, attention=False, seed=0)
+    shake(model)
+    a, x = adapter_of(model), model.embed(IDS)
+    torch.testing.assert_close(model(IDS, skip=(0,)), ladder(a, [x, x, y := model.layers[1](x)], y, heads=0))
+    y = model.layers[0](x)
+    torch.testing.assert_close(model(IDS, skip=(1,)), ladder(a, [x, y, y], y, heads=0))
+    with pytest.raises(HostError, match="no block of the transformer was called"):
+        model(IDS, skip=(0, 1))
 
 
 def test_counts():

@@ -39,7 +39,7 @@ class TipAdapter(Method):
     source      Zhang et al. 2021, arXiv:2111.03930
     """
 
-    n: int | None = option(None, at_least=1, help="samples in the cache; None for one a class")
+    samples: int | None = option(None, at_least=1, help="n; None for one a class")
     alpha: float = option(1.0, at_least=0, help="weight of the cache beside the head")
     beta: float = option(5.5, above=0, help="how sharply the vote falls with the angle between features")
     train_keys: bool = option(True, help="train K, as Tip-Adapter-F; without, nothing trains")
@@ -47,12 +47,12 @@ class TipAdapter(Method):
     def admits(self, host: Host) -> str | None:
         return super().admits(host) or inside_a_block(host)
 
-    def samples(self, host: Host) -> int:
-        """n."""
-        return self.n or host.fan_out
+    def n(self, host: Host) -> int:
+        """Samples in the cache."""
+        return self.samples or host.fan_out
 
     def parameters(self, host: Host) -> int:
-        return self.train_keys * self.samples(host) * host.fan_in
+        return self.train_keys * self.n(host) * host.fan_in
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> TipAdapterAdapter:
         return TipAdapterAdapter(self, host)
@@ -67,7 +67,7 @@ class TipAdapterAdapter(Adapter):
     def __init__(self, method: TipAdapter, host: Host):
         super().__init__(host)
         self.alpha, self.beta = method.alpha, method.beta
-        labels = torch.arange(method.samples(host)) % host.fan_out
+        labels = torch.arange(method.n(host)) % host.fan_out
         self.register_buffer("labels", labels)
         W = host.weight()
         K = F.normalize(W.float()[labels.to(W.device)], dim=-1).to(labels.device)
@@ -115,7 +115,7 @@ def tip_adapter(
         raise TargetError(
             f"tip_adapter: targets={targets!r} matches {len(hosts)} layers, {hosts[0].name}, {hosts[1].name}, ...; name one classifier."
         )
-    method = TipAdapter(n=max(1, len(features)), alpha=alpha, beta=beta, train_keys=train_keys)
+    method = TipAdapter(samples=max(1, len(features)), alpha=alpha, beta=beta, train_keys=train_keys)
     method.check(hosts[0])
     _check(features, labels, hosts[0])
     plan = attach(model, method, name, targets=targets, **how)

@@ -114,11 +114,11 @@ class LSTAdapter(Adapter):
             )
         with torch.no_grad(), watching(self.watched) as seen:
             output = frozen(*args, **kwargs)
-        states = [seen.states[0], *(seen.states[i + 1] for i in self.beside)]
+        entered, *left = seen.states(len(self.watched))
         mask = seen.visible(self.causal) if self.attention else None
         mu = torch.sigmoid(self.a / TEMPERATURE)
-        s = F.linear(states[0], self.D[0].to(states[0]))
-        for number, (block, h) in enumerate(zip(self.blocks, states[1:], strict=True)):
+        s = F.linear(entered, self.D[0].to(entered))
+        for number, (block, h) in enumerate(zip(self.blocks, [left[i] for i in self.beside], strict=True)):
             fused = torch.lerp(F.linear(h, self.D[number + 1].to(h)), s, mu[number].to(h))
             s = block(fused, mask, self.causal)
         return self.with_added(output, F.linear(normed(s, self.norm), self.U.to(s)))
