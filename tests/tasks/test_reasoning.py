@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -160,6 +161,17 @@ def test_generation_in_batches_gives_what_each_prompt_gives_alone(tmp_path, byte
         assert together == [task.predict(network, processor, [one], 1)[0] for one in asked]
         assert len({one["completion"] for one in together}) > 1
         assert processor.padding_side == "left" and network.training
+
+
+def test_a_bar_tells_how_far_generation_is_on_a_terminal_alone(tmp_path, model, monkeypatch, capsys):
+    task, processor, _ = prepared(tmp_path, model, max_new_tokens=1)
+    network = task.load_model(model, processor)
+    task.predict(network, processor, ["a", "b"], 1)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    task.predict(network, processor, ["a", "b"], 1)
+    shown = capsys.readouterr()
+    assert "generating" in shown.err and "2/2" in shown.err and shown.out == ""
 
 
 def test_fields_of_sampling_reach_generate_only_with_sampling(tmp_path, model, monkeypatch):
