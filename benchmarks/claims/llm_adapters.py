@@ -92,7 +92,9 @@ def judge(table: Table) -> dict[str, bool]:
     parts = {
         "lora and series have equal parameters": table.parameters[LORA] == table.parameters[AFTER_MLP],
         "lora on attention and mlp at least as good as series after mlp": table.as_good(LORA, AFTER_MLP, 0.0),
-        "series after mlp at least as good as after attention": table.as_good(AFTER_MLP, AFTER_ATTENTION, 0.0),
+        "series after mlp at least as good as after attention": table.as_good(
+            AFTER_MLP, AFTER_ATTENTION, 0.0
+        ),
     }
     if PREFIX in table.values:
         parts["series after mlp below the prefix, every seed"] = table.below(AFTER_MLP, PREFIX)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from adaptome.cli import main
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.data import load_splits
 from adaptome.recipe import load_recipe
-from adaptome.tasks import get_task
+from adaptome.tasks import get_task, reasoning
 from adaptome.training import evaluate, predict, run
 from tests.tasks.tiny import jsonl, small, spec, splits_of
 
@@ -160,6 +161,17 @@ def test_generation_in_batches_gives_what_each_prompt_gives_alone(tmp_path, byte
         assert together == [task.predict(network, processor, [one], 1)[0] for one in asked]
         assert len({one["completion"] for one in together}) > 1
         assert processor.padding_side == "left" and network.training
+
+
+def test_a_bar_tells_how_far_generation_is_on_a_terminal_alone(tmp_path, model, monkeypatch, capsys):
+    task, processor, _ = prepared(tmp_path, model, max_new_tokens=1)
+    network = task.load_model(model, processor)
+    task.predict(network, processor, ["a", "b"], 1)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    task.predict(network, processor, ["a", "b"], 1)
+    shown = capsys.readouterr()
+    assert "generating" in shown.err and "2/2" in shown.err and shown.out == ""
 
 
 def test_fields_of_sampling_reach_generate_only_with_sampling(tmp_path, model, monkeypatch):
@@ -336,7 +348,7 @@ def recipe(tmp_path, byte_tokenizer_folder):
     }  # fmt: skip
 
 
-def test_a_run_is_scored_by_its_answers_and_again_by_eval_and_predict(tmp_path, recipe, capsys):
+def test_a_run_is_scored_by_its_answers_and_again_by_eval_and_predict(tmp_path, recipe, capsys, monkeypatch):
     result = run(load_recipe(recipe))
     assert set(result.metrics) == {
         "loss", "perplexity", "token_accuracy", "accuracy", "accuracy_boolq", "accuracy_gsm8k",
@@ -347,6 +359,13 @@ def test_a_run_is_scored_by_its_answers_and_again_by_eval_and_predict(tmp_path, 
     assert [line["truth"] for line in lines] == [*(r["answer"] for r in ROWS[:5]), "3"]
     assert "boolq/test.jsonl, line 1" in lines[0]["where"]
     assert evaluate(tmp_path / "out") == pytest.approx(result.metrics)
+    given = []
+    monkeypatch.setattr(reasoning, "generate", lambda *a, **k: given.append(k) or ["true"] * len(a[2]))
+    told = evaluate(tmp_path / "out", overrides=["task.max_new_tokens=1", "task.num_beams=2"])
+    assert (given[0]["max_new_tokens"], given[0]["num_beams"]) == (1, 2) and told["accuracy_boolq"] == 0.6
+    monkeypatch.undo()
+    with pytest.raises(RecipeError, match="learned reasoning"):
+        evaluate(tmp_path / "out", overrides=["task={name: causal-lm}"])
     written = predict(tmp_path / "out", ["Is 0 even?"])
     assert written == [{"completion": lines[0]["prediction"]["completion"]}]
     with pytest.raises(SystemExit):

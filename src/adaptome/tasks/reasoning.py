@@ -17,6 +17,7 @@ from adaptome.data.splits import Split, Splits
 from adaptome.tasks import answers
 from adaptome.tasks.answers import RULES, Choice, Letter, Number, Rule, Text, rule_for
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
+from adaptome.tasks.inference import chunks
 from adaptome.tasks.language import counts, generate, language_model, language_tokenizer, likelihood
 
 IGNORED = -100  # positions that the loss passes over
@@ -127,21 +128,43 @@ class Reasoning(Task):
     ) -> tuple[Any, list[str]]:
         import datasets
 
-        special = self.options.template != "chat"
+        parts, cut, unlearned = [], 0, 0
+        for part in chunks(records, 1000):  # token numbers are large as Python's lists
+            rows, over, without = self._tokenised(part, processor)
+            parts += [datasets.Dataset.from_dict(rows)] if rows["length"] else []
+            cut, unlearned = cut + over, unlearned + without
+        if not parts:
+            raise DataError(
+                f"{split.source}: no example of the {name} split has an answer within task.max_length="
+                f"{self.options.max_length} tokens. Raise it."
+            )
+        notes = []
+        if cut:
+            notes.append(
+                f"{cut} of {len(records)} examples of {name} exceed {self.options.max_length} tokens and were cut."
+            )
+        if unlearned:
+            notes.append(
+                f"{unlearned} examples of {name} were left out of the loss: their prompts leave no room for the answer."
+            )
+        return datasets.concatenate_datasets(parts), notes
+
+    def _tokenised(
+        self, records: Sequence[dict[str, str]], processor: Any
+    ) -> tuple[dict[str, list[Any]], int, int]:
+        """Columns of the examples, how many were cut, and how many were left out."""
+        special = self.options.template != "chat"  # a rendered chat has its special tokens
         prompts = [self._prompt(processor, record) for record in records]
         texts = [prompt + record["output"] for prompt, record in zip(prompts, records, strict=True)]
         whole = processor(texts, add_special_tokens=special)["input_ids"]
-        before = (
-            whole
-            if self.options.train_on_inputs
-            else processor(prompts, add_special_tokens=special)["input_ids"]
-        )
+        everything = self.options.train_on_inputs
+        before = whole if everything else processor(prompts, add_special_tokens=special)["input_ids"]
         rows: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": [], "length": []}
         cut = unlearned = 0
         for ids, prompt in zip(whole, before, strict=True):
             kept = _ended(ids, processor.eos_token_id)[: self.options.max_length]
             # Nothing stands before the first token: padded on the left, it would be predicted from padding.
-            masked = 1 if self.options.train_on_inputs else max(1, _shared(prompt, kept))
+            masked = 1 if everything else max(1, _shared(prompt, kept))
             cut += len(ids) > self.options.max_length
             if masked == len(kept):
                 unlearned += 1
@@ -150,21 +173,7 @@ class Reasoning(Task):
             rows["attention_mask"].append([1] * len(kept))
             rows["labels"].append([IGNORED] * masked + kept[masked:])
             rows["length"].append(len(kept))
-        if not rows["length"]:
-            raise DataError(
-                f"{split.source}: no example of the {name} split has an answer within task.max_length="
-                f"{self.options.max_length} tokens. Raise it."
-            )
-        notes = []
-        if cut:
-            notes.append(
-                f"{cut} of {len(whole)} examples of {name} exceed {self.options.max_length} tokens and were cut."
-            )
-        if unlearned:
-            notes.append(
-                f"{unlearned} examples of {name} were left out of the loss: their prompts leave no room for the answer."
-            )
-        return datasets.Dataset.from_dict(rows), notes
+        return rows, cut, unlearned
 
     def _prompt(self, processor: Any, record: Mapping[str, str]) -> str:
         """The text up to where the answer begins."""

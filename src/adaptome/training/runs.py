@@ -175,11 +175,16 @@ def plans(recipe: Recipe, sections: Sequence[MethodSection]) -> list[Plan]:
     ]
 
 
-def load_run(folder: str | Path) -> Loaded:
+def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     """The model of a finished run with its adapters, its task and its processor.
+
+    Args:
+        folder: the run's output folder.
+        overrides: changes to its recipe, e.g. ["task.num_beams=4"]; the labels stay those it was trained with.
 
     Raises:
         TrainingError: the folder holds no finished run.
+        RecipeError: a change that is not valid, or to another task.
         CheckpointError: the adapter cannot be used.
     """
     folder = Path(folder)
@@ -189,8 +194,11 @@ def load_run(folder: str | Path) -> Loaded:
             f"{folder} holds no finished run: {', '.join(missing)} missing.\n"
             f"  Give the output folder of `adaptome train`."
         )
-    recipe = load_recipe(folder / RECIPE)
-    task = task_from_dict(json.loads((folder / TASK).read_text(encoding="utf-8")))
+    recipe = load_recipe(folder / RECIPE, overrides)
+    saved = json.loads((folder / TASK).read_text(encoding="utf-8"))
+    if recipe.task.name != saved["name"]:
+        raise RecipeError(f"task.name={recipe.task.name!r}: the run in {folder} learned {saved['name']}.")
+    task = task_from_dict({**saved, "options": {**saved["options"], **recipe.task.settings}})
     base: Any = recipe.model  # its fields are what tasks read; a type checker sees that they are narrower
     processor = task.load_processor(base)
     model = _base_model(recipe, task, processor)
@@ -211,10 +219,10 @@ def evaluate(folder: str | Path, split: str | None = None, overrides: Sequence[s
     Args:
         folder: the run's output folder.
         split: 'train', 'validation' or 'test'; None for test, else validation.
-        overrides: changes to the recipe, e.g. ["data.test=other.jsonl"].
+        overrides: changes to the recipe, e.g. ["data.test=other.jsonl", "task.num_beams=4"].
     """
-    loaded = load_run(folder)
-    recipe = load_recipe(Path(folder) / RECIPE, overrides) if overrides else loaded.recipe
+    loaded = load_run(folder, overrides)
+    recipe = loaded.recipe
     splits = _read(recipe, loaded.task)
     prepared = loaded.task.prepare(splits, loaded.processor)
     chosen = split or _final_split(recipe, prepared)
