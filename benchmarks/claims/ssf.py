@@ -4,8 +4,7 @@ claim      Lian et al. 2022, arXiv:2210.08823: scaling and shifting the features
            than tuning biases, and folds into the layers, so that inference is the base's
 miniature  a small ViT, pretrained here to name the directions of a red and a green grating among noise, is adapted to name a blue one's
            (120 steps, the better of two learning rates for each method; all train the new head). SSF is on every linear layer, norm and the
-           patch convolution; LoRA of about as many parameters on q and v is there for comparison and is no part of the claim.
-           Seeds draw the pictures, the batches and the adapters
+           patch convolution. Seeds draw the pictures, the batches and the adapters
 """
 
 from __future__ import annotations
@@ -21,11 +20,8 @@ import adaptome as ad
 EVERYWHERE = ["all-linear", "norms", "convs"]
 SETTINGS = {
     "ssf": ("ssf", EVERYWHERE, {}),
-    "scale alone": ("ssf", EVERYWHERE, {"shift": False}),
-    "shift alone": ("ssf", EVERYWHERE, {"scale": False}),
     "bitfit": ("bitfit", "biases", {}),
     "norm tuning": ("norm-tuning", "norms", {}),
-    "lora r=4 on q, v": ("lora", ["q", "v"], {"r": 4}),
 }
 PROBE, FOLDED = "head alone", "ssf, folded in"
 

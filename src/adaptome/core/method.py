@@ -73,7 +73,7 @@ class Method:
     identity_at_init: ClassVar[bool] = True
     #: whether the inference graph grows when the adapter is not merged
     structure_changed: ClassVar[bool] = True
-    #: cost at inference: 'none after merge', 'extra modules', 'longer sequence'
+    #: cost at inference: 'none after merge', 'extra modules', 'longer sequence', 'shorter sequence'
     inference_overhead: ClassVar[str] = "none after merge"
     #: kinds of hosts it admits, and whether packed (quantised) ones are among them
     hosts: ClassVar[tuple[str, ...]] = ("linear", "conv", "embedding", "experts", "parameter")
