@@ -80,7 +80,7 @@ class Method:
     identity_at_init: ClassVar[bool] = True
     #: whether the inference graph grows when the adapter is not merged
     structure_changed: ClassVar[bool] = True
-    #: cost at inference: 'none after merge', 'extra modules', 'longer sequence'
+    #: cost at inference: 'none after merge', 'extra modules', 'longer sequence', 'shorter sequence'
     inference_overhead: ClassVar[str] = "none after merge"
     #: whether the samples, or tokens, of one batch may take different ways through it
     per_sample_routing: ClassVar[bool] = False

@@ -3,7 +3,8 @@
 Three kinds of places work together, so such a method is put on all three: the backbone, whose adapter opens a record for each of its
 forwards; the blocks, which merge between attention and MLP; and the key maps, whose output tells which tokens are alike. The record is
 handed to the blocks by the model itself, as a keyword argument that its forward passes on. So it belongs to one forward: nothing outlives
-an exception, forwards may nest or run in threads, and gradient checkpointing runs a block again with the record it had.
+an exception, forwards may nest, and gradient checkpointing runs a block again with the record it had. The keys reach their block through
+`steer`, within the block's own call.
 """
 
 from __future__ import annotations
