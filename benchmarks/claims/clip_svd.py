@@ -36,7 +36,13 @@ MIX = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.7, 0.3], [0.3, 0.0, 0.7]])
 def tiny() -> nn.Module:
     """The model, as it is drawn."""
     logging.set_verbosity_error()
-    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_factor": 3.0}
+    sizes = {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "initializer_factor": 3.0,
+    }
     config = CLIPConfig(
         vision_config={**sizes, "image_size": SIDE, "patch_size": 3},
         text_config={**sizes, "vocab_size": 3 + COLOURS + SHAPES, "max_position_embeddings": 4, "bos_token_id": START, "eos_token_id": END},
@@ -109,7 +115,9 @@ def measurement() -> Measure:
     base = tiny()
     descend(base, contrastive, 600, 3e-3, seed=0, adapted=False)
 
-    def tuned(method: str, rate: float, loss: Loss, seed: int, seen: Callable[[nn.Module], None]) -> tuple[nn.Module, int]:
+    def tuned(
+        method: str, rate: float, loss: Loss, seed: int, seen: Callable[[nn.Module], None]
+    ) -> tuple[nn.Module, int]:
         model = copy.deepcopy(base)
         adapted = method != "full fine-tuning"
         if adapted:
@@ -145,7 +153,9 @@ def measurement() -> Measure:
             table.add(f"novel: {method}", at_new, count)
             if method != OURS:
                 goal = table.values[f"base: {OURS}"][-1]
-                matched = next((point for point in [*path, (at_base, at_new)] if point[0] <= goal), (at_base, at_new))
+                matched = next(
+                    (point for point in [*path, (at_base, at_new)] if point[0] <= goal), (at_base, at_new)
+                )
                 table.add(f"base: {method}, matched", matched[0], count)
                 table.add(f"novel: {method}, matched", matched[1], count)
 
@@ -159,9 +169,12 @@ def judge(table: Table) -> dict[str, bool]:
     return {
         "base: clip-svd below zero-shot in every seed": table.below(f"base: {OURS}", "base: zero-shot"),
         "novel: clip-svd below zero-shot in every seed": table.below(f"novel: {OURS}", "novel: zero-shot"),
-        f"base: clip-svd with {share:.1%} of the numbers within 0.05 of {full}": base <= table.mean(f"base: {full}") + 0.05,
+        f"base: clip-svd with {share:.1%} of the numbers within 0.05 of {full}": base
+        <= table.mean(f"base: {full}") + 0.05,
         f"novel: clip-svd below {full} in every seed": table.below(f"novel: {OURS}", f"novel: {full}"),
-        f"novel: clip-svd below {full}, matched, in every seed": table.below(f"novel: {OURS}", f"novel: {full}, matched"),
+        f"novel: clip-svd below {full}, matched, in every seed": table.below(
+            f"novel: {OURS}", f"novel: {full}, matched"
+        ),
         "novel: clip-svd's mean not above that of lora r=1, nor of lora matched": novel
         <= min(table.mean("novel: lora"), table.mean("novel: lora, matched")),
     }

@@ -59,7 +59,12 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         waves = time[:, None] * 2.0 ** torch.arange(8)
-        z = self.patches(x.unflatten(2, (-1, PATCH)).unflatten(1, (-1, PATCH)).transpose(2, 3).reshape(-1, 16, PATCH * PATCH))
+        z = self.patches(
+            x.unflatten(2, (-1, PATCH))
+            .unflatten(1, (-1, PATCH))
+            .transpose(2, 3)
+            .reshape(-1, 16, PATCH * PATCH)
+        )
         z = z + self.place + self.time(torch.cat([waves.sin(), waves.cos()], 1))[:, None]
         for block in self.blocks:
             z = block(z)
@@ -76,7 +81,10 @@ def blobs(count: int, generator: torch.Generator) -> Tensor:
 
 def noise_error(model: nn.Module, pictures: Tensor, generator: torch.Generator) -> Tensor:
     """The DreamBooth loss: the mean squared error of the noise that is told."""
-    time, noise = torch.rand(len(pictures), generator=generator), torch.randn(pictures.shape, generator=generator)
+    time, noise = (
+        torch.rand(len(pictures), generator=generator),
+        torch.randn(pictures.shape, generator=generator),
+    )
     signal = (time * math.pi / 2).cos()[:, None, None]
     seen = signal * pictures + (1 - signal.square()).sqrt() * noise
     return F.mse_loss(model(seen, time), noise)
@@ -109,12 +117,16 @@ def measurement() -> Measure:
         picture = subject()[None]
         fixed = torch.Generator()
         with torch.no_grad():
-            table.add("subject: base", float(noise_error(base, picture.expand(512, -1, -1), fixed.manual_seed(1))))
+            table.add(
+                "subject: base", float(noise_error(base, picture.expand(512, -1, -1), fixed.manual_seed(1)))
+            )
         for label, (method, settings) in TUNED.items():
             seen = []
             for rate in RATES:
                 model = copy.deepcopy(base)
-                plan = ad.attach(model, method, targets=["*to_q", "*to_k", "*to_v", "*to_out"], seed=seed, **settings)
+                plan = ad.attach(
+                    model, method, targets=["*to_q", "*to_k", "*to_v", "*to_out"], seed=seed, **settings
+                )
                 descend(model, lambda m, g: noise_error(m, picture.expand(16, -1, -1), g), STEPS, rate, seed)
                 with torch.no_grad():
                     seen.append(float(noise_error(model, picture.expand(512, -1, -1), fixed.manual_seed(1))))
