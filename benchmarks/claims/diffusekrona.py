@@ -1,7 +1,7 @@
 """DiffuseKronA recovers a Kronecker update that LoRA of its size cannot, and holds steadier over learning rates.
 
 claim      Marjit et al. 2024, arXiv:2402.17412: a Kronecker update of the attention's maps needs fewer parameters than LoRA for as good a
-           subject, thin first factors are better than square ones, and it is less sensitive to the learning rate
+           subject, and is less sensitive to the learning rate
 miniature  first a 48 x 64 layer is fitted to W + A (x) B with A [16, 4], and to W + an update of rank 1: KronA 16 x 4 and LoRA r = 1 have 112
            parameters each, LoRA r = 8 has 896. Then a tiny diffusion model (two attention blocks over the 16 patches of 8 x 8 pictures), pretrained
            here on random blobs, is adapted to one picture: 100 steps at each of five learning rates from 1e-4 to 1e-2, q, k, v and o of 32 x 32,
