@@ -1,4 +1,4 @@
-"""DiffuseKronA recovers a Kronecker update that LoRA of its size cannot, and holds steadier over learning rates.
+"""DiffuseKronA recovers a Kronecker update that LoRA of its size cannot, and adapts attention as well as it.
 
 claim      Marjit et al. 2024, arXiv:2402.17412: a Kronecker update of the attention's maps needs fewer parameters than LoRA for as good a
            subject, and is less sensitive to the learning rate
