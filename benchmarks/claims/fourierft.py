@@ -43,7 +43,9 @@ def measure(seed: int, table: Table) -> None:
             return float(loss(model, torch.Generator()))
 
     for name, (method, settings) in METHODS.items():
-        seen = adapt(base, method, loss, score, steps=600, rates=(1e-2, 3e-2, 1e-1), seed=seed, targets="2", **settings)
+        seen = adapt(
+            base, method, loss, score, steps=600, rates=(1e-2, 3e-2, 1e-1), seed=seed, targets="2", **settings
+        )
         with torch.no_grad():
             wrong = float((seen.model(x).argmax(1) != label).float().mean())
         table.add(f"error: {name}", wrong, seen.parameters)
@@ -53,7 +55,8 @@ def measure(seed: int, table: Table) -> None:
 def judge(table: Table) -> dict[str, bool]:
     ours, one, _ = METHODS
     return {
-        "as many parameters as lora r=1": table.parameters[f"loss: {ours}"] == table.parameters[f"loss: {one}"],
+        "as many parameters as lora r=1": table.parameters[f"loss: {ours}"]
+        == table.parameters[f"loss: {one}"],
         "loss below lora r=1 in every seed": table.below(f"loss: {ours}", f"loss: {one}"),
         "error at most that of lora r=1 in the mean": table.as_good(f"error: {ours}", f"error: {one}", 0.0),
         "error at most a hundredth": table.mean(f"error: {ours}") <= 0.01,

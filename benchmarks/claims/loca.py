@@ -59,7 +59,9 @@ def measure(seed: int, table: Table) -> None:
 
 def judge(table: Table) -> dict[str, bool]:
     return {
-        "near: learned places below fixed ones in every seed": table.below("near: loca", "near: loca, fixed places"),
+        "near: learned places below fixed ones in every seed": table.below(
+            "near: loca", "near: loca, fixed places"
+        ),
         "near: learned places below fourierft in every seed": table.below("near: loca", "near: fourierft"),
         "anywhere: learned places below fixed ones in every seed": table.below(
             "anywhere: loca", "anywhere: loca, fixed places"

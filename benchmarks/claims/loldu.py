@@ -73,7 +73,9 @@ def judge(table: Table) -> dict[str, bool]:
         "one pivot and sigma below the head alone in every seed": table.below(ONE, HEAD),
         "the mean falls with r": table.mean(ALL) < table.mean(SOME) < table.mean(ONE),
         "the weights' own factors below random ones in every seed": table.below(ALL, RANDOM),
-        f"with {fewer:.2f} of its parameters within {margin:.3f} of lora r=1": table.as_good(ALL, LORA, margin),
+        f"with {fewer:.2f} of its parameters within {margin:.3f} of lora r=1": table.as_good(
+            ALL, LORA, margin
+        ),
     }
 
 

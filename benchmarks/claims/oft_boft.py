@@ -59,7 +59,8 @@ def judge(table: Table) -> dict[str, bool]:
     moved = min(table.mean(f"{t}: {lora}, change of energy") for t in ("far", "blocks"))
     counts = [table.parameters[f"far: {m}"] for m in (boft, oft, lora)]
     return {
-        f"oft and boft keep the energy (change {max(kept):.0e}), lora does not ({moved:.0e})": max(kept) < 1e-4
+        f"oft and boft keep the energy (change {max(kept):.0e}), lora does not ({moved:.0e})": max(kept)
+        < 1e-4
         and moved > 1e-3,
         f"boft has the fewest parameters, lora the most ({counts})": counts == sorted(counts),
         "far: boft below oft and lora in every seed": table.below(f"far: {boft}", f"far: {oft}")

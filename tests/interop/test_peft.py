@@ -214,3 +214,88 @@ def test_an_adapter_of_a_larger_model_is_refused(tmp_path):
     folder = peft_folder(tmp_path)
     with pytest.raises(KeyMismatchError, match="matches no"):
         ad.load(gpt2(), folder)
+
+
+# -- LoHa and LoKr -------------------------------------------------------------------------------------------------
+
+PRODUCTS = {
+    "loha": {"r": 3, "alpha": 5.0},
+    "lokr": {"r": 2, "alpha": 3.0},
+    "lokr whole": {"r": 99, "alpha": 99.0, "factor": 4},
+    "lokr both": {"r": 1, "alpha": 3.0, "decompose_both": True, "init": "d"},
+}
+
+
+def shaken(model):
+    with torch.no_grad():
+        for value in ad.parameters_of(model).values():
+            value.normal_(std=0.3, generator=torch.Generator().manual_seed(3))
+    return model
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_loha_and_lokr_run_the_same_in_peft_and_come_back(case, kind, tmp_path):
+    method = case.split()[0]
+    make, targets, x = (bert, "all-linear", IDS) if kind == "linear" else (
+        Convolutions, ["first"] if case in ("lokr", "lokr whole") else ["first", "second"], torch.randn(2, 3, 8, 8),
+    )  # fmt: skip
+    model = make()
+    first = "bert.encoder.layer.1.output.dense" if kind == "linear" else "first"
+    per_layer = {first: {"r": 1 if case != "lokr whole" else 98, "alpha": 7.0}}
+    ad.attach(model, method, targets=targets, per_layer=per_layer, **PRODUCTS[case])
+    expected = logits(shaken(model), x)
+    assert not torch.allclose(expected, logits(make(), x), atol=1e-3)
+    report = ad.export(model, tmp_path / "out", format=f"peft-{method}")
+    assert report.worst == 0 and report.format == f"peft-{method}"
+    theirs = peft.PeftModel.from_pretrained(make(), tmp_path / "out").eval()
+    torch.testing.assert_close(logits(theirs, x), expected, rtol=1e-4, atol=1e-5)
+    theirs.save_pretrained(tmp_path / "again")
+    for folder in ("out", "again"):
+        other = make()
+        ad.load(other, tmp_path / folder)
+        torch.testing.assert_close(logits(other, x), expected, rtol=1e-5, atol=1e-6)
+        assert ad.adapters(other)["default"].method.name == method
+
+
+def test_what_peft_trained_as_loha_or_lokr_is_read(tmp_path):
+    for config in (
+        peft.LoHaConfig(r=2, alpha=6, target_modules=["query"], init_weights=False, rank_dropout=0.1),
+        peft.LoKrConfig(r=2, alpha=6, target_modules=["query"], init_weights=False, alpha_pattern={"layer.1.attention.self.query": 3}),
+    ):  # fmt: skip
+        theirs = peft.get_peft_model(bert(), config).eval()
+        theirs.save_pretrained(tmp_path / config.peft_type.value)
+        ours = bert()
+        ad.load(ours, tmp_path / config.peft_type.value)
+        torch.testing.assert_close(logits(ours), logits(theirs), rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapters_share_goes_into_alpha(tmp_path):
+    model = bert()
+    ad.attach(model, "loha", targets="q", r=2)
+    ad.activate(shaken(model), "default", {"default": 0.5})
+    ad.export(model, tmp_path / "out", format="peft-loha")
+    theirs = peft.PeftModel.from_pretrained(bert(), tmp_path / "out").eval()
+    torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-4, atol=1e-5)
+
+
+def test_products_that_peft_has_no_form_of_are_refused(tmp_path):
+    model = gpt2()
+    ad.attach(model, "loha", targets="attention")
+    with pytest.raises(MergeError, match="peft-loha is written for linear layers, Conv1d and Conv2d"):
+        ad.export(model, tmp_path / "out", format="peft-loha")
+    with pytest.raises(MergeError, match="peft-lokr needs lokr; 'default' is loha"):
+        ad.export(model, tmp_path / "out", format="peft-lokr")
+    with pytest.raises(FormatError, match="There are peft-lora, peft-dora, peft-loha, peft-lokr"):
+        ad.export(model, tmp_path / "out", format="peft-lohaa")
+    other = bert()
+    ad.attach(other, "lokr", targets="q", per_layer={"*layer.1*": {"factor": 2}})
+    with pytest.raises(MergeError, match="per_layer sets factor"):
+        ad.export(other, tmp_path / "out", format="peft-lokr")
+    conv = Convolutions()
+    theirs = peft.get_peft_model(
+        conv, peft.LoHaConfig(r=2, target_modules=["first"], use_effective_conv2d=True)
+    )
+    theirs.save_pretrained(tmp_path / "effective")
+    with pytest.raises(FormatError, match="use_effective_conv2d"):
+        ad.load(Convolutions(), tmp_path / "effective")

@@ -1,8 +1,8 @@
 """PEFT's adapter folders, both ways: `adapter_config.json` and `adapter_model.safetensors`.
 
-Written: LoRA for every weight method (exact where it is low-rank) and DoRA as DoRA. One rank and alpha = rank, with smaller ranks padded by
+Written: LoRA for every weight method (exact where it is low-rank), and DoRA, LoHa and LoKr as what they are. For LoRA one rank and alpha = rank, with smaller ranks padded by
 zeros and the scale inside B, because servers drop rank and alpha patterns. Trained heads go to `modules_to_save`.
-Read: LoRA (rsLoRA, rank and alpha patterns, embeddings, convolutions, heads), DoRA, IA3 and LN tuning. A
+Read: LoRA (rsLoRA, rank and alpha patterns, embeddings, convolutions, heads), DoRA, IA3, LN tuning, LoHa and LoKr. A
 setting that would change the numbers and that we do not know is refused, never dropped.
 """
 
@@ -13,7 +13,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -38,9 +38,11 @@ from adaptome.core.hosts import Host
 from adaptome.core.model import detach, set_trainable
 from adaptome.core.state import Attachment, attachment_of, find_root, tensors_of
 from adaptome.interop.lora_factors import Factors, lora_factors
+from adaptome.interop.peft_products import KEYS, KNOWN, product_config, product_tensors, same_in_peft
 
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-Format = Literal["peft-lora", "peft-dora"]
+Format = Literal["peft-lora", "peft-dora", "peft-loha", "peft-lokr"]
+FORMATS = get_args(Format)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class ExportReport:
     Attributes:
         folder: where.
         format: of what.
-        rank: of every layer, smaller ones padded.
+        rank: of every layer, smaller ones padded; of LoHa and LoKr the largest.
         errors: target -> relative error of its update; 0 where exact.
     """
 
@@ -91,7 +93,7 @@ def export(
         model: with the adapter.
         folder: made or replaced.
         name: of the adapter.
-        format: 'peft-lora' for any weight method, 'peft-dora' for DoRA.
+        format: 'peft-lora' for any weight method, 'peft-dora', 'peft-loha' and 'peft-lokr' for DoRA, LoHa and LoKr as they are.
         rank: truncate the update of a method that is not low-rank to this rank.
         tolerance: refuse when an update's relative error is above it.
         task_type: PEFT's ('CAUSAL_LM', 'SEQ_CLS', ...), for `AutoPeftModel`.
@@ -100,9 +102,9 @@ def export(
         MergeError: the method has no such form, a rank is needed, a layer has no place in the format, or the error is too large.
         CheckpointError: the folder holds something else.
     """
-    if format not in ("peft-lora", "peft-dora"):
+    if format not in FORMATS:
         raise FormatError(
-            f"no export format is called {format!r}.{did_you_mean(format, ['peft-lora', 'peft-dora'])} There are peft-lora and peft-dora."
+            f"no export format is called {format!r}.{did_you_mean(format, FORMATS)} There are {', '.join(FORMATS)}."
         )
     attachment = attachment_of(model, name)
     for path, adapter in attachment.adapters.items():
@@ -110,10 +112,17 @@ def export(
             raise MergeError(
                 f"{path} is a {adapter.host!r}: {format} has no exact form of it.\n  Merge into the model instead, or leave it out of the targets."
             )
+    if format != "peft-lora" and attachment.method.name != format.removeprefix("peft-"):
+        raise MergeError(
+            f"{format} needs {format.removeprefix('peft-')}; {name!r} is {attachment.method.name}. Use peft-lora."
+        )
+    own: dict[str, Any] = {}
     if format == "peft-dora":
-        if attachment.method.name != "dora":
-            raise MergeError(f"peft-dora needs DoRA; {name!r} is {attachment.method.name}. Use peft-lora.")
         tensors, r, errors = _dora_tensors(attachment)
+    elif format != "peft-lora":
+        tensors = {PREFIX + key: value for key, value in product_tensors(attachment).items()}
+        own, errors = product_config(attachment), dict.fromkeys(attachment.adapters, 0.0)
+        r = max(own["rank_pattern"].values(), default=own["r"])
     else:
         factors = lora_factors(attachment, rank)
         errors = {path: f.error for path, f in factors.items()}
@@ -130,7 +139,7 @@ def export(
                 f"{path}: {format} has no form for trained rows of a layer.\n  Merge into the model instead."
             )
         tensors |= {f"{PREFIX}{path}.{k}": v.detach().cpu().clone() for k, v in head.named_parameters()}
-    _write(folder, _config(model, attachment, r, format, task_type), tensors)
+    _write(folder, _config(model, attachment, r, format, task_type, own), tensors)
     return ExportReport(str(folder), format, r, errors)
 
 
@@ -174,16 +183,24 @@ def _dora_tensors(attachment: Attachment) -> tuple[dict[str, Tensor], int, dict[
 
 
 def _config(
-    model: nn.Module, attachment: Attachment, r: int, format: Format, task_type: str | None
+    model: nn.Module,
+    attachment: Attachment,
+    r: int,
+    format: Format,
+    task_type: str | None,
+    own: dict[str, Any],
 ) -> dict[str, Any]:
     config = getattr(find_root(model), "config", None)
     transposed = [type(a.host).__name__ == "Conv1DHost" for a in attachment.adapters.values()]
-    return {
-        "peft_type": "LORA", "r": r, "lora_alpha": r, "lora_dropout": 0.0, "bias": "none", "inference_mode": True, "init_lora_weights": True,
+    lora = {
+        "peft_type": "LORA", "r": r, "lora_alpha": r, "lora_dropout": 0.0, "bias": "none", "init_lora_weights": True,
         "fan_in_fan_out": all(transposed), "use_rslora": False, "use_dora": format == "peft-dora",
-        "target_modules": sorted(attachment.adapters), "modules_to_save": sorted(attachment.heads) or None,
-        "rank_pattern": {}, "alpha_pattern": {}, "task_type": task_type,
-        "base_model_name_or_path": getattr(config, "_name_or_path", None) or None, "revision": getattr(config, "_commit_hash", None),
+        "rank_pattern": {}, "alpha_pattern": {},
+    }  # fmt: skip
+    return (own or lora) | {
+        "inference_mode": True, "target_modules": sorted(attachment.adapters), "modules_to_save": sorted(attachment.heads) or None,
+        "task_type": task_type, "base_model_name_or_path": getattr(config, "_name_or_path", None) or None,
+        "revision": getattr(config, "_commit_hash", None),
     }  # fmt: skip
 
 
@@ -205,7 +222,7 @@ _HARMLESS = {
     "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "megatron_core", "modules_to_save",
     "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_dora", "use_rslora",
     "eva_config", "feedforward_modules", "init_ia3_weights", "runtime_config",
-}  # fmt: skip
+} | KNOWN  # fmt: skip
 _MUTATES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -219,7 +236,9 @@ def load_peft(
     """
     config, tensors = _read(folder)
     kind = config.get("peft_type")
-    readers = {"LORA": _read_lora, "IA3": _read_ia3, "LN_TUNING": _read_norms}
+    readers = {"LORA": _read_lora, "IA3": _read_ia3, "LN_TUNING": _read_norms} | {
+        name.upper(): _read_product for name in KEYS
+    }
     if kind not in readers:
         raise FormatError(
             f"{folder} is a PEFT adapter of type {kind!r}; read are {', '.join(readers)}.\n  Convert it with PEFT's convert_to_lora, or merge it there."
@@ -238,7 +257,7 @@ def load_peft(
         ) from error
     try:
         for path, adapter in attachment_of(model, name).adapters.items():
-            if not _has_form(adapter.host):
+            if not (_has_form(adapter.host) and same_in_peft(adapter)):
                 raise FormatError(
                     f"{folder}: PEFT computes something else than a weight update on {path} ({adapter.host!r}); it is not read."
                 )
@@ -377,6 +396,34 @@ def _read_norms(
         "bias": any(k.endswith(".bias") for k in own),
     }
     return how, {k: v - base[k].detach().to(v) for k, v in own.items()}
+
+
+def _read_product(
+    model: nn.Module, config: dict[str, Any], tensors: dict[str, Tensor], folder: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    method = str(config["peft_type"]).lower()
+    names = {f".{theirs}": ours for ours, theirs in KEYS[method].items()}
+    found, heads = _split(tensors, names, folder, list(config.get("modules_to_save") or []))
+    ranks, alphas = (config.get(f"{kind}_pattern") or {} for kind in ("rank", "alpha"))
+    per_layer = {
+        f"={path}": {
+            "r": _pattern(ranks, path, config.get("r", 8)),
+            "alpha": _pattern(alphas, path, config.get("alpha", 8)),
+        }
+        for path in found
+    }
+    how: dict[str, Any] = {
+        "method": method,
+        "targets": list(per_layer),
+        "per_layer": per_layer,
+        "train": sorted({f"={key.rpartition('.')[0]}" for key in heads}),
+    }
+    if method == "lokr":
+        how |= {
+            "factor": config.get("decompose_factor", -1),
+            "decompose_both": bool(config.get("decompose_both")),
+        }
+    return how, {f"{p}.{k}": v for p, parts in found.items() for k, v in parts.items()} | heads
 
 
 def _pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
