@@ -2,11 +2,14 @@
 
     python benchmarks/step.py                               # every method, on the CPU
     python benchmarks/step.py lora dora --rounds 15
+    python benchmarks/step.py vpt adaptformer --shape vit
     python benchmarks/step.py --shape llama-3.2-1b --device cuda --dtype bfloat16 [--compile]
 
 The floor is the step whose only gradients are those of activations: no adapter, frozen weights. Every round runs floor, ours and PEFT's in
 turn, so that the machine's drift falls on all alike; medians are printed as multiples of the floor. Saved bytes are the distinct
-storages that autograd keeps for the backward, parameters and buffers left out (on CUDA the peak of allocated memory).
+storages that autograd keeps for the backward, parameters and buffers left out (on CUDA the peak of allocated memory). `products` is the
+method's own arithmetic beside them: the operations of all matrix products, convolutions and attentions in a step, in the same multiples.
+Transforms, gathers and elementwise work are not in it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
 
 import adaptome as ad
 from adaptome.core.errors import AdaptomeError
@@ -30,7 +34,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 8000},
     "llama-3.2-1b": {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True},
 }  # fmt: skip
-BATCH = {"small": (4, 256), "llama-3.2-1b": (4, 512)}
+VIT = {
+    "hidden_size": 384,
+    "num_hidden_layers": 8,
+    "intermediate_size": 1536,
+    "num_attention_heads": 6,
+    "num_labels": 100,
+}
+#: sentences and their length, or images
+BATCH = {"small": (4, 256), "llama-3.2-1b": (4, 512), "vit": (6,)}
 #: settings under which a method and PEFT's are the same, by label; PEFT's class name and its settings last
 CASES: dict[str, tuple[str, dict[str, Any], str | None, dict[str, Any]]] = {
     "lora": ("lora", {"r": 16}, "LoraConfig", {"r": 16}),
@@ -50,32 +62,48 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None, dict[str, Any]]] = {
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def base(shape: str, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
-    """The frozen model; its embedding's output asks for a gradient, so that the floor has a backward."""
+def base(shape: str, device: str, dtype: torch.dtype) -> nn.Module:
+    """The frozen model."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(use_cache=False, **SHAPES[shape])).to(device, dtype).train()
-    return model.requires_grad_(False)
+    if shape == "vit":
+        model: nn.Module = ViTForImageClassification(ViTConfig(**VIT))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(use_cache=False, **SHAPES[shape]))
+    return model.to(device, dtype).train().requires_grad_(False)
+
+
+def batch(shape: str, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """What the model is called with, labels included."""
+    size = BATCH[shape]
+    if shape == "vit":
+        images = torch.randn(*size, 3, 224, 224, device=device, dtype=dtype)
+        return {"pixel_values": images, "labels": torch.randint(VIT["num_labels"], size, device=device)}
+    ids = torch.randint(SHAPES[shape]["vocab_size"], size, device=device)
+    return {"input_ids": ids, "labels": ids}
 
 
 def open_input(model: nn.Module) -> nn.Module:
     """Let gradients reach the embedding's output, as in a model whose lowest layer is adapted."""
-    table = next(m for m in model.modules() if isinstance(m, nn.Embedding))
+    table = next(m for m in model.modules() if isinstance(m, (nn.Embedding, nn.Conv2d)))
     table.register_forward_hook(
         lambda module, inputs, output: output.requires_grad_(True) if output.is_leaf else output
     )
     return model
 
 
-def ours(model: LlamaForCausalLM, method: str, settings: dict[str, Any]) -> nn.Module:
-    """Our method on every linear layer, or on its own targets where it does not admit them."""
-    chosen = ad.get_method(method, **settings)
-    targets = None if method in ("ia3", "norm-tuning") or "linear" not in chosen.hosts else "all-linear"
-    ad.attach(model, chosen, targets=targets, seed=0)
+def ours(model: nn.Module, chosen: ad.Method) -> nn.Module:
+    """Our method on every linear layer, or on its own targets where it has others or does not admit them."""
+    everywhere = chosen.default_targets == "all-linear" or (
+        chosen.category in ("reparameterisation", "selective")
+        and chosen.name not in ("ia3", "norm-tuning", "bitfit")
+        and "linear" in chosen.hosts
+    )
+    ad.attach(model, chosen, targets="all-linear" if everywhere else None, seed=0)
     ad.on_step(model, 0, 1000)  # schedules as in a training loop
     return model
 
 
-def theirs(model: LlamaForCausalLM, config: str, settings: dict[str, Any]) -> nn.Module:
+def theirs(model: nn.Module, config: str, settings: dict[str, Any]) -> nn.Module:
     """PEFT's method on the same layers."""
     import peft
 
@@ -83,30 +111,41 @@ def theirs(model: LlamaForCausalLM, config: str, settings: dict[str, Any]) -> nn
     return peft.get_peft_model(model, made)
 
 
-def step(model: nn.Module, ids: torch.Tensor) -> None:
+def step(model: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
     """Forward and backward; gradients are dropped, the optimiser is not part of it."""
-    model(input_ids=ids, labels=ids).loss.backward()
+    model(**inputs).loss.backward()
     model.zero_grad(set_to_none=True)
 
 
-def seconds(model: nn.Module, ids: torch.Tensor) -> float:
+def seconds(model: nn.Module, inputs: dict[str, torch.Tensor]) -> float:
     """One step's time."""
-    if ids.is_cuda:
+    cuda = inputs["labels"].is_cuda
+    if cuda:
         torch.cuda.synchronize()
     start = time.perf_counter()
-    step(model, ids)
-    if ids.is_cuda:
+    step(model, inputs)
+    if cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def kept(model: nn.Module, ids: torch.Tensor) -> int:
+def products(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
+    """Operations of a step's matrix products, convolutions and attentions."""
+    in_place = {
+        torch.ops.aten.addmm_: lambda y, a, b, out_shape=None, **_: 2 * a[0] * a[1] * b[1]
+    }  # it knows addmm alone
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        step(model, inputs)
+    return int(counter.get_total_flops())
+
+
+def kept(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
     """Bytes that a step keeps: distinct saved storages, or on CUDA the peak above what is held before."""
-    if ids.is_cuda:
+    if inputs["labels"].is_cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step(model, ids)
+        step(model, inputs)
         return torch.cuda.max_memory_allocated() - before
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     sizes: dict[int, int] = {}
@@ -118,44 +157,58 @@ def kept(model: nn.Module, ids: torch.Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(input_ids=ids, labels=ids).loss
+        loss = model(**inputs).loss
     loss.backward()
     model.zero_grad(set_to_none=True)
     return sum(sizes.values())
 
 
 def measure(
-    label: str, args: argparse.Namespace, frozen: LlamaForCausalLM, ids: torch.Tensor
+    label: str, args: argparse.Namespace, frozen: nn.Module, inputs: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
     """One row: ours and PEFT's as multiples of the floor."""
-    method, settings, config, peft_settings = CASES.get(label, (label, {}, None, {}))
+    name, settings, config, peft_settings = CASES.get(label, (label, {}, None, {}))
+    method = ad.get_method(name, **settings)
     models = {
         "floor": open_input(copy.deepcopy(frozen)),
-        "ours": open_input(ours(copy.deepcopy(frozen), method, settings)),
+        "ours": open_input(ours(copy.deepcopy(frozen), method)),
     }
-    if config is not None and not args.no_peft:
+    if config is not None and not args.no_peft and args.shape != "vit":
         models["peft"] = open_input(theirs(copy.deepcopy(frozen), config, peft_settings))
-    bytes_kept = {key: kept(model, ids) for key, model in models.items()}
-    runs: dict[str, Callable[..., Any]] = {
-        k: torch.compile(m) if args.compile else m for k, m in models.items()
-    }
-    for model in runs.values():
-        step(model, ids)  # type: ignore[arg-type]
-    times: dict[str, list[float]] = {key: [] for key in runs}
-    for _ in range(args.rounds):
-        for key, model in runs.items():
-            times[key].append(seconds(model, ids))  # type: ignore[arg-type]
+    with ad.steer(**method.example_facts()[0]):
+        bytes_kept = {key: kept(model, inputs) for key, model in models.items()}
+        operations = {key: products(model, inputs) for key, model in models.items() if key != "peft"}
+        runs: dict[str, Callable[..., Any]] = {
+            k: torch.compile(m) if args.compile else m for k, m in models.items()
+        }
+        for model in runs.values():
+            step(model, inputs)  # type: ignore[arg-type]
+        times: dict[str, list[float]] = {key: [] for key in runs}
+        for _ in range(args.rounds):
+            for key, model in runs.items():
+                times[key].append(seconds(model, inputs))  # type: ignore[arg-type]
     floor = times["floor"]
     row: dict[str, Any] = {
         "method": label,
         "floor_ms": 1e3 * statistics.median(floor),
         "floor_mb": bytes_kept["floor"] / 2**20,
+        "ours_products": operations["ours"] / operations["floor"],
+        "trainable": ad.trainable(models["ours"]).count,
     }
     for key in runs.keys() - {"floor"}:
         row[f"{key}_time"] = statistics.median(t / f for t, f in zip(times[key], floor, strict=True))
         row[f"{key}_bytes"] = bytes_kept[key] / bytes_kept["floor"]
-    row["trainable"] = ad.trainable(models["ours"]).count
     return row
+
+
+def text(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    if "refused" in row:
+        return f"{row['method']:20} refused: {row['refused'].splitlines()[0]}"
+    theirs = (
+        f"{row['peft_time']:8.2f} {row['peft_bytes']:6.2f}" if "peft_time" in row else f"{'-':>8} {'-':>6}"
+    )
+    return f"{row['method']:20} {row['trainable']:11,} | {row['ours_time']:8.2f} {row['ours_products']:8.2f} {row['ours_bytes']:6.2f} | {theirs}"
 
 
 def main() -> None:
@@ -164,7 +217,7 @@ def main() -> None:
     )
     parser.add_argument("methods", nargs="*", help="labels or method names; default: every method")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--shape", choices=BATCH, default="small")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--compile", action="store_true")
@@ -173,37 +226,19 @@ def main() -> None:
     args = parser.parse_args()
     known = ad.list_methods()
     labels = args.methods or [c for c in CASES if CASES[c][0] in known] + [m for m in known if m not in CASES]
-    frozen = base(args.shape, args.device, getattr(torch, args.dtype))
-    ids = torch.randint(
-        SHAPES[args.shape]["vocab_size"], BATCH[args.shape], device=args.device, generator=None
-    )
+    dtype = getattr(torch, args.dtype)
+    frozen, inputs = base(args.shape, args.device, dtype), batch(args.shape, args.device, dtype)
     if not args.json:
+        print(f"{'multiples of the floor':20} {'':11} | {'ours':>24} | {'PEFT':>15}")
         print(
-            f"{'method':16} {'trainable':>11} | {'ours: time':>10} {'kept':>6} | {'PEFT: time':>10} {'kept':>6}   (multiples of the floor)"
+            f"{'method':20} {'trainable':>11} | {'time':>8} {'products':>8} {'kept':>6} | {'time':>8} {'kept':>6}"
         )
     for label in labels:
         try:
-            row = measure(label, args, frozen, ids)
+            row = measure(label, args, frozen, inputs)
         except AdaptomeError as error:
-            print(
-                json.dumps({"method": label, "refused": str(error)})
-                if args.json
-                else f"{label:16} refused: {str(error).splitlines()[0]}",
-                flush=True,
-            )
-            continue
-        if args.json:
-            print(json.dumps(row), flush=True)
-            continue
-        peft_part = (
-            f"{row['peft_time']:10.2f} {row['peft_bytes']:6.2f}"
-            if "peft_time" in row
-            else f"{'-':>10} {'-':>6}"
-        )
-        print(
-            f"{label:16} {row['trainable']:11,} | {row['ours_time']:10.2f} {row['ours_bytes']:6.2f} | {peft_part}",
-            flush=True,
-        )
+            row = {"method": label, "refused": str(error)}
+        print(json.dumps(row) if args.json else text(row), flush=True)
 
 
 if __name__ == "__main__":

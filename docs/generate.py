@@ -140,10 +140,11 @@ def method_page(cls: Class) -> str:
         f'model = AutoModel.from_pretrained("FacebookAI/roberta-base")\n'
         f'print(ad.attach(model, "{cls.name}"))'
     )
+    unrun = f"<!-- not run: it needs {cls.needs} -->\n" if cls.needs else ""
     parts = [
         f"# {cls.__name__}",
         cls.summary(),
-        f"```python\n{example}\n```",
+        f"{unrun}```python\n{example}\n```",
         body(cls),
         "## Options",
         options(cls),

@@ -59,12 +59,12 @@ def held_out(text: Tensor, batches: int = 12) -> Score:
     return score
 
 
-def language_model(steps: int = 400, biases: bool = False) -> nn.Module:
-    """A tiny Llama (hidden 48, 3 blocks), or a GPT-2 of that size with biases, pretrained here on the docstrings."""
+def language_model(steps: int = 400, blocks: int = 3, biases: bool = False) -> nn.Module:
+    """A tiny Llama (hidden 48), or a GPT-2 of that size with biases, pretrained here on the docstrings."""
     torch.manual_seed(0)
     if biases:
-        model: nn.Module = GPT2LMHeadModel(GPT2Config(vocab_size=SIZE, n_positions=LENGTH, n_embd=48, n_inner=96, n_layer=3, n_head=4, use_cache=False, bos_token_id=None, eos_token_id=None, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))  # fmt: skip
+        model: nn.Module = GPT2LMHeadModel(GPT2Config(vocab_size=SIZE, n_positions=LENGTH, n_embd=48, n_inner=96, n_layer=blocks, n_head=4, use_cache=False, bos_token_id=None, eos_token_id=None, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))  # fmt: skip
     else:
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=SIZE, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, use_cache=False))  # fmt: skip
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=SIZE, hidden_size=48, intermediate_size=96, num_hidden_layers=blocks, num_attention_heads=4, num_key_value_heads=4, use_cache=False))  # fmt: skip
     descend(model, next_letter(prose()), steps, 3e-3, seed=0, adapted=False)
     return model

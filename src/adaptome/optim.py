@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from adaptome.core.model import parameters_of
+
 
 def parameter_groups(
-    model: nn.Module, lr: float, weight_decay: float = 0.0, ratio: float | None = None
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    ratio: float | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """The trainable parameters in groups for any torch optimizer; each parameter once.
 
@@ -20,22 +27,29 @@ def parameter_groups(
         lr: learning rate of everything but `B`.
         weight_decay: of matrices.
         ratio: learning rate of parameters named `B` over `lr`; None for 1.
+        rates: adapter's name -> its learning rate in place of `lr`.
 
     Returns:
         Groups with `params`, `param_names`, `lr` and `weight_decay`, without empty ones, in an order that
         depends on the names alone, so that a resumed run builds the same groups.
+
+    Raises:
+        StateError: rates names an adapter that is not attached.
     """
-    groups: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
+    own = {id(p): name for name in rates or {} for p in parameters_of(model, name).values()}
+    groups: dict[tuple[str, bool, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():  # tied parameters come once
         if parameter.requires_grad:
             fast = ratio is not None and name.rsplit(".", 1)[-1] == "B"
-            groups.setdefault((fast, parameter.ndim > 1), []).append((name, parameter))
+            groups.setdefault((own.get(id(parameter), ""), fast, parameter.ndim > 1), []).append(
+                (name, parameter)
+            )
     return [
         {
             "params": [parameter for _, parameter in sorted(members, key=lambda m: m[0])],
             "param_names": sorted(name for name, _ in members),
-            "lr": lr * ratio if fast and ratio is not None else lr,
+            "lr": (rates or {}).get(adapter, lr) * (ratio if fast and ratio is not None else 1),
             "weight_decay": weight_decay if matrix else 0.0,
         }
-        for (fast, matrix), members in sorted(groups.items())
+        for (adapter, fast, matrix), members in sorted(groups.items())
     ]

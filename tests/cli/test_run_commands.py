@@ -150,3 +150,34 @@ def test_the_schema_of_recipes_is_printed_for_editors(capsys):
     assert {"model", "task", "data", "training"} <= set(schema["properties"]) and schema[
         "additionalProperties"
     ] is False
+
+
+def test_interpret_tells_the_most_changed_heads_and_directions(capsys):
+    labels = {"*layer.0.attention": ["a", None, None, None]}
+    Path("labels.json").write_text(json.dumps(labels), encoding="utf-8")
+    words = ["interpret", "out", "--labels", "labels.json", "--top", "3", "--page", "heads.html"]
+    assert run(*words, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["total"], len(told["heads"]), len(told["directions"])) == (8, 3, 3)
+    assert told["directions"][0]["score"] > 0 and "<svg" in Path("heads.html").read_text(encoding="utf-8")
+    assert run(*words, "--relative") == 0
+    assert "The most changed of 8 heads" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--texts", "vocabulary"], 1, "has no map from its residual stream to texts"),
+        (["--texts", "none.txt"], 1, "none.txt"),
+        (["--texts", "inputs.txt", "--space", "./none"], 1, "--space ./none"),
+        (["--space", "x"], 2, "--space needs --texts"),
+        (["--score", "slices"], 1, "this is lora"),
+        (["--score", "rank"], 2, "slices"),
+        (["--adapter", "defualt"], 1, "Did you mean 'default'?"),
+        (["--labels", "none.json"], 1, "none.json"),
+    ],
+)
+def test_interpret_says_what_it_cannot_do(words, code, told, capsys):
+    Path("inputs.txt").write_text("the sun\na cat\n", encoding="utf-8")
+    assert run("interpret", "out", *words) == code
+    assert told in capsys.readouterr().err.replace("\n", " ").replace("│", "").replace("  ", " ")

@@ -196,3 +196,14 @@ def test_a_parameter_read_many_times_is_changed_once_a_forward(monkeypatch):
     W = changed(adapter, "weight", model[0]._parameters["weight"])
     torch.testing.assert_close(y, F.linear(x, W, model[0].bias) / W.abs().max())
     assert "_values" not in vars(model[0])
+
+
+def test_a_model_whose_own_class_is_swapped_still_records_its_outputs():
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8)  # fmt: skip
+    model, x = ViTModel(config).eval(), torch.randn(1, 3, 8, 8)
+    ad.attach(model, "pyra", r=0)
+    assert isinstance(model, Adapted) and str(type(model)) == str(ViTModel)
+    output = model(x, output_hidden_states=True)
+    assert len(output.hidden_states) == 3

@@ -449,7 +449,7 @@ def test_the_role_of_a_path_is_its_layers_role():
         "layers.0.self_attn.q_proj": "q", "layers.0.self_attn.q_proj.weight": "q",
         "layers.0.self_attn.q_proj.adaptome.default.A": "q", "layers.0.norm.bias": "norm", "embed.weight": "embedding",
         "layers.0.mlp.experts.gate_up_proj": "expert", "lm_head.weight": "head", "layers.0": "block",
-        "layers.0.mlp.experts.adaptome.default.A": "expert", "adaptome_shared.default.pool": "shared", "": "other",
+        "layers.0.mlp.experts.adaptome.default.A": "expert", "adaptome_shared.default.pool": "shared", "": "backbone",
     }  # fmt: skip
     assert {path: roles_of(model)(path) for path in expected} == expected
     assert role_of(model, "layers.1.mlp.shared_expert.down_proj") == "down"

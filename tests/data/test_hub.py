@@ -58,6 +58,24 @@ def test_named_splits(hub):
         load_splits("mnli", train="train", validation="validation_match")
 
 
+def test_sounds_stay_bytes(hub, tmp_path):
+    """Decoding them by the hub's library would need torchcodec."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from adaptome.data.sound import Sounds
+
+    content = [{"bytes": b"RIFF", "path": f"{i}.wav"} for i in range(4)]
+    pq.write_table(pa.table({"audio": content, "label": [0, 1, 0, 1]}), tmp_path / "a.parquet")
+    rows = datasets.Dataset.from_parquet(str(tmp_path / "a.parquet"), cache_dir=str(tmp_path / "cache"))
+    hub(datasets.DatasetDict({"train": rows.cast_column("audio", datasets.Audio())}))
+    splits = load_splits("owner/sounds", files="audio", validation_fraction=0.25)
+    assert {k: len(s) for k, s in splits.items()} == {"train": 3, "validation": 1}
+    assert all(sound["bytes"] == b"RIFF" for sound in Sounds(splits["train"].rows))
+    with pytest.raises(DataError, match="a hub data set brings its files itself"):
+        load_splits("owner/sounds", files="audio", paths="{audio}")
+
+
 def test_empty_splits_are_told(hub):
     hub(datasets.DatasetDict({"train": table(0)}))
     with pytest.raises(DataError, match="mnli: the train split is empty"):

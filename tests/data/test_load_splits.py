@@ -133,7 +133,7 @@ def test_unclear_sources_are_told(tmp_path):
         0
     ] == {"text": "x"}
     assert "No data: give data.name" in message()
-    assert "no train.* file and no class folders of images. There: a.dat." in message(str(tmp_path))
+    assert "no train.* file and no class folders of images or sounds. There: a.dat." in message(str(tmp_path))
     file = put(tmp_path / "b.jsonl", rows(2))
     assert "is a file; then data.test has no meaning" in message(file, test=file)
 
@@ -149,3 +149,20 @@ def test_what_an_ending_means_may_depend_on_the_task(tmp_path):
     (tmp_path / "a.tsv").write_text("Paris\tB-LOC\n\nshines\tO\n")
     read = load_splits(train=str(tmp_path / "a.tsv"), prefer={"tsv": "conll"}, validation_fraction=0)
     assert read["train"].rows["tokens"][:] == [["Paris"], ["shines"]]
+
+
+def test_columns_that_a_task_reads_as_text_may_hold_numbers_and_be_absent(tmp_path):
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one.write_text(
+        '{"q": "a", "answer": 18.0, "equation": "x"}\n{"q": "b", "answer": "12", "equation": "y"}\n'
+    )
+    two.write_text('{"q": "c", "answer": true, "note": "because", "extra": 1}\n')
+    with pytest.raises(DataError, match=r"line 2: 'answer' is '12'"):
+        load_splits(test=str(one))
+    split = load_splits(test=[str(one), str(two)], columns={"ask": "q"}, texts=("ask", "answer", "note"))[
+        "test"
+    ]
+    assert split.rows.to_dict() == {
+        "ask": ["a", "b", "c"], "answer": ["18.0", "12", "true"], "note": [None, None, "because"],
+    }  # fmt: skip
+    assert split.where(2) == f"{two}, line 1"

@@ -34,6 +34,7 @@ SMALL: dict[str, Any] = {
     "tailors": 2,
     "active": 2,
     "text": 6,
+    "placeholders": 0,
 }
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -84,6 +85,17 @@ class Logits(nn.Module):
         return self.model(input_ids=ids, use_cache=False).logits
 
 
+class Features(nn.Module):
+    """A vision model that returns its features."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(pixels).last_hidden_state
+
+
 def llama() -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -92,6 +104,20 @@ def llama() -> nn.Module:
         num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=False,
     )  # fmt: skip
     return Logits(LlamaForCausalLM(config))
+
+
+def vit() -> nn.Module:
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=8,
+        patch_size=4,
+    )
+    return Features(ViTModel(config, add_pooling_layer=False))
 
 
 def mixtral_block() -> nn.Module:
@@ -103,6 +129,46 @@ def mixtral_block() -> nn.Module:
     )
     config._experts_implementation = "eager"
     return One(MixtralSparseMoeBlock(config))
+
+
+class Encoder(nn.Module):
+    """A transformer of two blocks that embeds vectors by a convolution, so that its input has the shape of its output."""
+
+    def __init__(self) -> None:
+        from transformers import ViTConfig
+        from transformers.models.vit.modeling_vit import ViTLayer
+
+        super().__init__()
+        config = ViTConfig(hidden_size=16, intermediate_size=24, num_attention_heads=4)
+        config._attn_implementation = "sdpa"
+        self.embed, self.norm = nn.Conv1d(16, 16, 1), nn.LayerNorm(16)
+        self.layers = nn.ModuleList([ViTLayer(config) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.mT).mT
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+class Mean(nn.Module):
+    """A vision transformer that returns the mean of its tokens, however many they are."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.model(pixel_values=pictures).last_hidden_state.mean(1)
+
+
+def mean_vit() -> nn.Module:
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        image_size=20, patch_size=4, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4
+    )  # fmt: skip
+    return Mean(ViTModel(config, add_pooling_layer=False))
 
 
 def gpt_conv1d() -> nn.Module:
@@ -163,6 +229,10 @@ SITES: dict[str, Site] = {
         Site("attention", llama, tokens(32, 2, 5), ("attention-blocks",)),
         Site("mlp", llama, tokens(32, 2, 5), ("mlp-blocks",)),
         Site("decoder-layer", llama, tokens(32, 2, 5), ("blocks",)),
+        Site("backbone", llama, tokens(32, 2, 5), ("backbones",)),
+        Site("encoder-layer", vit, floats(2, 3, 8, 8), ("blocks",)),
+        Site("encoder", lambda: One(Encoder()), floats(2, 5, 16), ("backbones",)),
+        Site("vit", mean_vit, floats(2, 3, 20, 20), ("backbones", "blocks", "k")),
         Site("experts", mixtral_block, floats(2, 5, 16), ("layer.experts.gate_up_proj", "layer.experts.down_proj")),
         Site("parameter", OwnAttention, floats(2, 5, 16), ("layer.in_proj_weight",)),
     )

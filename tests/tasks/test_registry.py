@@ -12,10 +12,9 @@ from adaptome.core.errors import RecipeError
 from adaptome.tasks import TaskOptions, base, get_task, register_task, tasks
 
 
-def test_the_four_tasks_are_there():
-    assert {"causal-lm", "image-classification", "text-classification", "token-classification"} <= set(
-        tasks()
-    )
+def test_the_five_tasks_are_there():
+    known = {"audio-classification", "causal-lm", "image-classification", "text-classification"}
+    assert known | {"token-classification"} <= set(tasks())
 
 
 def test_every_task_describes_itself():
@@ -42,7 +41,7 @@ def test_another_package_registers_a_task(monkeypatch):
 def test_listing_tasks_imports_no_model_library():
     code = (
         "import sys; from adaptome.tasks import tasks; tasks();"
-        "print([m for m in ('transformers', 'trl', 'sklearn', 'PIL') if m in sys.modules])"
+        "print([m for m in ('transformers', 'trl', 'sklearn', 'PIL', 'soundfile', 'scipy') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -21,7 +21,8 @@ def register(app: typer.Typer) -> None:
 def predict(
     run: Annotated[Path, typer.Argument(help="The output folder of a finished run.", show_default=False)],
     inputs: Annotated[
-        list[str] | None, typer.Argument(metavar="[INPUT]...", help="Sentences, prompts, or pictures' paths.")
+        list[str] | None,
+        typer.Argument(metavar="[INPUT]...", help="Sentences, prompts, or paths of pictures or sounds."),
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Take the inputs from this file, one on a line; - for standard input.")

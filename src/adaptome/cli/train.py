@@ -38,17 +38,34 @@ def train(
             help="Print the JSON Schema of recipes, for editors, and exit.",
         ),
     ] = False,
+    folds: Annotated[
+        bool, typer.Option("--folds", help="Train once for every fold of the data, and tell the mean.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Train as a recipe says: data, model, adapters, evaluation, and a folder that holds it all."""
     from adaptome.recipe import load_recipe
-    from adaptome.training import run
+    from adaptome.training import run, run_folds
 
-    result = run(load_recipe(recipe, changes or [])).to_dict()
+    carried_out = run_folds if folds else run
+    result = carried_out(load_recipe(recipe, changes or [])).to_dict()
     if json:
         print_json(result)
+    elif folds:
+        _show_folds(result)
     else:
         _show(result)
+
+
+def _show_folds(result: dict[str, Any]) -> None:
+    for note in result["notes"]:
+        print(f"note: {note}")
+    mean, spread = result["mean"], result["deviation"]
+    rows = [
+        (f"fold {name}", *(f"{found[key]:.4f}" for key in mean)) for name, found in result["folds"].items()
+    ]
+    rows.append(("mean ± deviation", *(f"{mean[key]:.4f} ± {spread[key]:.4f}" for key in mean)))
+    print_table(("test", *mean), rows, title=f"{len(rows) - 1} folds, in {result['folder']}")
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -40,10 +40,14 @@ class Adapter(nn.Module):
     rebuilt: ClassVar[tuple[str, ...]] = ()
     #: parameters that the method never trains
     frozen: ClassVar[tuple[str, ...]] = ()
+    #: whether its parameters stay in at least float32, whatever type is asked for
+    exact: ClassVar[bool] = False
     #: whether it is left out of some forwards by what is steered, so that a step may give it no gradient
     may_idle: bool = False
     #: the share of the adapter's effect, set by `activate(weights=...)`
     strength: float = 1.0
+    #: whether it takes its strength into account itself; else the output is mixed with the one without it
+    own_strength: ClassVar[bool] = False
 
     def __init__(self, host: Host, shared: nn.Module | None = None):
         super().__init__()
@@ -67,6 +71,7 @@ class Adapter(nn.Module):
 class WeightAdapter(Adapter):
     """An adapter that changes parameters of its layer; it merges by writing what `changed` returns."""
 
+    own_strength = True
     #: whether `forward` gives the same result without building the changed parameters
     fast: bool = False
     #: whether `changed` adds what does not depend on the value, so that the order among such adapters does not matter
@@ -106,7 +111,7 @@ class Frozen:
         if not self.below:
             return self.layer.frozen_forward(*args, **kwargs)
         adapter, frozen = self.below[-1], Frozen(self.layer, self.below[:-1])
-        if adapter.strength == 1.0 or isinstance(adapter, WeightAdapter):
+        if adapter.strength == 1.0 or adapter.own_strength:
             return adapter(frozen, *args, **kwargs)
         return _mix(frozen(*args, **kwargs), adapter(frozen, *args, **kwargs), adapter.strength)
 
@@ -142,9 +147,12 @@ class Frozen:
 
 
 def _mix(before: Any, after: Any, share: float) -> Any:
-    """Interpolate tensor outputs; of tuples, the first element."""
+    """Interpolate tensor outputs; of tuples and of models' outputs, the first element."""
     if isinstance(after, tuple):
         return (_mix(before[0], after[0], share), *after[1:])
+    if isinstance(after, dict):
+        first = next(iter(after))
+        return type(after)(**{**after, first: _mix(before[first], after[first], share)})
     return torch.lerp(before, after, share)
 
 
@@ -267,8 +275,13 @@ def adapted_class(base: type[nn.Module], readable: tuple[str, ...] = ()) -> type
         "_base": base,
         "_readable": readable,
         "__module__": base.__module__,
+        # str(class) is then the base's, under which transformers looks up the outputs a model can record
+        "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
     }
+    if hasattr(base, "base_model_prefix"):
+        # transformers knows its models by their class's name, when it records hidden states and when it writes a config
+        return type(base.__name__, (Adapted, base), body | {"__qualname__": base.__qualname__})
     return type(f"Adapted{base.__name__}", (Adapted, base), body)
 
 

@@ -290,6 +290,9 @@ class Anatomy:
             self._label_mlp(mlp)
         for node in self._head_of:
             node.role = "head"
+        for node in self.backbones:
+            if node.role == "other":
+                node.role = "backbone"
 
     def _label_attention(self, attention: Node) -> None:
         attention.role = "attention-block"

@@ -295,7 +295,8 @@ def _build(
             with _device(host):
                 adapter = methods[host.name].adapter(host, shared)
             adapter.to(host.device)
-            _cast(adapter, dtype or torch.promote_types(host.dtype, torch.float32))
+            wanted = dtype or torch.promote_types(host.dtype, torch.float32)
+            _cast(adapter, torch.promote_types(wanted, torch.float32) if adapter.exact else wanted)
             built[host.name] = adapter
     return built, shared
 

@@ -13,6 +13,7 @@ that a method is written once:
     parameter   any other 2-D parameter by name           as it is                  the same
     vector      a 1-D parameter by name                   [dim]                     the same
     module      attention, MLP, decoder layer, ...        none                      activations only
+    backbone    a whole transformer                       none                      activations only; its output is a model's
 
 `reduce(x, A)` and `expand(z, B)` apply a factor pair `A [r, in]`, `B [out, r]` to activations as the layer would apply a weight, so
 `expand(reduce(x, A), B)` is the layer run with the weight `B A` and no bias.
@@ -132,14 +133,24 @@ class Host:
             for p in m._parameters.values()
             if p is not None and p.dim() == 1 and "norm" in type(m).__name__.lower()
         ]
-        if norms:
+        # those in an attention are often of its heads' width, those in an MLP of its hidden units'
+        if norms and self.role not in ("attention-block", "mlp-block"):
             return norms[0].numel()
-        linears = [h for m in self.layer.modules() if (h := _leaf(m)) is not None]
-        if not linears:
+        fused = [
+            ExpertsHost(m, parameter=name)
+            for m in self.layer.modules()
+            for name, value in m._parameters.items()
+            if value is not None and value.dim() == 3
+        ]
+        routers = {1, *(experts.copies for experts in fused)} if fused else set()
+        linears = [
+            h for m in self.layer.modules() if (h := _leaf(m)) is not None and h.fan_out not in routers
+        ]
+        if not linears and not fused:
             raise HostError(
                 f"{self.path or 'the root'} ({type(self.layer).__name__}) has no norm or linear layer that tells the width of its activations."
             )
-        return linears[-1].fan_out
+        return (linears or fused)[-1].fan_out
 
     # -- its weight ----------------------------------------------------------------------------------------------
 
@@ -455,6 +466,12 @@ class ExpertsHost(ParameterHost):
     native = canonical
 
 
+class BackboneHost(Host):
+    """A whole transformer: it takes a model's inputs (ids, masks, caches, pixels) and gives a model's output."""
+
+    kind = "backbone"
+
+
 def _is_norm(layer: nn.Module) -> bool:
     own = {k: v for k, v in layer._parameters.items() if v is not None}
     return (
@@ -508,7 +525,8 @@ def host_of(
                 f"{path}.{parameter} has shape {list(value.shape)}: parameters of 1 to 3 dimensions can be adapted by name."
             )
         return kind(layer, path, parameter, role, index)
-    found = next((kind for fits, kind in _KINDS if fits(layer)), Host)
+    default = BackboneHost if role == "backbone" else Host
+    found = next((kind for fits, kind in _KINDS if fits(layer)), default)
     return found(layer, path, None, role, index)
 
 

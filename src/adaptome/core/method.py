@@ -91,6 +91,8 @@ class Method:
     default_targets: ClassVar[str | tuple[str, ...]] = "all-linear"
     #: the setting that a budget solves; '' for the first of r, size, n that there is
     budget_setting: ClassVar[str] = ""
+    #: what must be on the model before it, in words; '' for nothing
+    needs: ClassVar[str] = ""
     #: the paper
     source: ClassVar[str] = ""
 
@@ -215,6 +217,7 @@ class Method:
             "hosts",
             "admits_packed",
             "default_targets",
+            "needs",
             "source",
         )
         options = [
@@ -299,6 +302,12 @@ M = TypeVar("M", bound=type[Method])
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(option,))
+def settings(cls: M) -> M:
+    """Make a base class of methods hand its settings on: what `register` does, without a name."""
+    return typing.cast(M, dataclasses.dataclass(frozen=True)(cls))
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(option,))
 def register(name: str, **about: Any) -> Callable[[M], M]:
     """Register a method under a name; `about` sets its class attributes (category, merge, export, ...).
 
@@ -322,9 +331,8 @@ def register(name: str, **about: Any) -> Callable[[M], M]:
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise MethodError(f"a method named {name!r} is registered already, by {known.__module__}.")
         cls.name = name
-        made = dataclasses.dataclass(frozen=True)(cls)
-        _REGISTRY[name] = made
-        return typing.cast(M, made)
+        _REGISTRY[name] = settings(cls)
+        return cls
 
     return decorate
 

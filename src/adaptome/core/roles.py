@@ -59,6 +59,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "attention-block": ("attention-blocks",),
     "mlp-block": ("mlp-blocks",),
     "head": ("head",),
+    "backbone": ("backbones",),
     "other": (),
 }
 

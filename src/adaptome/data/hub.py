@@ -60,6 +60,9 @@ def _pick(name: str, loaded: Any, split: str, wanted: Mapping[str, Any]) -> str 
 def _split(name: str, key: str, rows: datasets.Dataset) -> Split:
     if not len(rows):
         raise DataError(f"{name}: the {key} split is empty.")
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Audio):  # as bytes: decoding them is ours, and needs no torchcodec
+            rows = rows.cast_column(column, datasets.Audio(decode=False))
     table = Table(name, {}, range(len(rows)), unit=f"{key} row")
     origin = np.stack([np.zeros(len(rows)), np.arange(len(rows))], axis=1).astype(np.int64)
     return Split(rows, [table], origin)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from adaptome.core.errors import DataError, did_you_mean, nearest
+from adaptome.data.folds import by_fold
+from adaptome.data.manifests import with_files
 from adaptome.data.readers import ReadOptions, endings, find_reader, format_of
 from adaptome.data.readers.arrays import read_npz
-from adaptome.data.readers.images import is_image_folder, read_image_folder
+from adaptome.data.readers.folders import FolderKind, holds, read_class_folders
+from adaptome.data.readers.images import IMAGES
+from adaptome.data.readers.sounds import SOUNDS
 from adaptome.data.splits import Split, Splits, Table, to_split
 
 Files = str | Sequence[str] | None
+FOLDERS = (IMAGES, SOUNDS)  # where a folder could be either, the first
 ALIASES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -41,7 +48,11 @@ def load_splits(
     split_by: Literal["hash", "seed"] = "hash",
     split_seed: int = 0,
     limit: int | None = None,
+    folds: Mapping[str, Any] | None = None,
+    paths: str | None = None,
     prefer: Mapping[str, str] | None = None,
+    texts: Sequence[str] = (),
+    files: str | None = None,
 ) -> Splits:
     """Read the splits of a run; the arguments are the recipe's `data` section.
 
@@ -50,7 +61,12 @@ def load_splits(
     `validation_fraction` of train is held out, likewise for test.
 
     Args:
+        folds: {"column", "test", "validation"}: the folds that are held out, see `adaptome.data.folds`.
+        paths: pattern of the files that a table's rows stand for, see `adaptome.data.manifests`.
         prefer: what an ending's format means for this task, e.g. {"tsv": "conll"}.
+        texts: columns that the task reads as text; numbers in them are written out, and files of one split may lack
+            some of them. Files of one split may then differ in columns the task does not read, which are left out.
+        files: the task's column of sound files, whose paths are relative to the table that names them.
 
     Raises:
         DataError: names the file, and the line where there is one.
@@ -72,7 +88,15 @@ def load_splits(
         for table in found
         for note in table.notes
     ]
-    splits = {k: found if isinstance(found, Split) else to_split(found, k) for k, found in tables.items()}
+    if files is not None or paths is not None:
+        tables = {k: with_files(found, files, paths, mapping) for k, found in tables.items()}
+    wide = {mapping.get(column, column) for column in texts}
+    splits = {
+        k: found if isinstance(found, Split) else to_split(_with_texts(found, wide) if wide else found, k)
+        for k, found in tables.items()
+    }
+    if folds is not None:
+        splits = by_fold(splits, **folds)
     splits = {k: _renamed(split, k, mapping) for k, split in splits.items()}
     if "train" in splits:
         splits = _held_out(
@@ -107,8 +131,9 @@ def _whole(
             return _one_by_one(read_npz(path, mapping))
         return _files({"train": name}, format, options, mapping, prefer)
     if format != "hub" and path.is_dir():
-        if format == "imagefolder" or (format == "auto" and is_image_folder(path)):
-            return _one_by_one(read_image_folder(path))
+        kind = _folder_kind(path, format)
+        if kind is not None:
+            return _one_by_one(read_class_folders(path, kind))
         inside: dict[str, Files] = {
             k: str(path / f) if isinstance(f, str) else [str(path / g) for g in f]
             for k, f in wanted.items()
@@ -120,6 +145,14 @@ def _whole(
     from adaptome.data.hub import hub_splits
 
     return hub_splits(name, config, revision, wanted)
+
+
+def _folder_kind(path: Path, format: str) -> FolderKind | None:
+    """What kind of class folder this is: as the format says, else by the files in it."""
+    named = next((kind for kind in FOLDERS if kind.format == format), None)
+    if named is not None or format != "auto":
+        return named
+    return next((kind for kind in FOLDERS if holds(path, kind)), None)
 
 
 def _one_by_one(tables: Mapping[str, Table]) -> dict[str, list[Table]]:
@@ -152,7 +185,7 @@ def _one_file(
     prefer: Mapping[str, str],
 ) -> list[Table]:
     if path.is_dir():
-        return list(read_image_folder(path).values())
+        return list(read_class_folders(path, _folder_kind(path, format) or FOLDERS[0]).values())
     kind = format if format != "auto" else ("npz" if path.suffix.lower() == ".npz" else format_of(path))
     if kind is None:
         known = ", ".join([*endings(), ".npz"])
@@ -181,7 +214,7 @@ def _split_files(folder: Path) -> dict[str, Files]:
     if "train" not in found:
         there = ", ".join(sorted(f.name for f in folder.iterdir())[:12]) or "nothing"
         raise DataError(
-            f"{folder}: no train.* file and no class folders of images. There: {there}. Name the files: data.train."
+            f"{folder}: no train.* file and no class folders of images or sounds. There: {there}. Name the files: data.train."
         )
     return found
 
@@ -211,6 +244,28 @@ def _missing(path: Path, key: str) -> DataError:
 
 
 # --- mapping and splitting -------------------------------------------------------------------------------------------
+
+
+def _with_texts(tables: list[Table], texts: set[str]) -> list[Table]:
+    """The tables with these columns as text, wherever one of them has it; columns that only some have go."""
+    everywhere = set.intersection(*(set(table.columns) for table in tables))
+    kept = [c for c in dict.fromkeys(c for t in tables for c in t.columns) if c in everywhere | texts]
+    return [
+        replace(
+            table,
+            columns={
+                c: _written(table.columns[c]) if c in texts and c in table.columns
+                else table.columns.get(c, [None] * len(table.lines))
+                for c in kept
+            },
+        )
+        for table in tables
+    ]  # fmt: skip
+
+
+def _written(values: Sequence[Any] | np.ndarray) -> list[Any]:
+    """Numbers and booleans as JSON writes them; everything else as it is."""
+    return [json.dumps(v) if isinstance(v, (bool, int, float)) else v for v in values]
 
 
 def _renamed(split: Split, name: str, mapping: Mapping[str, str]) -> Split:

@@ -27,7 +27,7 @@ class Table:
     lines: Sequence[int]
     unit: str = "line"
     names: dict[str, list[str]] = field(default_factory=dict)
-    images: tuple[str, ...] = ()  # columns of image files' paths
+    files: Mapping[str, str] = field(default_factory=dict)  # columns of paths -> "images" or "sounds"
     notes: list[str] = field(default_factory=list)  # what the reader changed, for the user to read
     line_per_item: bool = False  # a row's lists have their items on successive lines
     places: Sequence[str] | None = None  # overrides file, unit and line, e.g. an image's own path
@@ -142,8 +142,8 @@ def _dataset(table: Table) -> datasets.Dataset:
 
 def _column(table: Table, column: str) -> tuple[Any, Any]:
     values = table.columns[column]
-    if column in table.images:
-        return list(values), datasets.Image()
+    if column in table.files:
+        return _files(values, table.files[column])
     if column in table.names:
         return list(values), datasets.ClassLabel(names=table.names[column])
     if isinstance(values, np.ndarray) and values.ndim in (3, 4):
@@ -159,6 +159,16 @@ def _column(table: Table, column: str) -> tuple[Any, Any]:
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise _mixed(table, column, listed, error) from error
     return listed, datasets.features.features.generate_from_arrow_type(kind)
+
+
+#: A sound by its file or its bytes, as the hub stores it; never decoded by `datasets`, which needs torchcodec for that.
+SOUND = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+
+
+def _files(paths: Sequence[Any] | np.ndarray, what: str) -> tuple[Any, Any]:
+    if what == "images":
+        return list(paths), datasets.Image()
+    return [{"bytes": None, "path": path} for path in paths], SOUND
 
 
 def _mixed(table: Table, column: str, values: list[Any], error: Exception) -> DataError:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptome.core.adapter import Adapter
-from adaptome.core.errors import HostError
-from adaptome.core.hosts import Host, first_input
+from adaptome.core.hosts import Host
+from adaptome.core.method import option
+from adaptome.forms.insertion import BEHIND, Inserted, InsertedMethod, Insertion, SublayerMethod, settings
+from adaptome.forms.insertion import hidden as hidden
+from adaptome.forms.insertion import with_hidden as with_hidden
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "identity"]
+Start = Literal["zero", "bert"]
+Precision = Literal["input", "float32"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
@@ -25,8 +29,37 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Bottleneck(Adapter):
-    """Base of bottleneck adapters: `s U f(D dropout(h) + d) + s u`.
+@settings
+class BottleneckMethod(InsertedMethod):
+    """Base of methods whose network is `U f(D h + d) + u`."""
+
+    activation: Activation = option("tanh", help="f")
+    dropout: float = option(0.0, at_least=0, below=1, help="on the adapter's input")
+    bias: bool = option(False, help="biases in the bottleneck")
+    init: Start = option("zero", help="'zero' starts as the base")
+    precision: Precision = option(
+        "input", help="of its arithmetic; LLM-Adapters' code uses float32 on any base"
+    )
+
+    def numbers(self, host: Host, fan_in: int, fan_out: int) -> int:
+        b = self.bottleneck(fan_in)
+        return b * (fan_in + fan_out) + self.bias * (b + fan_out)
+
+    def network(self, host: Host, shared: nn.Module | None) -> Inserted:
+        fan_in, fan_out = self.widths(host)
+        return Bottleneck(
+            host, fan_in, fan_out, self.bottleneck(fan_in), self.activation, self.scale, self.dropout, self.bias, self.init,
+            self.how(), self.drop, shared, self.precision,
+        )  # fmt: skip
+
+
+@settings
+class SublayerBottleneck(BottleneckMethod, SublayerMethod):
+    """The same with any insertion."""
+
+
+class Bottleneck(Inserted):
+    """`s (U f(D dropout(h) + d) + u)`.
 
     Args:
         host: a linear layer or a module.
@@ -38,6 +71,10 @@ class Bottleneck(Adapter):
         dropout: on h.
         bias: whether D and U have biases d, u.
         init: 'zero' starts as the base (D Kaiming-uniform, U = 0); 'bert' draws both from N(0, 0.02^2).
+        how: the insertion.
+        drop: how many of the first blocks a training step may skip.
+        shared: the method's state that all its adapters use.
+        precision: of the arithmetic: 'input' for the activations' own, 'float32' also on half-precision ones and under autocast.
     """
 
     def __init__(
@@ -50,10 +87,15 @@ class Bottleneck(Adapter):
         scale: float | Literal["learned"] = 1.0,
         dropout: float = 0.0,
         bias: bool = False,
-        init: Literal["zero", "bert"] = "zero",
+        init: Start = "zero",
+        how: Insertion = BEHIND,
+        drop: int = 0,
+        shared: nn.Module | None = None,
+        precision: Precision = "input",
     ):
-        super().__init__(host)
+        super().__init__(host, how, scale, drop, shared)
         self.activation, self.dropout = ACTIVATIONS[activation], dropout
+        self.precision = precision
         self.D = nn.Parameter(torch.empty(size, fan_in))
         self.U = nn.Parameter(torch.zeros(fan_out, size))
         self.d = nn.Parameter(torch.zeros(size)) if bias else None
@@ -63,43 +105,23 @@ class Bottleneck(Adapter):
             nn.init.normal_(self.U, std=0.02)
         else:
             nn.init.kaiming_uniform_(self.D, a=math.sqrt(5))
-        if scale == "learned":
-            self.s: nn.Parameter | float = nn.Parameter(torch.ones(()))
-        else:
-            self.s = scale
 
     def bypass(self, h: Tensor) -> Tensor:
-        """`s (U f(D dropout(h) + d) + u)`, computed in the activations' precision."""
-        h = F.dropout(h, self.dropout, self.training)
-        z = self.activation(F.linear(h, self.D.to(h.dtype), None if self.d is None else self.d.to(h.dtype)))
-        out = F.linear(z, self.U.to(h.dtype), None if self.u is None else self.u.to(h.dtype))
-        return out * (self.s.to(h.dtype) if isinstance(self.s, Tensor) else self.s)
+        if self.precision == "input":
+            return super().bypass(h)
+        with torch.autocast(h.device.type, enabled=False):
+            return super().bypass(h.to(torch.promote_types(h.dtype, torch.float32))).to(h.dtype)
 
-    def input_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The activations the layer was called with."""
-        return first_input(self.host.layer, args, kwargs)
-
-
-def hidden(output: Any) -> Tensor:
-    """The activations in a module's output: itself, or a tuple's first element.
-
-    Raises:
-        HostError: for any other output.
-    """
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-        return output[0]
-    raise HostError(
-        f"the layer returns a {type(output).__name__}: adapters need a tensor, or a tuple that begins with one."
-    )
+    def network(self, h: Tensor) -> Tensor:
+        z = self.activation(affine(F.dropout(h, self.dropout, self.training), self.D, self.d))
+        return affine(z, self.U, self.u)
 
 
-def with_hidden(output: Any, value: Tensor) -> Any:
-    """The output with its activations replaced."""
-    return value if isinstance(output, Tensor) else (value, *output[1:])
+def affine(h: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """`W h + b` in h's precision."""
+    return F.linear(h, W.to(h.dtype), None if b is None else b.to(h.dtype))
 
 
-def parameter_count(fan_in: int, fan_out: int, size: int, bias: bool, learned_scale: bool) -> int:
-    """`b (in + out)`, with `b + out` for biases and 1 for a learned scale."""
-    return size * (fan_in + fan_out) + bias * (size + fan_out) + learned_scale
+def inside_a_block(host: Host) -> str | None:
+    """Why a method of a model's final features cannot sit here; None outside the blocks."""
+    return None if host.index is None else "it is for final features, and this is inside a block"

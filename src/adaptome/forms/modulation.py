@@ -11,11 +11,35 @@ import torch
 from torch import Tensor, nn
 
 from adaptome.core.adapter import Frozen, WeightAdapter
+from adaptome.core.errors import MethodError
 from adaptome.core.hosts import Host
+from adaptome.core.method import Method, option, settings
 from adaptome.forms.per_sample import per_row
 
 Init = Literal["identity", "normal"]
 Vectors = tuple[Tensor | None, Tensor | None]
+
+
+@settings
+class ModulationMethod(Method):
+    """Base of methods whose adapters are Modulations."""
+
+    scale: bool = option(True, help="train gamma")
+    shift: bool = option(True, help="train beta; needs layers with a place for a bias, which RMS norms lack")
+    init: Init = option("identity", help="'identity' starts as the base; 'normal' as the authors of SSF do")
+
+    def validate(self) -> None:
+        if not (self.scale or self.shift):
+            raise MethodError(f"{self.name}: scale and shift are both off; nothing would train.")
+
+    def admits(self, host: Host) -> str | None:
+        if self.shift and host.kind in self.hosts and "bias" not in host.layer._parameters:
+            return f"a {type(host.layer).__name__} has no place for a bias, into which the shift merges; set shift=False"
+        return super().admits(host)
+
+    def vectors_on(self, host: Host) -> int:
+        """How many numbers a gamma and a beta of this layer have together."""
+        return (self.scale + self.shift) * host.fan_out
 
 
 class Modulation(WeightAdapter):
@@ -78,10 +102,3 @@ def spread(host: Host, vector: Tensor, y: Tensor, fact: str) -> Tensor:
         return vector.view(-1, *[1] * spatial)
     rows = per_row(vector, y.shape[0], fact)
     return rows.view(rows.shape[0], *[1] * (y.dim() - 2 - spatial), rows.shape[1], *[1] * spatial)
-
-
-def refusal(host: Host, shift: bool) -> str | None:
-    """Why a layer cannot be shifted: it has no place for a bias."""
-    if shift and "bias" not in host.layer._parameters:
-        return f"a {type(host.layer).__name__} has no place for a bias, into which the shift merges; set shift=False"
-    return None

@@ -22,14 +22,26 @@ def per_row(values: Tensor, rows: int, what: str) -> Tensor:
         StateError: the rows are no multiple of the batch.
     """
     batch = values.shape[0]
-    if rows == batch:
-        return values
-    if rows % batch:
+    _check_rows(batch, rows, what)
+    return values if rows == batch else values.repeat_interleave(rows // batch, 0)
+
+
+def by_sample(x: Tensor, batch: int, what: str) -> Tensor:
+    """Activations `[rows, ..., width]` as `[batch, n, width]`: all that a layer sees of each sample.
+
+    Raises:
+        StateError: the rows are no multiple of the batch.
+    """
+    _check_rows(batch, x.shape[0], what)
+    return x.reshape(batch, -1, x.shape[-1])
+
+
+def _check_rows(batch: int, rows: int, what: str) -> None:
+    if not batch or rows % batch:
         raise StateError(
             f"{what} was steered for {batch} samples, but a layer sees {rows} rows, which is no multiple of it.\n"
             "  Steer one value per sample of the batch that the model is called with."
         )
-    return values.repeat_interleave(rows // batch, 0)
 
 
 def refuse_per_sample(value: Any, what: str, host: Host) -> None:

@@ -15,8 +15,11 @@ from adaptome.recipe.load import (
     validate_task,
 )
 from adaptome.recipe.schema import (
+    ComparedMethod,
+    CompareSection,
     DataSection,
     EvaluationSection,
+    FoldsSection,
     MethodSection,
     ModelSection,
     ObjectiveSection,
@@ -27,8 +30,11 @@ from adaptome.recipe.schema import (
 )
 
 __all__ = [
+    "CompareSection",
+    "ComparedMethod",
     "DataSection",
     "EvaluationSection",
+    "FoldsSection",
     "MethodSection",
     "ModelSection",
     "ObjectiveSection",

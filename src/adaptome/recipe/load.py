@@ -65,18 +65,23 @@ def validate_methods(recipe: Recipe) -> None:
     """
     import adaptome as ad
 
-    for number, section in enumerate(recipe.methods):
+    compared = recipe.compare.methods if recipe.compare else []
+    sections: list[tuple[str, MethodSection]] = [
+        *((f"methods.{number}", section) for number, section in enumerate(recipe.methods)),
+        *((f"compare.methods.{number}", section) for number, section in enumerate(compared)),
+    ]
+    for key, section in sections:
         try:
             ad.get_method(section.name, **section.settings)
             for settings in section.per_layer.values():
                 ad.get_method(section.name, **{**section.settings, **settings})
         except MethodError as error:
-            raise RecipeError(f"methods.{number}: {_with_sections(section, error)}") from error
+            raise RecipeError(f"{key}: {_with_sections(section, error)}") from error
 
 
 def _with_sections(section: MethodSection, error: AdaptomeError) -> str:
     """The method's complaint, and the recipe's own keys where the unknown setting is near one of them."""
-    own = [k for k in MethodSection.model_fields if k != "name"]
+    own = [k for k in type(section).model_fields if k != "name"]
     hints = {
         key: close[0]
         for key in section.settings
@@ -310,7 +315,7 @@ def _dotted(section: type[Section], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
         for inner in _models_in(field.annotation):
-            if inner is not MethodSection:
+            if not issubclass(inner, MethodSection):
                 yield from _dotted(inner, f"{prefix}{name}.")
 
 

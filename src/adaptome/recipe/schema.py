@@ -50,7 +50,8 @@ class ModelSection(Section):
         description="settings of a transformers configuration, with model_type: random weights, for tests",
     )
     tokenizer: str | None = Field(
-        default=None, description="another folder or hub id for the tokenizer or image processor"
+        default=None,
+        description="another folder or hub id for the tokenizer, image processor or feature extractor",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="float32", description="dtype of the base"
@@ -74,7 +75,20 @@ class TaskSection(OpenSection):
     """What the model learns to do; further keys are the task's own options."""
 
     name: str = Field(
-        description="text-classification, token-classification, causal-lm, image-classification, ..."
+        description="text-classification, token-classification, causal-lm, reasoning, image- and audio-classification, ..."
+    )
+
+
+class FoldsSection(Section):
+    """Data that comes in folds: one tests, one may validate, the others train."""
+
+    column: str = Field(default="fold", description="the data's column of fold numbers or names")
+    test: str | int | None = Field(
+        default=None, description="default: the first; `adaptome train --folds` takes each in turn"
+    )
+    validation: str | int | None = Field(
+        default=None,
+        description="next: the fold after the test one; default: validation_fraction of the training folds",
     )
 
 
@@ -92,11 +106,29 @@ class DataSection(Section):
     validation: str | list[str] | None = Field(default=None, description="as train")
     test: str | list[str] | None = Field(default=None, description="as train")
     format: Literal[
-        "auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll", "imagefolder", "npz", "hub"
-    ] = Field(default="auto", description="auto: from the file's ending")
+        "auto",
+        "jsonl",
+        "json",
+        "csv",
+        "tsv",
+        "parquet",
+        "text",
+        "conll",
+        "imagefolder",
+        "audiofolder",
+        "npz",
+        "hub",
+    ] = Field(default="auto", description="auto: from the file's ending, or a folder's files")
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="the task's name of a column: its name in the data, e.g. {text: sentence}",
+    )
+    paths: str | None = Field(
+        default=None,
+        description="pattern of the sound files of a table's rows, relative to it, e.g. ../audio/fold{fold}/{file}",
+    )
+    folds: FoldsSection | None = Field(
+        default=None, description="take test (and validation) from a column of fold numbers"
     )
     encoding: str = Field(default="utf-8", description="of text files")
     delimiter: str | None = Field(
@@ -143,6 +175,10 @@ class MethodSection(OpenSection):
     per_layer: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="settings by module pattern"
     )
+    budget: int | str | None = Field(
+        default=None,
+        description="trained numbers instead of a size: 20000, '1.5M', '0.1%' of the base, or 'lora:r=8'",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None, description="dtype of the adapter"
     )
@@ -182,6 +218,9 @@ class TrainingSection(Section):
     )
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0, description="0: no clipping")
+    base_eval: bool = Field(
+        default=False, description="keep the frozen base in evaluation mode in training: none of its dropout"
+    )
     bf16: bool = Field(default=False, description="autocast to bfloat16")
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations: less memory, slower"
@@ -229,16 +268,41 @@ class OutputSection(Section):
     overwrite: bool = Field(default=False, description="start over in a folder that holds a finished run")
 
 
+class ComparedMethod(MethodSection):
+    """One row of a comparison: a method with what is its own."""
+
+    label: str | None = Field(default=None, description="its name in the table; default: the method's")
+    learning_rate: float | None = Field(default=None, gt=0, description="default: that of training")
+
+
 # `task: causal-lm` stands for `task: {name: causal-lm}`, and so on.
 ModelField = Annotated[ModelSection, BeforeValidator(_named, json_schema_input_type=str | ModelSection)]
 TaskField = Annotated[TaskSection, BeforeValidator(_named, json_schema_input_type=str | TaskSection)]
 DataField = Annotated[DataSection, BeforeValidator(_named, json_schema_input_type=str | DataSection)]
 MethodField = Annotated[MethodSection, BeforeValidator(_named, json_schema_input_type=str | MethodSection)]
+ComparedField = Annotated[
+    ComparedMethod, BeforeValidator(_named, json_schema_input_type=str | ComparedMethod)
+]
 OutputField = Annotated[OutputSection, BeforeValidator(_foldered, json_schema_input_type=str | OutputSection)]
 
 
+class CompareSection(Section):
+    """Methods side by side on the recipe's task: what `adaptome compare` runs, in place of `methods`."""
+
+    methods: list[ComparedField] = Field(default_factory=list, description="one row of the table each")
+    budget: int | str | None = Field(
+        default=None, description="the same count for every method that sets none of its own"
+    )
+    seeds: list[int] = Field(
+        default_factory=lambda: [0, 1, 2],
+        min_length=1,
+        description="every method is trained with each of them",
+    )
+    metric: str | None = Field(default=None, description="what is compared; default: the task's")
+
+
 class Recipe(Section):
-    """Model + task + data + methods + objective + training + evaluation + output."""
+    """Model + task + data + methods + objective + training + evaluation + output; and what to compare."""
 
     title: str | None = Field(default=None, description="one line for reports")
     model: ModelField = ModelSection()
@@ -252,6 +316,7 @@ class Recipe(Section):
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     output: OutputField = OutputSection()
+    compare: CompareSection | None = Field(default=None, description="methods for `adaptome compare`")
 
     def to_yaml(self, full: bool = False) -> str:
         """The recipe as YAML that `recipe_from_yaml` reads back to an equal recipe.

@@ -74,7 +74,10 @@ class Task(ABC):
     Options: ClassVar[type[TaskOptions]] = TaskOptions
     trainer: ClassVar[Literal["trainer", "sft"]] = "trainer"  # transformers' Trainer or TRL's SFTTrainer
     greater_is_better: ClassVar[bool] = True
+    files: ClassVar[str | None] = None  # the column of sound files that tables name, if the task reads such
     prefer: ClassVar[Mapping[str, str]] = {}  # what an ending's format means here, e.g. {"tsv": "conll"}
+    texts: ClassVar[tuple[str, ...]] = ()  # columns read as text, numbers written out: see `data.load_splits`
+    judges: ClassVar[bool] = False  # scores need readable predictions too: see `judge`
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):
         self.options = options
@@ -85,6 +88,11 @@ class Task(ABC):
     @abstractmethod
     def primary_metric(self) -> str:
         """The metric that decides which checkpoint is best."""
+
+    @property
+    def headline(self) -> str:
+        """The metric that a finished run is compared by."""
+        return self.primary_metric
 
     @abstractmethod
     def load_processor(self, model: ModelSpec) -> Any:
@@ -122,6 +130,14 @@ class Task(ABC):
 
     def from_logs(self, logs: Mapping[str, float]) -> dict[str, float]:
         """Metrics that follow from an evaluation's logs (with their `eval_` prefix)."""
+        return {}
+
+    def inputs(self, rows: Any) -> list[Any] | None:
+        """What `predict` takes, from the rows of a split; None leaves it to the names of the columns."""
+        return None
+
+    def judge(self, split: Any, predictions: list[Any]) -> dict[str, float]:
+        """Metrics of what `predict` gave for every row of a split; asked for where `judges` is set."""
         return {}
 
     def to_dict(self) -> dict[str, Any]:

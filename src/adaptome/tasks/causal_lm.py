@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,15 @@ from torch import nn
 from adaptome.core.errors import DataError, RecipeError, did_you_mean
 from adaptome.data.splits import Split, Splits
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
-from adaptome.tasks.inference import chunks, evaluating, to_device
-from adaptome.tasks.models import check_vocabulary, load_config, load_pretrained, load_tokenizer
+from adaptome.tasks.inference import evaluating, to_device
+from adaptome.tasks.language import (
+    counts,
+    generate,
+    language_model,
+    language_tokenizer,
+    likelihood,
+    perplexity,
+)
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
@@ -56,12 +62,7 @@ class CausalLM(Task):
         return "loss"
 
     def load_processor(self, model: ModelSpec) -> Any:
-        tokenizer = load_tokenizer(model)
-        if tokenizer.eos_token is None:
-            raise RecipeError(
-                f"the tokenizer {model.tokenizer or model.name!r} has no end-of-sequence token, so a model could not "
-                "learn where to stop. Name a causal language model's tokenizer: model.tokenizer."
-            )
+        tokenizer = language_tokenizer(model)
         if self.options.chat_template is not None:
             file = Path(self.options.chat_template)
             if not file.is_file():
@@ -137,28 +138,17 @@ class CausalLM(Task):
         }
 
     def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
-        from transformers import AutoModelForCausalLM
-
-        config = load_config(model)
-        if processor is not None and getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = processor.pad_token_id
-        built, self.new_modules = load_pretrained(AutoModelForCausalLM, model, config)
-        if model.from_config is None and self.new_modules:
-            raise RecipeError(
-                f"model.name={model.name!r}: the checkpoint has no weights for {', '.join(self.new_modules)}. "
-                "It is not a causal language model's."
-            )
-        check_vocabulary(built, processor)
+        built, self.new_modules = language_model(model, processor)
         return built
 
     def metrics(self, result: Any) -> dict[str, float]:
         """Loss, perplexity and token accuracy of logits [n, length, vocabulary] against labels [n, length]."""
         logits = result.predictions[0] if isinstance(result.predictions, tuple) else result.predictions
-        return _finish(_count(torch.as_tensor(logits), torch.as_tensor(result.label_ids)))
+        return likelihood(counts(torch.as_tensor(logits), torch.as_tensor(result.label_ids)).sum(0))
 
     def from_logs(self, logs: Mapping[str, float]) -> dict[str, float]:
         """perplexity and token_accuracy from the SFTTrainer's evaluation logs (means over batches)."""
-        made = {"perplexity": _exp(logs["eval_loss"])} if "eval_loss" in logs else {}
+        made = {"perplexity": perplexity(logs["eval_loss"])} if "eval_loss" in logs else {}
         if "eval_mean_token_accuracy" in logs:
             made["token_accuracy"] = float(logs["eval_mean_token_accuracy"])
         return made
@@ -177,8 +167,8 @@ class CausalLM(Task):
             for batch in batches:
                 moved = to_device(batch, device)
                 labels = moved.pop("labels")
-                total += _count(model(**moved).logits, labels)
-        return _finish(total)
+                total += counts(model(**moved).logits, labels).sum(0).cpu()
+        return likelihood(total)
 
     def predict(
         self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 8
@@ -188,57 +178,23 @@ class CausalLM(Task):
         Returns a list of {"prompt", "completion"}.
         """
         prompts = [self._prompt(processor, one) for one in inputs]
-        made = []
-        side, processor.padding_side = processor.padding_side, "left"
-        try:
-            with evaluating(model) as device:
-                for part in chunks(prompts, batch_size):
-                    # A rendered chat begins with its own special tokens.
-                    special = all(isinstance(one, str) for one in inputs)
-                    batch = processor(
-                        list(part), padding=True, return_tensors="pt", add_special_tokens=special
-                    )
-                    batch.pop("token_type_ids", None)
-                    moved = to_device(batch, device)
-                    found = model.generate(  # type: ignore[operator]
-                        **moved,
-                        max_new_tokens=self.options.max_new_tokens,
-                        do_sample=False,
-                        pad_token_id=processor.pad_token_id,
-                    )
-                    new = found[:, moved["input_ids"].shape[1] :]
-                    made += processor.batch_decode(new, skip_special_tokens=True)
-        finally:
-            processor.padding_side = side
+        # A rendered chat begins with its own special tokens.
+        special = all(isinstance(one, str) for one in inputs)
+        made = generate(
+            model,
+            processor,
+            prompts,
+            batch_size,
+            special,
+            max_new_tokens=self.options.max_new_tokens,
+            do_sample=False,
+        )
         return [{"prompt": prompt, "completion": text} for prompt, text in zip(inputs, made, strict=True)]
 
     def _prompt(self, processor: Any, one: Any) -> str:
         if isinstance(one, str):
             return one
         return str(processor.apply_chat_template(list(one), tokenize=False, add_generation_prompt=True))
-
-
-def _count(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed loss, right tokens and counted tokens; position i predicts token i + 1."""
-    flat = logits[:, :-1].float().flatten(0, 1)
-    targets = labels[:, 1:].flatten()
-    loss = nn.functional.cross_entropy(flat, targets, ignore_index=-100, reduction="sum")
-    counted = targets != -100
-    right = (flat.argmax(-1) == targets) & counted
-    return torch.stack([loss.double(), right.sum().double(), counted.sum().double()]).cpu()
-
-
-def _finish(total: torch.Tensor) -> dict[str, float]:
-    loss, right, counted = total.tolist()
-    if not counted:
-        raise DataError(
-            "No token counts towards the loss: every label is masked. Is max_length shorter than the prompts?"
-        )
-    return {"loss": loss / counted, "perplexity": _exp(loss / counted), "token_accuracy": right / counted}
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _placeholders(key: str, template: str) -> list[str]:

@@ -11,13 +11,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from adaptome.core.errors import DataError, MissingExtraError, RecipeError
+from adaptome.core.errors import DataError, MissingExtraError
 from adaptome.data.splits import Split, Splits
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, argmax, register_task
-from adaptome.tasks.inference import chunks, evaluating, to_device
+from adaptome.tasks.inference import chunks, labelled
 from adaptome.tasks.labels import labels_of_train, numbers
 from adaptome.tasks.metrics import classification_metrics
-from adaptome.tasks.models import head_modules, load_config, load_image_processor, load_pretrained
+from adaptome.tasks.models import head_modules, load_image_processor, load_labelled_config, load_pretrained
 
 
 class ImageClassificationOptions(TaskOptions):
@@ -57,14 +57,7 @@ class ImageClassification(Task):
     def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
         from transformers import AutoModelForImageClassification
 
-        if self.labels is None:
-            raise RecipeError("image-classification: labels are not known yet; prepare the data first.")
-        config = load_config(
-            model,
-            num_labels=len(self.labels),
-            id2label=dict(enumerate(self.labels)),
-            label2id={name: i for i, name in enumerate(self.labels)},
-        )
+        config = load_labelled_config(model, self.labels)
         built, self.new_modules = load_pretrained(AutoModelForImageClassification, model, config)
         built.accepts_loss_kwargs = False  # type: ignore[assignment]  # its loss is a mean over the batch
         return built
@@ -82,16 +75,9 @@ class ImageClassification(Task):
 
         Returns a list of {"label", "score", "scores"}.
         """
-        collate, made = ImageCollator(processor), []
-        names = self.labels or []
-        with evaluating(model) as device:
-            for part in chunks(inputs, batch_size):
-                batch = collate([{"image": image} for image in part])
-                for scores in model(**to_device(batch, device)).logits.float().softmax(-1).cpu():
-                    table = {n: round(float(s), 6) for n, s in zip(names, scores, strict=True)}
-                    best = names[int(scores.argmax())]
-                    made.append({"label": best, "score": table[best], "scores": table})
-        return made
+        collate = ImageCollator(processor)
+        batches = (collate([{"image": image} for image in part]) for part in chunks(inputs, batch_size))
+        return labelled(model, batches, self.labels or [])
 
 
 class ImageCollator:

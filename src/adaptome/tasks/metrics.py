@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from adaptome.core.errors import MissingExtraError
+from adaptome.core.errors import DataError, MissingExtraError, did_you_mean
 
 
 def classification_metrics(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -50,3 +50,63 @@ def span_metrics(predicted: Sequence[Sequence[str]], truth: Sequence[Sequence[st
         "recall": float(recall_score(*sides, zero_division=0)),
         "accuracy": float(accuracy_score(*sides)),
     }
+
+
+def delta_m(
+    scores: Mapping[str, float], single: Mapping[str, float], lower_is_better: Collection[str] = ()
+) -> float:
+    """The mean relative gain in percent of a multi-task model over models of one task each (Maninis et al. 2019, arXiv:1904.08918).
+
+    Args:
+        scores: the model's score in every task.
+        single: the score of the task's own model.
+        lower_is_better: the tasks whose score is an error.
+
+    Raises:
+        DataError: the tasks of the three differ.
+    """
+    if scores.keys() != single.keys() or not scores:
+        raise DataError(
+            f"delta_m: scores are of {sorted(scores)}, those to compare with of {sorted(single)}."
+        )
+    for task in lower_is_better:
+        if task not in scores:
+            raise DataError(f"delta_m: there is no task {task!r}.{did_you_mean(task, scores)}")
+    gains = [(scores[t] - single[t]) / single[t] * (-1 if t in lower_is_better else 1) for t in scores]
+    return 100 * float(np.mean(gains))
+
+
+#: from 0.2 to 0.9
+SALIENCY_THRESHOLDS = np.linspace(0.2, 0.9, 15)
+
+
+def saliency_metrics(probability: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """max_iou and max_f: the best over 15 thresholds of the images' mean intersection over union, and F with beta^2 = 0.3.
+
+    Args:
+        probability: of a salient pixel, [images, height, width].
+        truth: zeros and ones, likewise.
+    """
+    real, ious, fs = np.asarray(truth, bool), [], []
+    for threshold in SALIENCY_THRESHOLDS:
+        found = np.asarray(probability) > threshold
+        both, either = (found & real).sum((1, 2)), (found | real).sum((1, 2))
+        ious.append(np.mean(np.where(either, both / np.maximum(either, 1), 1.0)))
+        precision = np.mean(both / np.maximum(found.sum((1, 2)), 1))
+        recall = np.mean(both / np.maximum(real.sum((1, 2)), 1))
+        fs.append(1.3 * precision * recall / max(0.3 * precision + recall, 1e-12))
+    return {"max_iou": float(max(ious)), "max_f": float(max(fs))}
+
+
+def normals_metrics(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """mean and rmse of the angle in degrees between surface normals [..., 3]; where the true one is zero, a pixel does not count.
+
+    Public code calls the mean "rmse".
+    """
+    predicted, truth = np.asarray(predicted, float), np.asarray(truth, float)
+    length = np.linalg.norm(truth, axis=-1)
+    a, b = (v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12) for v in (predicted, truth))
+    angle = np.degrees(np.arccos(np.clip((a * b).sum(-1), -1, 1)))[length > 0]
+    if not angle.size:
+        raise DataError("normals_metrics: no pixel has a true normal.")
+    return {"mean": float(angle.mean()), "rmse": float(np.sqrt((angle**2).mean()))}

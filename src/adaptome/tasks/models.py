@@ -1,4 +1,4 @@
-"""Loading base models, tokenizers and image processors as a recipe's `model` section names them."""
+"""Loading base models, tokenizers, image processors and feature extractors as a recipe's `model` section names them."""
 
 from __future__ import annotations
 
@@ -65,6 +65,19 @@ def load_config(model: ModelSpec, **settings: Any) -> Any:
         raise _not_loaded(model, error) from error
 
 
+def load_labelled_config(model: ModelSpec, labels: Sequence[str] | None, **settings: Any) -> Any:
+    """The configuration with a head for these labels.
+
+    Raises:
+        RecipeError: the labels are not known yet; or as `load_config`.
+    """
+    if labels is None:
+        raise RecipeError("the task's labels are not known yet; prepare the data first.")
+    names = dict(enumerate(labels))
+    numbers = {name: i for i, name in names.items()}
+    return load_config(model, num_labels=len(names), id2label=names, label2id=numbers, **settings)
+
+
 def load_tokenizer(model: ModelSpec, **settings: Any) -> Any:
     """The tokenizer, with a padding token (the end-of-sequence one where it has none of its own).
 
@@ -127,6 +140,8 @@ def load_pretrained(
 def head_modules(model: nn.Module) -> list[str]:
     """Children with parameters outside the base model: 'classifier', 'score', 'classification_head', ..."""
     base = getattr(model, "base_model_prefix", "")
+    if not hasattr(model, base):
+        base = "encoder"  # of Whisper's audio classifier, which keeps the encoder alone
     return [
         name
         for name, child in model.named_children()
@@ -203,3 +218,47 @@ def _processor_of_config(model: ModelSpec, settings: dict[str, Any]) -> Any:
     if isinstance(side, int) and "size" not in settings:
         settings = {"size": {"height": side, "width": side}}
     return getattr(transformers, found["pil"])(**settings)
+
+
+def load_feature_extractor(model: ModelSpec, max_length: int | None = None) -> Any:
+    """What makes a model's inputs of waveforms: a spectrogram, or the waveform itself. torchaudio is not needed.
+
+    Args:
+        max_length: frames of a spectrogram, in place of the extractor's own.
+
+    Raises:
+        RecipeError: the model has no feature extractor, or none can be had.
+    """
+    from transformers import AutoFeatureExtractor
+
+    settings = {} if max_length is None else {"max_length": max_length}
+    name = model.tokenizer or model.name
+    if name is None:
+        return _extractor_of_config(model, settings)
+    revision = None if model.tokenizer else model.revision
+    try:
+        return AutoFeatureExtractor.from_pretrained(resolve(name), revision=revision, **settings)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded(model, error, f"the feature extractor {name!r}") from error
+
+
+def _extractor_of_config(model: ModelSpec, settings: dict[str, Any]) -> Any:
+    """The extractor class that goes with a configuration, making what the configuration says."""
+    from transformers.models.auto.feature_extraction_auto import (
+        FEATURE_EXTRACTOR_MAPPING_NAMES,
+        feature_extractor_class_from_name,
+    )
+
+    config = load_config(model)
+    found = FEATURE_EXTRACTOR_MAPPING_NAMES.get(config.model_type)
+    if found is None:
+        raise RecipeError(
+            f"model.from_config: {config.model_type} has no feature extractor. Name one: model.tokenizer."
+        )
+    if hasattr(config, "feat_extract_norm"):  # models with a group norm were not trained with a mask
+        settings = {"return_attention_mask": config.feat_extract_norm == "layer"}
+    elif hasattr(config, "max_length"):
+        settings = {"max_length": config.max_length, "num_mel_bins": config.num_mel_bins, **settings}
+    else:
+        settings = {"feature_size": config.num_mel_bins} if hasattr(config, "num_mel_bins") else {}
+    return feature_extractor_class_from_name(found)(**settings)

@@ -1,10 +1,10 @@
-"""A classifier on the mean of an encoder's states, for encoders trained that way."""
+"""Classifiers on an encoder's states, where the model's own head pools them otherwise."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,8 @@ def pooled_by_mean(folder: str) -> bool:
     return bool(json.loads(file.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens", False))
 
 
-class MeanPooledClassifier(nn.Module):
-    """encoder -> mean of the states of real tokens -> dropout -> linear.
-
-    shapes      input_ids, attention_mask [batch, length] -> logits [batch, labels]
+class EncoderClassifier(nn.Module):
+    """encoder -> pooled states -> dropout -> linear. A subclass says how it pools, and its forward ends in `classified`.
 
     A plain module: the encoder keeps its own keys below `encoder.`, and the head is `classifier`. It is saved as
     an adapter with its head (`train=["classifier"]`), and built again by the task's `load_model`.
@@ -29,6 +27,7 @@ class MeanPooledClassifier(nn.Module):
 
     # The Trainer would take a forward that accepts anything for one that scales its own loss.
     accepts_loss_kwargs = False
+    base_model_prefix = "encoder"
 
     def __init__(self, encoder: nn.Module, labels: int, dropout: float = 0.1, multi_label: bool = False):
         super().__init__()
@@ -43,26 +42,11 @@ class MeanPooledClassifier(nn.Module):
         reference = next(encoder.parameters())
         self.classifier.to(dtype=reference.dtype, device=reference.device)
 
-    def features(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> Tensor:
-        """The pooled states [batch, hidden], before dropout: what a linear probe is trained on."""
-        extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(states.dtype)
-        return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> Any:
+    def classified(self, pooled: Tensor, labels: Tensor | None) -> Any:
+        """Logits of pooled states [batch, hidden], with the loss where there are labels."""
         from transformers.modeling_outputs import SequenceClassifierOutput
 
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        logits = self.classifier(self.dropout(self.features(input_ids, mask, token_type_ids)))
+        logits = self.classifier(self.dropout(pooled))
         return SequenceClassifierOutput(loss=self._loss(logits, labels), logits=logits)
 
     def _loss(self, logits: Tensor, labels: Tensor | None) -> Tensor | None:
@@ -91,3 +75,48 @@ class MeanPooledClassifier(nn.Module):
 
     def enable_input_require_grads(self) -> None:
         self.encoder.enable_input_require_grads()  # type: ignore[operator]
+
+
+class MeanPooledClassifier(EncoderClassifier):
+    """encoder -> mean of the states of real tokens -> dropout -> linear.
+
+    shapes      input_ids, attention_mask [batch, length] -> logits [batch, labels]
+    """
+
+    def features(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """The pooled states [batch, hidden], before dropout: what a linear probe is trained on."""
+        extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)
+        return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Any:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.classified(self.features(input_ids, mask, token_type_ids), labels)
+
+
+class SpectrogramClassifier(EncoderClassifier):
+    """A spectrogram transformer -> its states, the mean over all tokens or the first one -> dropout -> linear.
+
+    shapes      input_values [batch, frames, mels] -> logits [batch, labels]
+
+    The mean is over special tokens too, as in Cappellazzo et al. 2024, arXiv:2312.03694.
+    """
+
+    main_input_name = "input_values"
+
+    def __init__(self, encoder: nn.Module, labels: int, dropout: float, over: Literal["mean", "cls"]):
+        super().__init__(encoder, labels, dropout)
+        self.over = over
+
+    def forward(self, input_values: Tensor, labels: Tensor | None = None) -> Any:
+        states = self.encoder(input_values).last_hidden_state
+        return self.classified(states.mean(1) if self.over == "mean" else states[:, 0], labels)

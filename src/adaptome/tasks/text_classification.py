@@ -10,16 +10,16 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from adaptome.core.errors import DataError, RecipeError
+from adaptome.core.errors import DataError
 from adaptome.data.splits import Split, Splits
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, argmax, register_task
-from adaptome.tasks.inference import chunks, evaluating, to_device
+from adaptome.tasks.inference import chunks, evaluating, readable, to_device
 from adaptome.tasks.labels import labels_of_train, numbers
 from adaptome.tasks.metrics import classification_metrics, multi_label_metrics
 from adaptome.tasks.models import (
     check_vocabulary,
     head_modules,
-    load_config,
+    load_labelled_config,
     load_pretrained,
     load_tokenizer,
     resolve,
@@ -108,17 +108,8 @@ class TextClassification(Task):
         """A MeanPooledClassifier or transformers' own sequence classifier, as `pooling` says."""
         from transformers import AutoModel, AutoModelForSequenceClassification
 
-        if self.labels is None:
-            raise RecipeError("text-classification: labels are not known yet; prepare the data first.")
-        config = load_config(
-            model,
-            num_labels=len(self.labels),
-            id2label=dict(enumerate(self.labels)),
-            label2id={name: i for i, name in enumerate(self.labels)},
-            problem_type="multi_label_classification"
-            if self.options.multi_label
-            else "single_label_classification",
-        )
+        kind = "multi_label" if self.options.multi_label else "single_label"
+        config = load_labelled_config(model, self.labels, problem_type=f"{kind}_classification")
         if processor is not None and config.pad_token_id is None:
             config.pad_token_id = processor.pad_token_id
         built: nn.Module
@@ -128,7 +119,7 @@ class TextClassification(Task):
                 encoder.pooler = None  # type: ignore[assignment]  # not in the path, so no gradient would reach it
             self.new_modules = ["classifier"]
             built = MeanPooledClassifier(
-                encoder, len(self.labels), self._dropout(config), self.options.multi_label
+                encoder, config.num_labels, self._dropout(config), self.options.multi_label
             )
         else:
             if self.options.dropout is not None:
@@ -187,15 +178,6 @@ class TextClassification(Task):
         return readable(
             self.labels or [], scores, self.options.threshold if self.options.multi_label else None
         )
-
-
-def readable(names: Sequence[str], scores: torch.Tensor, threshold: float | None = None) -> dict[str, Any]:
-    """A prediction from scores [labels], with every score rounded to 6 places."""
-    table = {name: round(float(score), 6) for name, score in zip(names, scores, strict=True)}
-    if threshold is not None:
-        return {"labels": [name for name, score in table.items() if score >= threshold], "scores": table}
-    best = names[int(scores.argmax())]
-    return {"label": best, "score": table[best], "scores": table}
 
 
 def _texts(split: Split, column: str) -> list[str]:

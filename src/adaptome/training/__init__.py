@@ -18,11 +18,14 @@ _HOME = {
     "AdapterCheckpoints": "trainer",
     "AdaptomeTrainer": "trainer",
     "AdaptomeSFTTrainer": "sft",
+    "FoldsResult": "folds",
     "Result": "runs",
     "evaluate": "runs",
     "load_run": "runs",
+    "plans": "runs",
     "predict": "runs",
     "run": "runs",
+    "run_folds": "folds",
 }
 
 __all__ = sorted(_HOME)

@@ -72,9 +72,14 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
 def best_metric(recipe: Recipe, task: Task) -> tuple[str, bool]:
     """The metric that says which checkpoint is best, and whether more of it is better."""
     metric = recipe.training.metric or task.primary_metric
+    return metric, greater_is_better(metric, task)
+
+
+def greater_is_better(metric: str, task: Task) -> bool:
+    """Whether more of a metric is better: the task knows its own, the others are told by their names."""
     if metric == task.primary_metric:
-        return metric, task.greater_is_better
-    return metric, "loss" not in metric and "perplexity" not in metric
+        return task.greater_is_better
+    return "loss" not in metric and "perplexity" not in metric
 
 
 def _when(recipe: Recipe, task: Task, validated: bool) -> dict[str, Any]:

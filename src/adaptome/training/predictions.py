@@ -11,21 +11,28 @@ from torch import nn
 from adaptome.core.errors import RecipeError
 from adaptome.core.files import write_atomic
 from adaptome.data import Split
+from adaptome.data.sound import Sounds
 from adaptome.tasks import Task
 
-_TRUTHS = ("label", "tags", "completion")
+_TRUTHS = ("label", "tags", "completion", "answer", "output")
 
 
-def write_predictions(
-    path: Path, task: Task, model: nn.Module, processor: Any, split: Split, prepared: Any, batch_size: int
-) -> Path:
-    """Write one JSON line for each row: where it stands, its truth where it has one, and the prediction.
+def predictions_on(
+    task: Task, model: nn.Module, processor: Any, split: Split, prepared: Any, batch_size: int
+) -> list[Any]:
+    """The task's prediction for each row of a split.
 
     Raises:
         RecipeError: the rows hold nothing that the task predicts from.
     """
     rows = prepared if task.trainer == "sft" else split.rows
-    found = task.predict(model, processor, inputs_of(rows), batch_size)
+    inputs = task.inputs(rows)
+    return task.predict(model, processor, inputs_of(rows) if inputs is None else inputs, batch_size)
+
+
+def write_predictions(path: Path, task: Task, split: Split, prepared: Any, found: list[Any]) -> Path:
+    """Write one JSON line for each row: where it stands, its truth where it has one, and the prediction."""
+    rows = prepared if task.trainer == "sft" else split.rows
     truths = next(
         (list(rows[column]) for column in _TRUTHS if column in rows.column_names), [None] * len(found)
     )
@@ -41,6 +48,8 @@ def inputs_of(rows: Any) -> list[Any]:
     there = rows.column_names
     if "text_pair" in there:
         return list(zip(rows["text"], rows["text_pair"], strict=True))
+    if "audio" in there:
+        return list(Sounds(rows))
     for column in ("tokens", "image", "prompt", "text"):
         if column in there:
             return list(rows[column])

@@ -25,13 +25,14 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 import adaptome as ad
 from adaptome.core.errors import RecipeError, TrainingError
 from adaptome.core.files import remove_folder, write_atomic
+from adaptome.core.plan import Plan
 from adaptome.data import Splits, load_splits
-from adaptome.recipe import Recipe, load_recipe
+from adaptome.recipe import MethodSection, Recipe, load_recipe
 from adaptome.tasks import Prepared, Task, get_task, task_from_dict
 from adaptome.training.adapters import gathered_adapters, write_adapters
 from adaptome.training.arguments import training_arguments
 from adaptome.training.memory import PeakMemory
-from adaptome.training.predictions import write_predictions
+from adaptome.training.predictions import predictions_on, write_predictions
 from adaptome.training.progress import Progress
 from adaptome.training.trainer import AdapterCheckpoints, AdaptomeTrainer
 
@@ -132,14 +133,46 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     if split:
         measuring = _trainer(recipe, task, processor, prepared, trainer.model, [], only=split)
         metrics = _measured(measuring, task, prepared[split], split)
-        if recipe.evaluation.predictions and trainer.args.should_save:
+        if task.judges or recipe.evaluation.predictions:
             size = measuring.args.per_device_eval_batch_size
-            path = folder / PREDICTIONS
-            write_predictions(path, task, trainer.model, processor, splits[split], prepared[split], size)
+            found = predictions_on(task, trainer.model, processor, splits[split], prepared[split], size)
+            metrics |= task.judge(splits[split], found) if task.judges else {}
+            if recipe.evaluation.predictions and trainer.args.should_save:
+                write_predictions(folder / PREDICTIONS, task, splits[split], prepared[split], found)
     result = _result(recipe, trainer, metrics, split, history, seconds, peak.bytes(), prepared.notes)
     if trainer.args.should_save:
         write_atomic(folder / METRICS, json.dumps(result.to_dict(), indent=1))
     return result
+
+
+def plans(recipe: Recipe, sections: Sequence[MethodSection]) -> list[Plan]:
+    """What each method alone would put on the recipe's model: its data read, its base loaded, nothing trained.
+
+    Raises:
+        RecipeError, DataError: the recipe or its data cannot be used, or there is no split to score on.
+        TargetError, MethodError, HostError: a method does not go with the model.
+    """
+    task, processor, _, prepared = _prepared(recipe)
+    if _final_split(recipe, prepared) is None:
+        raise RecipeError(
+            "there is no split to score on: give data.test or data.validation, and evaluation.split."
+        )
+    model = _base_model(recipe, task, processor)
+    heads = task.head_patterns(model)
+    return [
+        ad.plan(
+            model,
+            section.name,
+            targets=section.targets,
+            exclude=section.exclude,
+            layers=section.layers,
+            train=[*section.train, *(head for head in heads if head not in section.train)],
+            per_layer=section.per_layer,
+            budget=section.budget,
+            **section.settings,
+        )
+        for section in sections
+    ]
 
 
 def load_run(folder: str | Path) -> Loaded:
@@ -182,7 +215,7 @@ def evaluate(folder: str | Path, split: str | None = None, overrides: Sequence[s
     """
     loaded = load_run(folder)
     recipe = load_recipe(Path(folder) / RECIPE, overrides) if overrides else loaded.recipe
-    splits = load_splits(**recipe.data.model_dump(), prefer=loaded.task.prefer)
+    splits = _read(recipe, loaded.task)
     prepared = loaded.task.prepare(splits, loaded.processor)
     chosen = split or _final_split(recipe, prepared)
     if chosen is None or prepared.get(chosen) is None:
@@ -192,8 +225,14 @@ def evaluate(folder: str | Path, split: str | None = None, overrides: Sequence[s
         )
     for name in ad.adapters(loaded.model):
         ad.set_trainable(loaded.model, name)  # the Trainer takes no model of which nothing trains
-    trainer = _trainer(recipe, loaded.task, loaded.processor, prepared, loaded.model, [], only=chosen)
-    return _measured(trainer, loaded.task, prepared[chosen], chosen)
+    task, model, processor = loaded.task, loaded.model, loaded.processor
+    trainer = _trainer(recipe, task, processor, prepared, model, [], only=chosen)
+    metrics = _measured(trainer, task, prepared[chosen], chosen)
+    if task.judges:
+        size = trainer.args.per_device_eval_batch_size
+        found = predictions_on(task, model, processor, splits[chosen], prepared[chosen], size)
+        metrics |= task.judge(splits[chosen], found)
+    return metrics
 
 
 def predict(folder: str | Path, inputs: Sequence[Any], batch_size: int = 32) -> list[Any]:
@@ -231,8 +270,12 @@ def _prepared(recipe: Recipe) -> tuple[Task, Any, Splits, Prepared]:
     task = get_task(recipe.task.name, **recipe.task.settings)
     base: Any = recipe.model  # its fields are what tasks read; a type checker sees that they are narrower
     processor = task.load_processor(base)
-    splits = load_splits(**recipe.data.model_dump(), prefer=task.prefer)
+    splits = _read(recipe, task)
     return task, processor, splits, task.prepare(splits, processor)
+
+
+def _read(recipe: Recipe, task: Task) -> Splits:
+    return load_splits(**recipe.data.model_dump(), prefer=task.prefer, texts=task.texts, files=task.files)
 
 
 def _names(recipe: Recipe) -> list[str]:
@@ -253,6 +296,7 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> None:
     if not recipe.methods:
         raise RecipeError(
             "methods is empty: name at least one, e.g. method=lora. `adaptome methods` lists them."
+            + (" Those of `compare` are for `adaptome compare`." if recipe.compare else "")
         )
     heads = task.head_patterns(model)
     for name, section in zip(_names(recipe), recipe.methods, strict=True):
@@ -265,6 +309,7 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> None:
             layers=section.layers,
             train=[*section.train, *(head for head in heads if head not in section.train)],
             per_layer=section.per_layer,
+            budget=section.budget,
             dtype=None if section.dtype is None else getattr(torch, section.dtype),
             seed=recipe.training.seed,
             **section.settings,
@@ -302,6 +347,7 @@ def _trainer(
         "processing_class": processor,
         "callbacks": callbacks,
         "loraplus_ratio": recipe.training.loraplus_ratio,
+        "base_eval": recipe.training.base_eval,
     }
     trainer: AdapterCheckpoints
     if task.trainer == "sft":

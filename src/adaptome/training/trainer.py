@@ -35,6 +35,7 @@ from adaptome.optim import parameter_groups
 from adaptome.training.arguments import CHECKPOINTING
 from adaptome.training.checkpoint import checkpoints, last_good, verify
 from adaptome.training.finite import FiniteLoss
+from adaptome.training.frozen import hold_base
 from adaptome.training.quantized import accepted_quantized, kept_dtypes
 from adaptome.training.rng import set_random_state
 from adaptome.training.stored import TRAINER_STATE, StoredAdapters
@@ -47,14 +48,17 @@ class AdapterCheckpoints(StoredAdapters):
 
     Args:
         loraplus_ratio: learning rate of LoRA's `B` over that of `A`; None for 1.
+        base_eval: keep the frozen base in evaluation mode while training, see `training.frozen`.
         *args, **kwargs: those of the Trainer. `model` has its adapters attached.
 
     Raises:
         TrainingError: nothing of the model trains, or a setting that these checkpoints do not admit.
     """
 
-    def __init__(self, *args: Any, loraplus_ratio: float | None = None, **kwargs: Any):
-        self.loraplus_ratio = loraplus_ratio
+    def __init__(
+        self, *args: Any, loraplus_ratio: float | None = None, base_eval: bool = False, **kwargs: Any
+    ):
+        self.loraplus_ratio, self.base_eval = loraplus_ratio, base_eval
         model = kwargs.get("model", args[0] if args else None)
         if isinstance(model, str):
             raise TrainingError(
@@ -182,6 +186,8 @@ class AdapterCheckpoints(StoredAdapters):
         """The Trainer's loss; while training, the methods' own terms are added to it."""
         if model.training and not self._loss_probed:
             self._probe_loss(model, inputs, num_items_in_batch)
+        if model.training and self.base_eval:
+            hold_base(self.model)
         result: Any = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import adaptome as ad
+from adaptome.architectures import build
 from adaptome.core.errors import HostError
 from adaptome.core.hosts import host_of
 from adaptome.methods.low_rank.lokr import divisors
@@ -206,6 +207,14 @@ def unet_count(blocks, text, method):
 )  # fmt: skip
 def test_counts_are_the_papers_and_only_the_product_counts(unet, a1, a2, count):
     assert unet_count(*unet, ad.DiffuseKronA(a1=a1, a2=a2)) == count
+
+
+def test_the_counts_hold_on_a_real_unet_and_loras_are_the_papers():
+    maps = ["*to_q", "*to_k", "*to_v", "*to_out.0"]
+    for name, krona, lora in (("sd-1.5-unet", 398_048, 797_184), ("sdxl-unet", 3_874_560, 5_806_080)):
+        unet = build(name)
+        assert ad.plan(unet, ad.DiffuseKronA(a1=64, a2=4), targets=maps).trainable == krona
+        assert ad.plan(unet, ad.LoRA(r=4), targets=maps).trainable == lora
 
 
 def test_count_with_the_text_encoder():

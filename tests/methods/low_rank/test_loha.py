@@ -81,3 +81,9 @@ def test_the_dense_form_keeps_no_matrix_for_the_backward():
 
 def test_counts_are_the_papers():
     assert ad.plan(llama2_7b(), ad.LoHa(r=8), targets=["q", "v"]).trainable == 8_388_608
+
+
+def test_the_rank_is_up_to_the_square_of_r():
+    model, a = adapted(linear(24, 20), ad.LoHa(r=3))
+    shake(model, 1.0)
+    assert torch.linalg.matrix_rank(a.delta()) == 9

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import adaptome as ad
@@ -136,12 +137,128 @@ def test_each_set_merges_for_itself():
         ad.merge(model)
 
 
+class Mixed(nn.Module):
+    """Two picture encoders of convolutions, one of them depth-wise, and norms, fused by a linear layer; float32."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rgb = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.GELU())
+        self.depth = nn.Sequential(nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.BatchNorm2d(6), nn.GELU())
+        self.norm, self.fusion = nn.LayerNorm(12), nn.Linear(12, 4)
+        for m in self.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.running_mean.normal_(), m.running_var.uniform_(0.5, 2)
+                nn.init.normal_(m.weight), nn.init.normal_(m.bias)
+
+    def forward(self, rgb, depth):
+        pooled = [self.rgb(rgb).mean((2, 3)), self.depth(depth).mean((2, 3))]
+        return self.fusion(self.norm(torch.cat(pooled, 1)))
+
+
+PICTURES = batch(4, 3, 5, 5).float(), batch(4, 6, 5, 5).float()
+MASKS = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 1]]).bool()
+
+
+def mixed(move: bool, **settings):
+    model = Mixed().eval()
+    ad.attach(model, "missing-modality", targets=["convs", "norms", "all-linear"], **settings)
+    assert len(ad.adapters(model)["default"].adapters) == 6
+    if move:
+        shake(model)
+    return model
+
+
+def test_inserted_everywhere_it_starts_as_the_base_bit_for_bit_for_every_set():
+    expected, model = Mixed().eval()(*PICTURES), mixed(False)
+    for available in ("rgb", "depth", {"rgb", "depth"}, MASKS):
+        with ad.steer(available=available):
+            assert torch.equal(model(*PICTURES), expected)
+    moved = mixed(True)
+    assert torch.equal(moved(*PICTURES), expected)  # nothing steered: all are there
+    with ad.steer(available=torch.ones(4, 2).bool()):
+        assert torch.equal(moved(*PICTURES), expected)
+    with ad.steer(available={"depth", "rgb"}):
+        assert torch.equal(moved(*PICTURES), expected)
+
+
+def test_a_bank_folds_into_convolutions_norms_and_linear_layers_and_out_again():
+    model = mixed(True)
+    own = {k: v.clone() for k, v in model.state_dict().items() if "adaptome" not in k}
+    for available in ("rgb", "depth"):
+        with ad.steer(available=available):
+            before = model(*PICTURES)
+            assert len(ad.merge(model).created) == 1  # the depth-wise convolution had no bias
+            after = model(*PICTURES)
+            assert (after - before).abs().max() < 1e-5 * before.abs().max()
+            ad.unmerge(model)
+            assert torch.equal(model(*PICTURES), before)
+        assert all(torch.equal(model.state_dict()[k], v) for k, v in own.items())
+
+
+def test_rows_of_a_mixed_batch_are_what_each_is_alone():
+    model = mixed(True)
+    with ad.steer(available=MASKS):
+        together = model(*PICTURES)
+    for i, row in enumerate(MASKS):
+        with ad.steer(available={m for m, there in zip(("rgb", "depth"), row, strict=True) if there}):
+            torch.testing.assert_close(together[i : i + 1], model(*(x[i : i + 1] for x in PICTURES)), atol=1e-6, rtol=1e-6)  # fmt: skip
+
+
+def test_switching_back_and_forth_is_exact():
+    model, seen = mixed(True), {"rgb": [], "depth": [], "depth+rgb": []}
+    for available in ("rgb", "depth", "depth+rgb", "depth", "rgb", "depth+rgb"):
+        with ad.steer(available=available):
+            seen[available].append(model(*PICTURES))
+    assert all(torch.equal(a, b) for a, b in seen.values())
+    assert not torch.equal(seen["rgb"][0], seen["depth"][0])
+
+
+def test_adapting_leaves_running_statistics_and_the_whole_base():
+    model = mixed(False).train()
+    base = {k: v.clone() for k, v in model.state_dict().items() if "adaptome" not in k}
+    full = model(*PICTURES)
+    optimizer = torch.optim.AdamW(ad.parameters_of(model).values(), lr=0.1, weight_decay=0.1)
+    for available in ("rgb", "depth", "rgb"):
+        with ad.steer(available=available):
+            model(*PICTURES).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in base.items())
+    assert torch.equal(model(*PICTURES), full)
+
+
+def test_weight_decay_pulls_to_the_identity():
+    model = mixed(True)
+    optimizer = torch.optim.AdamW(ad.parameters_of(model).values(), lr=1.0, weight_decay=1.0)
+    for parameter in ad.parameters_of(model).values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    with ad.steer(available="rgb"):
+        assert torch.equal(model(*PICTURES), Mixed().eval()(*PICTURES))
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(True, False), (False, True)])
+def test_scale_or_shift_alone(scale, shift):
+    model = mixed(True, scale=scale, shift=shift)
+    both = ad.plan(Mixed(), "missing-modality", targets=["convs", "norms", "all-linear"]).trainable
+    assert ad.trainable(model).count == both // 2
+    with ad.steer(available="rgb"):
+        before = model(*PICTURES)
+        ad.merge(model)
+        torch.testing.assert_close(model(*PICTURES), before)
+    with pytest.raises(MethodError, match="missing-modality: scale and shift are both off"):
+        ad.MissingModality(scale=False, shift=False)
+
+
 def test_a_file_for_one_set_holds_its_numbers_alone(tmp_path):
     model = fusion(sets=["rgb"])
     shake(model)
     ad.save(model, tmp_path / "rgb")
     other = Fusion().double().eval()
     ad.load(other, tmp_path / "rgb")
+    stored = load_file(tmp_path / "rgb" / "adapter.safetensors")
+    assert sum(v.numel() for v in stored.values()) == 2 * (8 + 8 + 3)
     assert sum(v.numel() for v in ad.parameters_of(other).values()) == 2 * (8 + 8 + 3)
     with ad.steer(available="rgb"):
         assert torch.equal(other(RGB, DEPTH), model(RGB, DEPTH))
@@ -197,3 +314,13 @@ def test_counts_are_the_sheets(depths, base, count):
         model = SegformerModel(config)
     plan = ad.plan(model, "missing-modality", sets=["rgb"], targets=["all-linear", "norms", "convs"])
     assert (plan.total - plan.trainable, plan.trainable) == (base, count)
+
+
+def test_a_bank_of_vilt_is_two_vectors_a_layer():
+    from transformers import ViltConfig, ViltModel
+
+    with torch.device("meta"):
+        vilt = ViltModel(ViltConfig(), add_pooling_layer=False)
+    outside = ["=layernorm", "LayerNorm"]  # the last norm and the text embeddings'
+    plan = ad.plan(vilt, "missing-modality", sets=["rgb"], targets=["all-linear", "norms"], exclude=outside)
+    assert plan.trainable == 12 * 22 * 768 == 202_752

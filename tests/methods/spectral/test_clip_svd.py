@@ -103,10 +103,16 @@ def test_a_clip_starts_as_the_base_and_only_spectra_train(tmp_path):
 
 
 def test_a_fused_matrix_has_one_spectrum_and_its_parts_one_each():
-    fused = nn.Sequential(linear(16, 48))
-    parts = nn.ModuleList([nn.Linear(16, 16) for _ in range(3)])
-    assert ad.plan(fused, "clip-svd", targets="0").trainable == 16
-    assert ad.plan(parts, "clip-svd", targets=["0", "1", "2"]).trainable == 48
+    fused, x = linear(16, 48).double(), batch(3, 16)
+    parts = nn.ModuleList([nn.Linear(16, 16).double() for _ in range(3)])
+    for part, W, b in zip(parts, fused.weight.chunk(3), fused.bias.chunk(3), strict=True):
+        part.weight.data.copy_(W), part.bias.data.copy_(b)
+    before = fused(x)
+    assert ad.attach(parts, "clip-svd", targets=["0", "1", "2"]).trainable == 48
+    torch.testing.assert_close(torch.cat([part(x) for part in parts], -1), before)
+    assert ad.plan(nn.Sequential(fused), "clip-svd", targets="0").trainable == 16
+    for i, a in ad.adapters(parts)["default"].adapters.items():
+        torch.testing.assert_close(a.d0, torch.linalg.svdvals(fused.weight.chunk(3)[int(i)]))
 
 
 @pytest.mark.parametrize("kind", ["conv", "embedding"])

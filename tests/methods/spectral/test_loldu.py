@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import adaptome as ad
+from adaptome.architectures import build
 from adaptome.core.errors import HostError
 from adaptome.methods.spectral.loldu import ldu
 from tests.methods.helpers import adapted, batch, linear, llama2_7b, roberta, shake
@@ -23,6 +24,44 @@ def test_the_factors_give_the_weight_back(fan_in, fan_out):
     L = P.T @ PL
     torch.testing.assert_close(L.diagonal(), ones)
     assert not L.triu(1).any() and not U.tril(-1).any()
+
+
+def test_factors_of_many_matrices_are_those_of_each():
+    W = batch(3, 20, 12)
+    found = ldu(W)
+    for i in range(3):
+        torch.testing.assert_close(tuple(part[i] for part in found), ldu(W[i]))
+
+
+def test_the_order_of_the_pivots_does_not_hang_on_rounding_in_float32():
+    W = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
+    nearly = torch.tensor([[1.0, 0.3], [1.0 + 1e-12, 0.5]], dtype=torch.float64)  # a tie in float32
+    PL, D, U = ldu(nearly)
+    assert float(PL[0, 0]) == pytest.approx(1 - 1e-12, abs=1e-14) and float(PL[1, 0]) == 1.0
+    for part, exact in zip(ldu(W), ldu(W.double()), strict=True):
+        assert torch.equal(part, exact)
+
+
+def test_neither_factorising_nor_running_makes_a_permutation_matrix():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    made = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            made.extend(
+                t.numel()
+                for t in (out if isinstance(out, (tuple, list)) else [out])
+                if isinstance(t, torch.Tensor)
+            )
+            return out
+
+    layer = linear(6, 90).double()
+    with Watch():
+        model, a = adapted(layer, ad.LoLDU(r=4))
+        model(batch(5, 6)).sum().backward()
+    assert a.z.grad.any() and max(made) < 90 * 90
 
 
 @pytest.mark.parametrize(("fan_in", "fan_out"), SHAPES)
@@ -122,6 +161,13 @@ def test_more_pivots_than_there_are_is_refused():
         ad.attach(nn.Sequential(linear()), "loldu", targets="0")
 
 
+def test_it_is_built_from_shapes_alone():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(12, 20))
+    ad.attach(model, ad.LoLDU(r=5), targets="0")
+    assert ad.adapters(model)["default"].adapters["0"].L.shape == (20, 5)
+
+
 def test_counts_are_the_papers():
     base, large = roberta(), llama2_7b()
 
@@ -133,3 +179,6 @@ def test_counts_are_the_papers():
     # the appendix' rank; the table's 0.016 M is that of r = 256
     assert count(large, r=1024, train_scale=False) == 65_536 and count(large, r=1024) == 65_600
     assert count(large, r=256) == 16_384 + 64
+    assert count(build("vit-b-16"), r=768) == 18_456
+    unet = ad.plan(build("sd-1.5-unet"), ad.LoLDU(r=32), targets=["*to_q", "*to_k", "*to_v", "*to_out.0"])
+    assert len(unet.entries) == 128 and unet.trainable == 4_096 + 128

@@ -196,6 +196,34 @@ def test_locations_move_nothing_before_the_values_do():
     assert torch.equal(model(x), before)
 
 
+def test_one_step_of_the_values_changes_the_outputs():
+    model, a = adapted(linear(), ad.LoCA(n=9))
+    before = model(batch(6, 12)).detach()
+    ad.on_step(model, 0, 100)
+    optimiser = torch.optim.SGD(ad.parameters_of(model).values(), lr=0.1)
+    model(batch(6, 12)).square().sum().backward()
+    optimiser.step()
+    assert not torch.allclose(model(batch(6, 12)), before)
+
+
+def test_every_cell_can_be_reached_to_the_corners():
+    model, a = adapted(linear(700, 600), ad.LoCA(n=1))
+    for offset, corner in ((1e3, (599, 699)), (-1e3, (0, 0))):
+        a.l.data.fill_(offset)
+        assert tuple(int(at.round()) for at in a.coordinates()) == corner
+
+
+def test_values_and_places_are_kept_in_float32_under_half_precision():
+    model = nn.Sequential(linear(1000, 20)).bfloat16()
+    ad.attach(model, ad.LoCA(n=9), targets="0", dtype=torch.bfloat16)
+    a = next(iter(ad.adapters(model)["default"].adapters.values()))
+    a.l.data[1].fill_(500.3 / 16)  # bfloat16 would hold 500 or 504
+    a.start.zero_()
+    assert [p.dtype for p in ad.parameters_of(model).values()] == [torch.float32] * 2
+    assert a.coordinates()[1].round().tolist() == [500.0] * 9
+    assert model(torch.randn(3, 1000).bfloat16()).dtype == torch.bfloat16
+
+
 def train(model, optimiser, step, total, accumulate=1):
     """One optimiser step as a loop does it; which of a and l changed."""
     a = next(iter(ad.adapters(model)["default"].adapters.values()))
@@ -219,6 +247,18 @@ def test_values_and_places_take_turns(accumulate):
     changed = [train(model, optimiser, step, 100, accumulate) for step in range(100)]
     phases = ["l" if s < 60 and s % 30 >= 10 else "a" for s in range(100)]
     assert changed == phases
+
+
+def test_fixed_places_train_their_values_alone_in_every_step():
+    model, a = adapted(linear(), ad.LoCA(n=9, locations="fixed"))
+    optimiser = torch.optim.AdamW(ad.parameters_of(model).values(), lr=0.01)
+    ad.on_step(model, 0, 4)
+    for step in range(4):
+        before = a.a.detach().clone()
+        model(batch(6, 12)).square().mean().backward()
+        optimiser.step()
+        ad.on_step(model, step + 1, 4)
+        assert not torch.equal(a.a, before) and a.l is None
 
 
 def test_a_resumed_run_goes_on_in_its_phase(tmp_path):

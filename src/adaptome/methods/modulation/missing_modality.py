@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from adaptome.core.errors import MethodError, StateError, did_you_mean
 from adaptome.core.hosts import Host
-from adaptome.core.method import Method, option, register
+from adaptome.core.method import option, register
 from adaptome.core.steer import steered
-from adaptome.forms.modulation import Init, Modulation, Vectors, drawn, refusal
+from adaptome.forms.modulation import Modulation, ModulationMethod, Vectors, drawn
 from adaptome.forms.per_sample import refuse_per_sample
 
 
@@ -27,7 +27,7 @@ from adaptome.forms.per_sample import refuse_per_sample
     hosts=("linear", "conv", "norm"),
     source="Reza et al. 2023, arXiv:2310.03986",
 )
-class MissingModality(Method):
+class MissingModality(ModulationMethod):
     r"""Missing-modality SSF: one bank of scales and shifts for every set of modalities that are available.
 
         y' = gamma_S * y + beta_S,    y = layer(x),  S the available set;  y' = y, bit for bit, when all are available
@@ -49,13 +49,9 @@ class MissingModality(Method):
         (), help="the sets with a bank, as 'rgb+depth'; none named: every proper one"
     )
     branches: dict[str, str] | None = option(None, help="modality -> pattern of the paths of its own layers")
-    scale: bool = option(True, help="train gamma")
-    shift: bool = option(True, help="train beta; needs layers with a place for a bias, which RMS norms lack")
-    init: Init = option("identity", help="'identity' starts as the base; 'normal' as SSF's code")
 
     def validate(self) -> None:
-        if not (self.scale or self.shift):
-            raise MethodError("missing-modality: scale and shift are both off; nothing would train.")
+        super().validate()
         if len(set(self.modalities)) < 2 or any("+" in m or "." in m or not m for m in self.modalities):
             raise MethodError(
                 f"missing-modality: modalities = {list(self.modalities)} must be two or more different names without '+' and '.'."
@@ -93,11 +89,8 @@ class MissingModality(Method):
     def example_facts(self) -> tuple[dict[str, Any], ...]:
         return tuple({"available": key} for key in self.set_names())
 
-    def admits(self, host: Host) -> str | None:
-        return super().admits(host) or refusal(host, self.shift)
-
     def parameters(self, host: Host) -> int:
-        return (self.scale + self.shift) * host.fan_out * len(self.keys_on(host))
+        return self.vectors_on(host) * len(self.keys_on(host))
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> Banks:
         return Banks(self, host)

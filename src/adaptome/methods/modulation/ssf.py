@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from adaptome.core.errors import MethodError
 from adaptome.core.hosts import Host
-from adaptome.core.method import Method, option, register
-from adaptome.forms.modulation import Init, Modulation, Vectors, drawn, refusal
+from adaptome.core.method import register
+from adaptome.forms.modulation import Modulation, ModulationMethod, Vectors, drawn
 
 
 @register(
@@ -18,7 +17,7 @@ from adaptome.forms.modulation import Init, Modulation, Vectors, drawn, refusal
     hosts=("linear", "conv", "norm"),
     source="Lian et al. 2022, arXiv:2210.08823, section 3.2",
 )
-class SSF(Method):
+class SSF(ModulationMethod):
     r"""SSF: scale and shift the features after every layer.
 
         y' = gamma * y + beta,    y = layer(x)
@@ -32,19 +31,8 @@ class SSF(Method):
     source      Lian et al. 2022, arXiv:2210.08823, section 3.2
     """
 
-    scale: bool = option(True, help="train gamma")
-    shift: bool = option(True, help="train beta; needs layers with a place for a bias, which RMS norms lack")
-    init: Init = option("identity", help="'identity' starts as the base; 'normal' as the authors' code")
-
-    def validate(self) -> None:
-        if not (self.scale or self.shift):
-            raise MethodError("ssf: scale and shift are both off; nothing would train.")
-
-    def admits(self, host: Host) -> str | None:
-        return super().admits(host) or refusal(host, self.shift)
-
     def parameters(self, host: Host) -> int:
-        return (self.scale + self.shift) * host.fan_out
+        return self.vectors_on(host)
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> SSFAdapter:
         return SSFAdapter(self, host)

@@ -31,7 +31,8 @@ class ClipSVD(Method):
     source      Koleilat et al. 2025, arXiv:2509.03740
 
     The SVD is computed once, when the adapter is built; the file holds dS alone, and loading factorises the base again. The sign
-    of a pair of singular vectors cancels; equal singular values on both sides of a file need the same LAPACK.
+    of a pair of singular vectors cancels; equal singular values on both sides of a file need the same LAPACK, and near ones the base in
+    the precision that it was trained in.
     """
 
     ratio: float = option(1.0, above=0, at_most=1, help="the share of the singular values that trains")

@@ -98,6 +98,7 @@ class LoCAAdapter(SparseSpectrum):
 
     basis = COSINE
     rebuilt = ("start",)
+    exact = True  # half precision cannot tell neighbouring cells apart
 
     def __init__(self, method: LoCA, host: Host, shared: nn.Module | None):
         super().__init__(host, method.alpha, method.n, shared)
@@ -134,7 +135,7 @@ class LoCAAdapter(SparseSpectrum):
     def keep(self) -> None:
         """Remember what the coming step does not train."""
         untrained = {"coefficients": "l", "locations": "a"}.get(self.shared.phase)
-        value = self._parameters[untrained] if untrained else None
+        value = self._parameters.get(untrained) if untrained else None
         self._kept = None if value is None or untrained is None else (untrained, value.detach().clone())
 
     @torch.no_grad()

@@ -35,7 +35,7 @@ class LoLDU(Method):
     source      Shi et al. 2024, arXiv:2410.13618, section 3
 
     The paper's residual is W - sigma0 P L_r diag(z0) U_r, which is the same update. The file holds z and sigma; loading factorises the
-    base again.
+    base again, in float64, and needs it in the precision that it was trained in: rounding it would change the order of the pivots.
     """
 
     r: int = option(64, at_least=1, help="trained pivots")
@@ -59,7 +59,8 @@ class LoLDUAdapter(Rescaled):
 
     def __init__(self, method: LoLDU, host: Host):
         W, r = host.weight(), method.r
-        L, D, U = ldu(W.to(torch.promote_types(W.dtype, torch.float32)))
+        exact = torch.promote_types(W.dtype, torch.float32)
+        L, D, U = (part.to(exact) for part in ldu(W))
         scale = 1.0 if method.alpha is None else method.alpha / r
         super().__init__(host, L[..., :r], D[..., :r], U[..., :r, :], complete=r == D.shape[-1])
         self.z = nn.Parameter(started(D[..., :r], method.init))
@@ -74,13 +75,32 @@ class LoLDUAdapter(Rescaled):
 
 def ldu(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`P L [*, m, k]`, `D [*, k]` and unit upper `U [*, k, n]` with `W = P L diag(D) U`; tiny pivots are left inside U, with D = 1."""
-    P, L, U = torch.linalg.lu(W)
-    D = U.diagonal(dim1=-2, dim2=-1)
+    # in float64: in float32 the order of a large weight's pivots hangs on how a machine rounds, and a file holds z in that order
+    exact = (W.cpu() if W.is_mps else W).double()
+    LU, pivots, _ = torch.linalg.lu_factor_ex(exact)  # which takes singular matrices
+    k = min(W.shape[-2:])
+    D = LU.diagonal(dim1=-2, dim2=-1)
     tiny = D.abs() <= 1e-12 * D.abs().amax(-1, keepdim=True)
     D = torch.where(tiny, torch.ones_like(D), D)
-    order = P.argmax(-1)  # row i of P L is row order[i] of L
-    PL = L.gather(-2, order[..., None].expand(*order.shape, L.shape[-1]))
-    return PL, D, U / D[..., None]
+    L = LU[..., :k].tril(-1)
+    L.diagonal(dim1=-2, dim2=-1).fill_(1)
+    order = _order(pivots, W.shape[-2])
+    PL = L.gather(-2, order[..., None].expand(*order.shape, k))
+    U = LU[..., :k, :].triu() / D[..., None]
+    return PL.to(W.device), D.to(W.device), U.to(W.device)
+
+
+def _order(pivots: Tensor, rows: int) -> Tensor:
+    """The row of L that each row of P L is, from the exchanges of rows: never a matrix, which for a vocabulary would not fit in memory."""
+    if pivots.is_meta:
+        return pivots.new_empty(*pivots.shape[:-1], rows, dtype=torch.int64)
+    orders = []
+    for exchanges in pivots.reshape(-1, pivots.shape[-1]).tolist():
+        place = list(range(rows))  # the row of W that stands at each place
+        for i, j in enumerate(exchanges):
+            place[i], place[j - 1] = place[j - 1], place[i]
+        orders.append(torch.tensor(place).argsort())
+    return torch.stack(orders).view(*pivots.shape[:-1], rows).to(pivots.device)
 
 
 def started(z: Tensor, init: Init) -> Tensor:

@@ -1,0 +1,74 @@
+"""`adaptome compare`: methods side by side."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adaptome.cli._output import JsonOption, print_json, print_table
+
+EXAMPLES = """Examples:
+
+adaptome compare recipe.yaml
+
+adaptome compare recipe.yaml --method lora --method series --budget lora:r=8 --seeds 5 training.epochs=1
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Put the command on the application."""
+    app.command("compare", epilog=EXAMPLES)(compare)
+
+
+def compare(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, with a section `compare`.", show_default=False)],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, as compare.methods.0.r=16."),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare these on their own targets, not the recipe's; may be repeated."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="The same count for all: 20000, 0.1% of the base, or lora:r=8.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many, from 0.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Train several methods on one task with several seeds, and tell them apart in a table and a report."""
+    from adaptome.compare import compare as study
+    from adaptome.recipe import load_recipe
+
+    said = [*(changes or [])]
+    if method:
+        said.append(f"compare.methods=[{', '.join(method)}]")
+    if budget is not None:
+        said.append(f"compare.budget={budget!r}")
+    if seeds is not None:
+        said.append(f"compare.seeds={list(range(seeds))}")
+    found = study(load_recipe(recipe, said), tell=lambda line: print(line, file=sys.stderr)).to_dict()
+    if json:
+        print_json(found)
+    else:
+        _show(found)
+
+
+def _show(found: dict[str, Any]) -> None:
+    rows = [
+        (
+            row["label"],
+            row["parameters"],
+            f"{row['share']:.3%}",
+            f"{row['mean']:.4f}" + ("" if row["low"] is None else f" ± {row['mean'] - row['low']:.4f}"),
+            f"{row['seconds']:.1f}",
+        )
+        for row in found["rows"]
+    ]
+    seeds = len(found["seeds"])
+    title = f"{found['task']}: {found['metric']} on {found['split']}, {seeds} seed{'s' * (seeds > 1)}"
+    print_table(("method", "parameters", "of all", found["metric"], "seconds"), rows, title=title)
+    print(f"\nbest: {found['best']}. Written to {found['folder']}: comparison.json, report.html")

@@ -1,0 +1,188 @@
+"""An attention seen from inside: its queries, keys and values, after norms, rotations and the cache, whatever the architecture.
+
+transformers' attentions hand q, k and v to a function that their config names. While an adapter's forward runs, a stand-in for that config
+names ours instead, and ours calls the one that was named before.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from adaptome.core.adapter import Adapter, Frozen
+from adaptome.core.errors import HostError, StateError
+from adaptome.core.hosts import Host
+from adaptome.core.roles import attention_part
+
+NAME = "adaptome"
+#: the functions whose masks we know how to read
+KNOWN = ("eager", "sdpa")
+#: f(module, query [B, heads, q, dim], key [B, kv heads, k, dim], value, mask, **more) -> (output [B, q, heads, dim], weights or None)
+Attention = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+class Attending(Adapter):
+    """Base of adapters on an attention module that implement `attend`, where they call the attention below them."""
+
+    def __init__(self, host: Host, shared: nn.Module | None = None):
+        super().__init__(host, shared)
+        reason = refusal(host)
+        if reason:
+            raise HostError(reason)
+        # in a tuple, so that it is no submodule
+        self._inner = (inner_attention(host.layer),)
+        _register()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _register()  # another process may read what was pickled
+
+    def attend(
+        self,
+        attention: Attention,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **more: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the attention; `attention`, called with the same arguments, computes it as it was."""
+        raise HostError(f"{type(self).__name__} defines no attend.")
+
+    def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
+        check_share(self, kwargs)
+        inner: Any = self._inner[0]
+        before = inner.config
+        inner.config = StandIn(before, self.attend)
+        try:
+            return frozen(*args, **kwargs)
+        finally:
+            inner.config = before
+
+
+class StandIn:
+    """Stands for a module's config, and names our function as the one that computes the attention."""
+
+    _attn_implementation = NAME
+
+    def __init__(self, config: Any, attend: Callable[..., tuple[Tensor, Tensor | None]]):
+        self.config, self.attend = config, attend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+    def __call__(self, module: nn.Module, *args: Any, **more: Any) -> tuple[Tensor, Tensor | None]:
+        return self.attend(self.below(module), module, *args, **more)
+
+    def below(self, module: nn.Module) -> Attention:
+        """The attention without this adapter: another's stand-in, or the function that the config names."""
+        if isinstance(self.config, StandIn):
+            return self.config
+        name = self.config._attn_implementation or "eager"
+        if name not in KNOWN:
+            raise HostError(
+                f"{type(module).__name__} computes its attention by {name!r}, whose masks cannot be extended.\n"
+                "  Use model.set_attn_implementation('sdpa'), or 'eager'."
+            )
+        names = _forward(module).__globals__
+        found: Attention = names["ALL_ATTENTION_FUNCTIONS"].get_interface(
+            name, names["eager_attention_forward"]
+        )
+        return found
+
+
+def _dispatch(module: Any, *args: Any, **more: Any) -> tuple[Tensor, Tensor | None]:
+    made: tuple[Tensor, Tensor | None] = module.config(module, *args, **more)
+    return made
+
+
+def _register() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _dispatch)
+
+
+def _forward(module: nn.Module) -> Any:
+    """The function in which a module's forward is written, without what decorates it."""
+    return inspect.unwrap(type(module).forward)
+
+
+def _calls_interface(module: nn.Module) -> bool:
+    code = getattr(_forward(module), "__code__", None)
+    named = code is not None and {"ALL_ATTENTION_FUNCTIONS", "eager_attention_forward"} <= set(code.co_names)
+    return named and hasattr(module, "config")
+
+
+def inner_attention(layer: nn.Module) -> nn.Module | None:
+    """The one module in an attention block that computes the attention; None where there is none, or not by the common interface."""
+    found = [module for module in layer.modules() if _calls_interface(module)]
+    return found[0] if len(found) == 1 else None
+
+
+def refusal(host: Host) -> str | None:
+    """Why the attention of a host cannot be seen from inside; None when it can."""
+    if host.role != "attention-block":
+        return f"it works on attention modules (targets='attention-blocks'); this is a {type(host.layer).__name__}"
+    inner: Any = inner_attention(host.layer)
+    if inner is None:
+        return (
+            f"{type(host.layer).__name__} does not compute its attention by transformers' attention interface"
+        )
+    if getattr(inner, "reorder_and_upcast_attn", False):
+        return f"{type(inner).__name__} upcasts its scores by a way of its own; set reorder_and_upcast_attn=False in the config"
+    return None
+
+
+def heads(module: Any) -> tuple[int, int, int]:
+    """Heads of the queries, heads of the keys and values, and the width of a head.
+
+    Raises:
+        HostError: an attention whose names are not understood.
+    """
+    config = getattr(module, "config", None)
+    dim = _first(module, "head_dim", "attention_head_size", "key_value_proj_dim")
+    count = _first(module, "num_heads", "num_attention_heads", "n_heads", "n_head")
+    count = count or _first(config, "num_attention_heads", "n_head")
+    width = _first(config, "hidden_size", "d_model", "n_embd", "dim")
+    if dim is None and count and width:
+        dim = width // count
+    keys = part(module, "k")
+    if dim is None or (keys is None and count is None):
+        raise HostError(
+            f"{type(module).__name__} has no known name for the number or the width of its heads."
+        )
+    if keys is not None:
+        queries = part(module, "q")
+        own = width_of(keys) // dim
+        return (width_of(queries) // dim if queries is not None else own), own, dim
+    grouped = _first(module, "num_key_value_heads", "num_kv_heads")
+    grouped = grouped or _first(config, "num_key_value_heads", "num_kv_heads") or count
+    return count or grouped, grouped, dim  # type: ignore[return-value]
+
+
+def part(module: nn.Module, name: str) -> nn.Module | None:
+    """The map of an attention that makes its queries ('q'), keys ('k') or values ('v') alone; None where they are fused."""
+    return next((child for key, child in module.named_children() if attention_part(key) == name), None)
+
+
+def width_of(linear: nn.Module) -> int:
+    """The output features of a linear layer."""
+    return int(linear.out_features if hasattr(linear, "out_features") else linear.nf)  # type: ignore[arg-type]
+
+
+def _first(owner: Any, *names: str) -> int | None:
+    return next((value for name in names if isinstance(value := getattr(owner, name, None), int)), None)
+
+
+def check_share(adapter: Adapter, kwargs: dict[str, Any]) -> None:
+    """Raise StateError for a share of the effect beside a cache: base and adapter run in turn, and both would fill it."""
+    cached = any(kwargs.get(name) is not None for name in ("past_key_values", "layer_past", "past_key_value"))
+    if adapter.strength != 1.0 and cached:
+        raise StateError(
+            f"{adapter.host.name} runs with weight {adapter.strength} and a cache, which base and adapter would both fill.\n"
+            "  Run it with use_cache=False, or with weight 1."
+        )

@@ -1,0 +1,155 @@
+"""A prefix of an attention: trained keys and values before those of the tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adaptome.core.adapter import Adapter, Frozen
+from adaptome.core.errors import HostError
+from adaptome.core.hosts import Host
+from adaptome.forms import attended
+from adaptome.forms.attended import Attending, Attention, check_share, heads, inner_attention
+from adaptome.forms.sharded import write
+
+#: attentions with a way of their own, whose cache can be stood in for: their scores follow the keys that it returns
+THROUGH_CACHE = ("GPTJAttention", "BloomAttention")
+
+
+def refusal(host: Host) -> str | None:
+    """Why the host cannot have a prefix; None when it can."""
+    return None if through_cache(host) else attended.refusal(host)
+
+
+def through_cache(host: Host) -> bool:
+    """Whether the prefix enters by what stands in for the attention's cache."""
+    return getattr(type(host.layer), "_base", type(host.layer)).__name__ in THROUGH_CACHE
+
+
+def prefix_width(host: Host) -> int:
+    """Numbers of one key of the prefix, over the heads of keys."""
+    _, count, width = heads(_inner(host))
+    return count * width
+
+
+class Pair(Adapter):
+    """K and V of one attention `[kv heads, p, head width]`, trained or made by an MLP.
+
+    Args:
+        host: an attention.
+        p: how many keys, and values.
+        std: of their start.
+        hidden: width of what `shared()` gives for the p places, from which they are made.
+        shared: an MLP's trunk, or None.
+    """
+
+    def __init__(self, host: Host, p: int, std: float, hidden: int = 0, shared: nn.Module | None = None):
+        super().__init__(host, shared)
+        _, count, width = heads(_inner(host))
+        self.p, self.shape, self.recording = p, (p, 2, count, width), False
+        if shared is None:
+            self.K = nn.Parameter(torch.randn(count, p, width) * std)
+            self.V = nn.Parameter(torch.randn(count, p, width) * std)
+        else:
+            self.U = nn.Parameter(torch.randn(2 * count * width, hidden) * std)
+            self.u = nn.Parameter(torch.zeros(2 * count * width))
+
+    def values(self) -> tuple[Tensor, Tensor]:
+        """K and V; they may have a dimension for the batch in front."""
+        if self._shared[0] is None:
+            return self.K, self.V
+        made = F.linear(self.shared(), self.U, self.u).view(self.shape).permute(1, 2, 0, 3)
+        return made[0], made[1]
+
+    def made(self) -> dict[str, Tensor]:
+        """K and V."""
+        return dict(zip("KV", self.values(), strict=True))
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[batch, kv heads, length, width]` with the prefix before them."""
+        if self.recording:
+            write(self.K, key[0])
+            write(self.V, value[0])
+            return key, value
+        K, V = self.values()
+        if key.shape[1::2] != K.shape[-3::2] or value.shape[1::2] != key.shape[1::2]:
+            raise HostError(
+                f"{self.host.name} attends to keys {list(key.shape)} and values {list(value.shape)} [batch, heads, length, width]; "
+                f"its prefix has {K.shape[-3]} heads of width {K.shape[-1]}.\n  prefix-tuning does not know this attention's shapes: use prompt-tuning."
+            )
+        batch = key.shape[0]
+        return (
+            torch.cat([K.to(key.dtype).expand(batch, -1, -1, -1), key], 2),
+            torch.cat([V.to(value.dtype).expand(batch, -1, -1, -1), value], 2),
+        )
+
+
+class Prefix(Pair, Attending):
+    """The prefix of one attention that computes its scores by transformers' interface."""
+
+    def attend(
+        self, attention: Attention, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        p = 0 if self.recording else self.p
+        key, value = self.extend(key, value)
+        causal = more.get("is_causal")
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        # without a mask the kernel draws the diagonal from the first query and key: p queries before the others move it behind the prefix
+        rows = p if causal and mask is None and query.shape[2] > 1 else 0
+        bias = more.get("position_bias")
+        if bias is not None:
+            more["position_bias"] = F.pad(bias, (p, 0, rows, 0))
+        output, weights = attention(
+            module, F.pad(query, (0, 0, rows, 0)) if rows else query, key, value, visible(mask, p), **more
+        )
+        return output[:, rows:], None if weights is None else weights[..., rows:, :]  # fmt: skip
+
+
+class CachedPrefix(Pair):
+    """The prefix of one attention that has a way of its own: what its cache returns begins with the prefix."""
+
+    def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
+        check_share(self, kwargs)
+        mask, p = kwargs.get("attention_mask"), 0 if self.recording else self.p
+        if mask is None:
+            raise HostError(f"{self.host.name} was called without its causal mask, which a prefix extends.")
+        kwargs["attention_mask"] = visible(mask, p)
+        if kwargs.get("alibi") is not None:
+            kwargs["alibi"] = F.pad(kwargs["alibi"], (p, 0))
+        kwargs["layer_past"] = Past(kwargs.get("layer_past"), self)
+        return frozen(*args, **kwargs)
+
+
+class Past:
+    """Stands for an attention's cache, or for none."""
+
+    def __init__(self, cache: Any, prefix: Pair):
+        self.cache, self.prefix = cache, prefix
+
+    def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Let the cache take the tokens' keys and values, and put the prefix before what it returns."""
+        if self.cache is not None:
+            key, value = self.cache.update(key, value, *args, **kwargs)
+        return self.prefix.extend(key, value)
+
+
+def visible(mask: Tensor | None, p: int) -> Tensor | None:
+    """A mask `[.., .., queries, keys]`, of booleans or added to the scores, with p columns before it that every query sees.
+
+    Raises:
+        HostError: any other mask.
+    """
+    if mask is None or not p:
+        return mask
+    if not isinstance(mask, Tensor) or mask.dim() != 4:
+        raise HostError(
+            f"prefix-tuning cannot extend an attention mask of {type(mask).__name__}; it needs [batch, heads, queries, keys]."
+        )
+    return F.pad(mask, (p, 0), value=True if mask.dtype == torch.bool else 0.0)
+
+
+def _inner(host: Host) -> nn.Module:
+    return inner_attention(host.layer) or host.layer

@@ -1,0 +1,100 @@
+"""Prefix tuning: trained keys and values that every token attends to, in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adaptome.core.adapter import Adapter
+from adaptome.core.errors import MethodError, StateError
+from adaptome.core.hosts import Host
+from adaptome.core.method import Method, option, register
+from adaptome.forms import prefix
+from adaptome.forms.soft import FromText, check_length
+
+
+@register(
+    "prefix-tuning", category="prompt", subcategory="soft", merge="none", export="none", identity_at_init=False, budget_setting="p",
+    inference_overhead="longer sequence", hosts=("module",), default_targets="attention-blocks",
+    source="Li and Liang 2021, arXiv:2101.00190; Liu et al. 2021, arXiv:2110.07602",
+)  # fmt: skip
+class PrefixTuning(FromText):
+    r"""Prefix tuning: trained keys and values that every token attends to, in every layer.
+
+        y = attention(q, [K; k], [V; v])
+
+    shapes      K, V [kv heads, p, head width]; q, k, v as the attention has them, after rotation and the cache
+    positions   the tokens keep theirs, and the cache holds tokens alone: `generate`, beams, static caches, sliding windows and packed rows
+                work as before. K is added as it is, not rotated
+    init        N(0, std^2); `ad.prompt_from(model, text, tokenizer)` sets K and V to what the model computes for words, at positions -p to -1
+                where positions are rotations, so that it starts as the model with these words before the text. None of them is the base
+    hidden      > 0: K, V = U_l tanh(W E + b) + u_l with E [p, hidden] and W shared by all layers; `ad.plain_prompt(model)` drops it after training
+    parameters  2 p (kv heads) (head width) per attention: 7,864,320 for LLaMA-2-7B, p = 30; 221,184 for AST, p = 12
+    merge       none: it is no change of weights
+    source      Li and Liang 2021, arXiv:2101.00190; without the MLP Liu et al. 2021, arXiv:2110.07602
+    """
+
+    p: int = option(30, at_least=1, help="how many keys, and values, per attention")
+    hidden: int = option(
+        0, at_least=0, help="width of the MLP that makes the prefix; 0 trains the prefix itself"
+    )
+    std: float = option(0.02, above=0, help="of the start")
+
+    def admits(self, host: Host) -> str | None:
+        return super().admits(host) or prefix.refusal(host)
+
+    def parameters(self, host: Host) -> int:
+        return 2 * prefix.prefix_width(host) * (self.hidden + 1 if self.hidden else self.p)
+
+    def shared_parameters(self, hosts: Sequence[Host]) -> int:
+        return self.hidden * (self.p + self.hidden + 1)
+
+    def shared(self, hosts: Sequence[Host]) -> nn.Module | None:
+        return Trunk(self) if self.hidden else None
+
+    def adapter(self, host: Host, shared: nn.Module | None = None) -> Adapter:
+        kind = prefix.CachedPrefix if prefix.through_cache(host) else prefix.Prefix
+        return kind(host, self.p, self.std, self.hidden, shared)
+
+    def plain(self) -> Method:
+        """The method that stores what the MLP makes."""
+        return self.replace(hidden=0)
+
+    def start(self, model: Any, adapters: Mapping[str, Adapter], ids: Tensor) -> None:
+        if self.hidden:
+            raise MethodError(
+                "prefix-tuning with hidden > 0 makes its prefix by an MLP, which cannot be set to words.\n  Attach it with hidden=0."
+            )
+        check_length(self.name, self.p, ids.numel())
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise StateError(
+                f"{type(model).__name__} reads two texts; a prefix starts from words in models that read one."
+            )
+        rotated = any("rotary" in name.rpartition(".")[2] for name, _ in model.named_modules())
+        ids = ids.to(next(model.parameters()).device)[None]
+        places = {"position_ids": torch.arange(-self.p, 0, device=ids.device)[None]} if rotated else {}
+        for adapter in adapters.values():
+            adapter.recording = True  # type: ignore[assignment]
+        try:
+            with torch.no_grad():
+                model(input_ids=ids, use_cache=False, **places)
+        finally:
+            for adapter in adapters.values():
+                adapter.recording = False  # type: ignore[assignment]
+
+
+class Trunk(nn.Module):
+    """What the MLPs of all layers share: `tanh(W E + b)` `[p, hidden]`."""
+
+    def __init__(self, method: PrefixTuning):
+        super().__init__()
+        self.E = nn.Parameter(torch.randn(method.p, method.hidden))
+        self.W = nn.Parameter(torch.randn(method.hidden, method.hidden) * method.hidden**-0.5)
+        self.b = nn.Parameter(torch.zeros(method.hidden))
+
+    def forward(self) -> Tensor:
+        return torch.tanh(F.linear(self.E, self.W, self.b))

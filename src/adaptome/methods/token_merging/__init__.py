@@ -1,0 +1,1 @@
+"""Methods that shorten the sequence by merging tokens."""

@@ -1,0 +1,153 @@
+"""Answers in generated text: how each data set's are read out and compared, as Hu et al. 2023 (arXiv:2304.01933) do."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+
+class Rule(ABC):
+    """How an answer is read out of a text, and when it is right."""
+
+    @abstractmethod
+    def read(self, text: str) -> Any:
+        """The answer in a generated text; what stands for "none" equals no label."""
+
+    def label(self, answer: str) -> Any:
+        """A record's own answer, in the form of `read`; None when it is not one."""
+        return self.read(answer) or None
+
+    def right(self, text: str, answer: str) -> bool:
+        """Whether the text's answer is the record's."""
+        return bool(self.read(text) == self.label(answer))
+
+    def also(self, text: str, answer: str) -> dict[str, bool]:
+        """Verdicts of other readings, reported beside this one."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Number(Rule):
+    """The last number, commas deleted; right within a tolerance. A text without one gives infinity, which is wrong.
+
+    As in the source, `10-3` ends in -3: a minus sign belongs to the digits after it.
+    """
+
+    tolerance: float = 1e-3
+
+    def read(self, text: str) -> float:
+        found = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
+        return float(found[-1]) if found else math.inf
+
+    def label(self, answer: str) -> float | None:
+        value = self.read(answer)
+        return value if math.isfinite(value) else None
+
+    def right(self, text: str, answer: str) -> bool:
+        label = self.label(answer)
+        return label is not None and abs(self.read(text) - label) <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Letter(Rule):
+    """The letter A to E in the last "answer is (X)", or a text that is a letter alone; '' when there is neither.
+
+    The source takes the first capital A to E anywhere, so that "All", "Based" and "Each" are answers. Its verdict is
+    reported as well, under `first_letter`.
+    """
+
+    def read(self, text: str) -> str:
+        found = re.findall(r"(?i:answer\s*(?:is|:)\s*:?)\s*[*(\[]*([A-E])(?![\w'])", text)
+        alone = re.fullmatch(r"\W*([A-E])\W*", text)
+        return found[-1] if found else alone[1] if alone else ""
+
+    def also(self, text: str, answer: str) -> dict[str, bool]:
+        first = re.search("[A-E]", text)
+        return {"first_letter": first is not None and first[0] == self.label(answer)}
+
+
+@dataclass(frozen=True)
+class Choice(Rule):
+    """The first of the choices that stands in the text, in the case it is written in; '' when none does."""
+
+    choices: tuple[str, ...]
+
+    def read(self, text: str) -> str:
+        longest_first = sorted(self.choices, key=len, reverse=True)  # 'answer10' before 'answer1'
+        found = re.search("|".join(map(re.escape, longest_first)), text)
+        return found[0] if found else ""
+
+
+@dataclass(frozen=True)
+class Text(Rule):
+    """The whole text, up to spaces and case."""
+
+    def read(self, text: str) -> str:
+        return " ".join(text.split()).casefold()
+
+
+def _numbered(stem: str, count: int) -> Choice:
+    return Choice(tuple(f"{stem}{number}" for number in range(1, count + 1)))
+
+
+#: the arithmetic sets, then the commonsense sets, with the source's own choices
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(("gsm8k", "svamp", "mawps", "multiarith", "addsub", "singleeq"), Number()),
+    "aqua": Letter(),
+    "boolq": Choice(("true", "false")),
+    "piqa": _numbered("solution", 2),
+    **dict.fromkeys(("siqa", "arc_e", "arc_c", "obqa"), _numbered("answer", 5)),
+    "hellaswag": _numbered("ending", 4),
+    "winogrande": _numbered("option", 2),
+}
+_ALIASES = {
+    "socialiqa": "siqa", "arceasy": "arc_e", "arce": "arc_e", "arcchallenge": "arc_c", "arcc": "arc_c",
+    "openbookqa": "obqa", "aquarat": "aqua",
+}  # fmt: skip
+_SPLITS = r"(?:train|training|validation|valid|val|dev|test)"
+#: training sets that hold the questions of these test sets: the authors' own notice
+HOLDS = dict.fromkeys(("mawps", "math_10k"), ("addsub", "multiarith", "singleeq"))
+
+
+def set_name(source: str) -> str:
+    """The data set that a file, folder or hub id is named after: 'dataset/AddSub/test.json' -> 'addsub'."""
+    *above, last = PurePosixPath(source.replace("\\", "/")).parts or ("",)
+    name = last.split(".")[0]
+    if re.fullmatch(_SPLITS, name, re.IGNORECASE) and above:
+        name = above[-1]
+    name = re.sub(rf"[\W_]+{_SPLITS}$", "", name, flags=re.IGNORECASE)
+    squashed = re.sub(r"[\W_]", "", name).casefold()
+    return _ALIASES.get(squashed, squashed if squashed in RULES else re.sub(r"\W+", "_", name).casefold())
+
+
+def rule_for(name: str, answers: Iterable[str]) -> Rule:
+    """The rule of a known set; for another, what its answers call for: numbers, letters, few choices, or whole texts."""
+    if name in RULES:
+        return RULES[name]
+    seen = {answer.strip() for answer in answers}
+    if all(re.fullmatch(r"[-$]?[\d,]+\.?\d*%?", answer) for answer in seen):
+        return Number()
+    if all(re.fullmatch("[A-E]", answer) for answer in seen):
+        return Letter()
+    return Choice(tuple(sorted(seen))) if len(seen) <= 20 else Text()
+
+
+def contaminated(train: Iterable[str], test: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs (training set, test set whose questions it holds) that are known."""
+    wanted = set(test)
+    return [(one, held) for one in sorted(set(train)) for held in HOLDS.get(one, ()) if held in wanted]
+
+
+def overlap(train: Sequence[str], test: Sequence[str]) -> int:
+    """How many of the test texts stand in train, letter case, spaces and punctuation aside."""
+    seen = {_bare(text) for text in train}
+    return sum(_bare(text) in seen for text in test)
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[\W_]+", " ", text).strip().casefold()

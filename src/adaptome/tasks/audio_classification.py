@@ -1,0 +1,282 @@
+"""Audio classification: one label per clip, from files, arrays or the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from adaptome.core.errors import DataError, RecipeError
+from adaptome.data.sound import Sounds, decode, header, resampled
+from adaptome.data.splits import Split, Splits
+from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, argmax, register_task
+from adaptome.tasks.inference import chunks, labelled
+from adaptome.tasks.labels import labels_of_train, numbers
+from adaptome.tasks.metrics import classification_metrics
+from adaptome.tasks.models import (
+    head_modules,
+    load_feature_extractor,
+    load_labelled_config,
+    load_pretrained,
+)
+from adaptome.tasks.pooling import SpectrogramClassifier
+from adaptome.tasks.spectrograms import SpecAugment, set_frames
+
+#: no extractor makes a frame of less
+SHORTEST = 0.025
+
+
+class AudioClassificationOptions(TaskOptions):
+    max_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="spectrogram models: frames kept of a clip; default: the extractor's own",
+    )
+    positions: Literal["cut", "interpolate"] = Field(
+        default="cut",
+        description="how a checkpoint's positions fit another max_length: their middle, or all of them stretched",
+    )
+    max_seconds: float | None = Field(
+        default=None, gt=0, description="waveform models: seconds kept of a clip; default: all of it"
+    )
+    pooling: Literal["auto", "mean", "cls"] = Field(
+        default="auto",
+        description="auto: the model's own head; spectrogram models: a linear head on the mean over all tokens, or on the first",
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="before the head (pooling: mean or cls)")
+    frequency_mask: int = Field(
+        default=0, ge=0, description="SpecAugment: at most so many mel bands hidden of a clip in training"
+    )
+    time_mask: int = Field(
+        default=0, ge=0, description="SpecAugment: at most so many frames hidden of a clip in training"
+    )
+    cache: int = Field(
+        default=1024, ge=0, description="MiB of prepared clips kept in memory (by each loading process)"
+    )
+    labels: list[str] | None = Field(
+        default=None, min_length=2, description="the labels and their order; default: from train"
+    )
+
+
+@register_task("audio-classification")
+class AudioClassification(Task):
+    """Columns: audio (files, arrays with their rate, or clips of the hub) and label."""
+
+    Options = AudioClassificationOptions
+    options: AudioClassificationOptions
+    files: ClassVar[str | None] = "audio"
+
+    @property
+    def primary_metric(self) -> str:
+        return "accuracy"
+
+    def load_processor(self, model: ModelSpec) -> Any:
+        extractor = load_feature_extractor(model, self.options.max_length)
+        if hasattr(extractor, "max_length"):
+            self._refuse("a model of spectrograms", "max_seconds")
+        else:
+            frames = ("max_length", "pooling", "frequency_mask", "time_mask")
+            self._refuse("this kind of model", *frames, *(["max_seconds"] if _is_fixed(extractor) else []))
+        return extractor
+
+    def _refuse(self, what: str, *options: str) -> None:
+        """Refuse options that have no meaning for the model."""
+        hints = {"max_length": " Give task.max_seconds.", "max_seconds": " Give task.max_length, in frames."}
+        for name in options:
+            if getattr(self.options, name) != type(self.options).model_fields[name].default:
+                raise RecipeError(
+                    f"task.{name} has no meaning for {what}.{hints.get(name, ' Leave it out.')}"
+                )
+
+    def prepare(self, splits: Splits, processor: Any) -> Prepared:
+        splits.require("audio", "label")
+        labels = labels_of_train(splits, "label", self.labels or self.options.labels)
+        self.labels = labels.names
+        made, notes = {}, []
+        for name, split in splits.items():
+            rates = _checked(split)
+            notes += _rate_notes(name, rates, processor.sampling_rate)
+            made[name] = Clips(split, numbers(split, name, "label", labels), self._features(processor))
+            made[name].budget = self.options.cache * 2**20
+        return Prepared(made, ClipCollator(processor), self.labels, remove_unused_columns=False, notes=notes)
+
+    def _features(self, processor: Any) -> ClipFeatures:
+        return ClipFeatures(processor, self.options.max_seconds)
+
+    def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
+        """transformers' own audio classifier, or a SpectrogramClassifier, as `pooling` says."""
+        from transformers import AutoModel, AutoModelForAudioClassification
+
+        config = load_labelled_config(model, self.labels)
+        built: nn.Module
+        if self.options.pooling == "auto":
+            built, self.new_modules = load_pretrained(AutoModelForAudioClassification, model, config)
+            built.accepts_loss_kwargs = False  # type: ignore[assignment]  # its loss is a mean over the batch
+        else:
+            encoder, _ = load_pretrained(AutoModel, model, config)
+            built = SpectrogramClassifier(
+                encoder, config.num_labels, self.options.dropout, self.options.pooling
+            )
+            self.new_modules = ["classifier"]
+        if self.options.max_length is not None:
+            set_frames(built, self.options.max_length, self.options.positions)
+        if self.options.frequency_mask or self.options.time_mask:
+            augment = SpecAugment(self.options.frequency_mask, self.options.time_mask)
+            built.register_forward_pre_hook(augment, with_kwargs=True)
+        if processor is not None:
+            _check_inputs(built, processor)
+        return built
+
+    def head_patterns(self, model: nn.Module) -> list[str]:
+        return head_modules(model)
+
+    def metrics(self, result: Any) -> dict[str, float]:
+        return classification_metrics(argmax(result.predictions), np.asarray(result.label_ids))
+
+    def predict(
+        self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32
+    ) -> list[Any]:
+        """Label and scores of each sound: a path, {"path", "bytes"} or {"array", "sampling_rate"}.
+
+        Returns a list of {"label", "score", "scores"}.
+        """
+        make, collate = self._features(processor), ClipCollator(processor)
+        batches = (
+            collate([{"audio": make(sound, _name(sound, first + i))} for i, sound in enumerate(part)])
+            for first, part in zip(range(0, len(inputs), batch_size), chunks(inputs, batch_size), strict=True)
+        )
+        return labelled(model, batches, self.labels or [])
+
+
+class ClipFeatures:
+    """A sound -> what is kept of it for a model: the spectrogram, or the waveform where batches are padded later."""
+
+    def __init__(self, processor: Any, seconds: float | None):
+        self.processor, self.seconds = processor, seconds
+        self.fixed = _is_fixed(processor)
+
+    def __call__(self, sound: Any, where: str) -> np.ndarray:
+        rate = int(self.processor.sampling_rate)
+        samples, own = decode(sound, where)
+        _check_length(len(samples), own, where)
+        samples = resampled(samples, own, rate)
+        if not self.fixed:
+            return samples if self.seconds is None else samples[: max(1, round(self.seconds * rate))]
+        made: np.ndarray = np.asarray(
+            self.processor(samples, sampling_rate=rate, return_tensors="np")[_main(self.processor)][0],
+            np.float32,
+        )
+        return made
+
+
+class Clips(torch.utils.data.Dataset[dict[str, Any]]):
+    """The rows of a split with their labels; a clip is decoded when it is asked for, and kept while there is room.
+
+    Features are the same every time, so keeping them changes nothing but the time: masks are drawn in the model's forward.
+    """
+
+    budget = 0
+
+    def __init__(self, split: Split, labels: list[int], features: ClipFeatures):
+        self.split, self.labels, self.features = split, labels, features
+        self.sounds = Sounds(split.rows)
+        self._kept: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        made = self._kept.get(row)
+        if made is None:
+            made = self.features(self.sounds[row], self.split.where(row))
+            if made.nbytes <= self.budget:
+                self.budget -= made.nbytes
+                self._kept[row] = made
+        return {"audio": made, "labels": self.labels[row]}
+
+
+class ClipCollator:
+    """Rows with `audio` (as ClipFeatures made it) and `labels` -> the model's inputs and labels [batch]."""
+
+    def __init__(self, processor: Any):
+        self.processor, self.fixed = processor, _is_fixed(processor)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        clips = [row["audio"] for row in rows]
+        if not self.fixed:
+            rate = self.processor.sampling_rate
+            batch = dict(self.processor(clips, sampling_rate=rate, padding=True, return_tensors="pt"))
+        else:
+            batch = {_main(self.processor): torch.from_numpy(np.stack(clips))}
+        if "labels" in rows[0]:
+            batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        return batch
+
+
+def _is_fixed(processor: Any) -> bool:
+    """Whether a model reads spectrograms of one length (AST, Whisper), not what a batch is padded to."""
+    return hasattr(processor, "max_length") or hasattr(processor, "nb_max_frames")
+
+
+def _main(processor: Any) -> str:
+    return str(processor.model_input_names[0])
+
+
+def _name(sound: Any, number: int) -> str:
+    return str(sound) if isinstance(sound, str) else f"input {number + 1}"
+
+
+def _check_length(samples: int, rate: int, where: str) -> None:
+    if samples < SHORTEST * rate:
+        held = "holds no samples" if not samples else f"lasts {1000 * samples / rate:.1f} ms"
+        raise DataError(f"{where}: the clip {held}; at least 25 ms are needed. Take it out of the data.")
+
+
+def _checked(split: Split) -> list[int]:
+    """Read every sound's header; returns the sampling rates.
+
+    Raises:
+        DataError: names the place of a sound that cannot be read, is cut short or too short.
+    """
+    feature = split.rows.features["audio"]
+    if not isinstance(feature, dict) and type(feature).__name__ != "Audio":
+        raise DataError(
+            f"{split.source}: the column 'audio' holds {feature}; expected paths of sound files, or arrays with their rate.\n"
+            "  Say which column it is, e.g. data.columns: {audio: filename}; or make the paths by data.paths."
+        )
+    rates = []
+    for row, sound in enumerate(Sounds(split.rows)):
+        samples, rate = header(sound, split.where(row))
+        _check_length(samples, rate, split.where(row))
+        rates.append(rate)
+    return rates
+
+
+def _rate_notes(name: str, rates: list[int], wanted: int) -> list[str]:
+    other = sorted({rate for rate in rates if rate != wanted})
+    if not other:
+        return []
+    count = sum(rate != wanted for rate in rates)
+    low = " Nothing is there above half the lower rate." if other[0] < wanted else ""
+    told = ", ".join(f"{rate:,}" for rate in other)
+    return [f"{name}: {count:,} of {len(rates):,} clips are resampled from {told} Hz to {wanted:,} Hz.{low}"]
+
+
+def _check_inputs(model: nn.Module, processor: Any) -> None:
+    """Raise RecipeError when the extractor does not make what the model reads."""
+    if _main(processor) != getattr(model, "main_input_name", _main(processor)):
+        raise RecipeError(
+            f"the feature extractor makes {_main(processor)}, the model reads {model.main_input_name}. "
+            "Name the extractor that belongs to the model: model.tokenizer."
+        )
+    for key in ("num_mel_bins", "max_length"):
+        made, read = getattr(processor, key, None), getattr(model.config, key, None)
+        if made is not None and read is not None and made != read:
+            raise RecipeError(
+                f"the feature extractor makes spectrograms of {key}={made}, the model reads {read}. "
+                "Name the extractor that belongs to the model: model.tokenizer; or set task.max_length."
+            )

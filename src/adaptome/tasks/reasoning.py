@@ -1,0 +1,373 @@
+"""Reasoning: instructions that a language model answers in its own words, scored by the answer read out of them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from adaptome.core.errors import DataError, RecipeError
+from adaptome.data.splits import Split, Splits
+from adaptome.tasks import answers
+from adaptome.tasks.answers import RULES, Choice, Letter, Number, Rule, Text, rule_for
+from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
+from adaptome.tasks.language import counts, generate, language_model, language_tokenizer, likelihood
+
+IGNORED = -100  # positions that the loss passes over
+WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+)
+WITHOUT_INPUT = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+INDENT = " " * 16
+
+
+class ReasoningOptions(TaskOptions):
+    max_length: int = Field(
+        default=256, ge=8, description="tokens of an example, prompt and answer; the rest is cut"
+    )
+    template: Literal["alpaca", "alpaca-indented", "chat"] = Field(
+        default="alpaca",
+        description="alpaca-indented: with the 16 spaces that LLM-Adapters' released checkpoints were trained with; "
+        "chat: the tokenizer's own",
+    )
+    train_on_inputs: bool = Field(
+        default=True, description="the loss is over the whole sequence, not the answer alone"
+    )
+    read: Literal["auto", "number", "letter", "choice", "text"] = Field(
+        default="auto",
+        description="how an answer is read out of the text; auto: as the data set's paper, else by its answers",
+    )
+    choices: list[str] | None = Field(
+        default=None, min_length=2, description="read: choice: the answers there are"
+    )
+    max_new_tokens: int = Field(default=256, ge=1, description="generated at most")
+    num_beams: int = Field(
+        default=1, ge=1, description="1: greedy; LLM-Adapters evaluates with 4, four times as slow"
+    )
+    sample: bool = Field(default=False, description="draw the tokens instead of taking the likeliest")
+    temperature: float | None = Field(default=None, gt=0, description="with sample only")
+    top_p: float | None = Field(default=None, gt=0, le=1, description="with sample only")
+    top_k: int | None = Field(default=None, ge=1, description="with sample only")
+    allow_contamination: bool = Field(
+        default=False, description="test on sets whose questions the training set is known to hold"
+    )
+
+
+@register_task("reasoning")
+class Reasoning(Task):
+    """Columns: instruction or question, input (may be absent), output (the text to learn), answer (what it is scored by).
+
+    Without an output the answer is learned; without an answer it is read out of the output (GSM8K has both in one). Every file of a split is a
+    data set, named after the file, or its folder where the file is `test.json`; a column `dataset` names it row by row.
+    Metrics: the loss of the written output, and the exact accuracy of every set with its unweighted mean.
+    """
+
+    Options = ReasoningOptions
+    options: ReasoningOptions
+    greater_is_better = False
+    texts = ("instruction", "question", "input", "output", "answer", "dataset")
+    judges = True
+
+    def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):
+        super().__init__(options, labels)
+        self._positions = False  # whether the model is told positions; known once it is loaded
+        given = [key for key in ("temperature", "top_p", "top_k") if getattr(options, key) is not None]
+        if given and not self.options.sample:
+            raise RecipeError(
+                f"task.{given[0]} has no effect without sampling, with beams neither. Leave it out, or set task.sample=true."
+            )
+        if (self.options.read == "choice") != (self.options.choices is not None):
+            raise RecipeError("task.read: choice and task.choices, the answers there are, go together.")
+
+    @property
+    def primary_metric(self) -> str:
+        return "loss"
+
+    @property
+    def headline(self) -> str:
+        return "accuracy"
+
+    def load_processor(self, model: ModelSpec) -> Any:
+        tokenizer = language_tokenizer(model)
+        tokenizer.padding_side = "left"
+        if self.options.template == "chat" and not getattr(tokenizer, "chat_template", None):
+            raise RecipeError(
+                f"task.template=chat: the tokenizer {model.tokenizer or model.name!r} has no chat template. "
+                "Name an instruction-tuned model, or write task.template=alpaca."
+            )
+        return tokenizer
+
+    def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
+        built, self.new_modules = language_model(model, processor)
+        self._positions = "position_ids" in inspect.signature(built.forward).parameters
+        return built
+
+    # -- data ------------------------------------------------------------------------------------------------------
+
+    def prepare(self, splits: Splits, processor: Any) -> Prepared:
+        texts = {name: _records(split, name) for name, split in splits.items()}
+        notes = self._contamination(splits)
+        made = {}
+        for name, records in texts.items():
+            made[name], told = self._dataset(records, splits[name], name, processor)
+            notes += told
+        for name in set(splits) - {"train"}:
+            self._rules(splits[name])  # an answer that cannot be read is found before anything is trained
+        return Prepared(made, partial(self._collate, processor), length_column="length", notes=notes)
+
+    def _dataset(
+        self, records: list[dict[str, str]], split: Split, name: str, processor: Any
+    ) -> tuple[Any, list[str]]:
+        import datasets
+
+        special = self.options.template != "chat"
+        prompts = [self._prompt(processor, record) for record in records]
+        texts = [prompt + record["output"] for prompt, record in zip(prompts, records, strict=True)]
+        whole = processor(texts, add_special_tokens=special)["input_ids"]
+        before = (
+            whole
+            if self.options.train_on_inputs
+            else processor(prompts, add_special_tokens=special)["input_ids"]
+        )
+        rows: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": [], "length": []}
+        cut = unlearned = 0
+        for ids, prompt in zip(whole, before, strict=True):
+            kept = _ended(ids, processor.eos_token_id)[: self.options.max_length]
+            # Nothing stands before the first token: padded on the left, it would be predicted from padding.
+            masked = 1 if self.options.train_on_inputs else max(1, _shared(prompt, kept))
+            cut += len(ids) > self.options.max_length
+            if masked == len(kept):
+                unlearned += 1
+                continue
+            rows["input_ids"].append(kept)
+            rows["attention_mask"].append([1] * len(kept))
+            rows["labels"].append([IGNORED] * masked + kept[masked:])
+            rows["length"].append(len(kept))
+        if not rows["length"]:
+            raise DataError(
+                f"{split.source}: no example of the {name} split has an answer within task.max_length="
+                f"{self.options.max_length} tokens. Raise it."
+            )
+        notes = []
+        if cut:
+            notes.append(
+                f"{cut} of {len(whole)} examples of {name} exceed {self.options.max_length} tokens and were cut."
+            )
+        if unlearned:
+            notes.append(
+                f"{unlearned} examples of {name} were left out of the loss: their prompts leave no room for the answer."
+            )
+        return datasets.Dataset.from_dict(rows), notes
+
+    def _prompt(self, processor: Any, record: Mapping[str, str]) -> str:
+        """The text up to where the answer begins."""
+        if self.options.template == "chat":
+            asked = "\n\n".join(filter(None, (record["instruction"], record["input"])))
+            chat = [{"role": "user", "content": asked}]
+            return str(processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        given = record["input"]
+        parts = [
+            ("Instruction", record["instruction"]),
+            *([("Input", given)] if given else []),
+            ("Response", ""),
+        ]
+        if self.options.template == "alpaca":
+            head = WITH_INPUT if given else WITHOUT_INPUT
+            return f"{head}\n\n" + "\n\n".join(f"### {title}:\n{text}" for title, text in parts)
+        # As finetune.py writes it, with the spaces that end its first line.
+        head = f"{WITH_INPUT} " if given else f"{WITHOUT_INPUT}  "
+        sections = f"\n{INDENT}\n".join(f"{INDENT}### {title}:\n{INDENT}{text}" for title, text in parts)
+        return f"{head}\n\n{sections}"
+
+    def _collate(self, processor: Any, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """A batch padded on the left to a multiple of 8; positions count from each row's first token."""
+        width = -(-max(len(row["input_ids"]) for row in rows) // 8) * 8
+
+        def padded(key: str, filler: int) -> Tensor:
+            return torch.tensor([[filler] * (width - len(row[key])) + list(row[key]) for row in rows])
+
+        mask = padded("attention_mask", 0)
+        batch = {
+            "input_ids": padded("input_ids", processor.pad_token_id),
+            "attention_mask": mask,
+            "labels": padded("labels", IGNORED),
+        }
+        if self._positions:
+            batch["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+        return batch
+
+    def _contamination(self, splits: Splits) -> list[str]:
+        """Notes on test questions that stand in train.
+
+        Raises:
+            DataError: the sets are known for it, and the recipe does not allow it.
+        """
+        if "train" not in splits or "test" not in splits:
+            return []
+        pairs = answers.contaminated(_sets(splits["train"]), _sets(splits["test"]))
+        if pairs and not self.options.allow_contamination:
+            held = ", ".join(sorted({name for _, name in pairs}))
+            raise DataError(
+                f"{pairs[0][0]} holds questions of {held}: scores on them after training on it mean nothing.\n"
+                "  Test on gsm8k, svamp, aqua or mawps, or train without MAWPS (math_7k); task.allow_contamination=true "
+                "tests all the same."
+            )
+        notes = [f"{one} is known to hold questions of {held}." for one, held in pairs]
+        texts = {name: [_question(row) for row in splits[name].rows] for name in ("train", "test")}
+        shared = answers.overlap(texts["train"], texts["test"])
+        if shared:
+            notes.append(f"{shared} of {len(texts['test'])} questions of test stand in train.")
+        return notes
+
+    # -- scores ----------------------------------------------------------------------------------------------------
+
+    def reduce(self, logits: Any, labels: Tensor) -> Tensor:
+        """Loss, right and counted tokens of every row [batch, 3] in place of logits [batch, length, vocabulary]."""
+        return counts(super().reduce(logits, labels), labels)
+
+    def metrics(self, result: Any) -> dict[str, float]:
+        return likelihood(torch.as_tensor(result.predictions).double().sum(0))
+
+    def inputs(self, rows: Any) -> list[Any]:
+        return [{"instruction": _asked(row), "input": row.get("input")} for row in rows]
+
+    def predict(
+        self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 8
+    ) -> list[Any]:
+        """What the model writes to each instruction: a text, or {"instruction", "input"}.
+
+        Returns a list of {"completion"}; where the recipe says how answers are read, with "answer".
+        """
+        records = [{"instruction": one} if isinstance(one, str) else one for one in inputs]
+        prompts = [
+            self._prompt(
+                processor, {"instruction": record["instruction"], "input": record.get("input") or ""}
+            )
+            for record in records
+        ]
+        options = self.options
+        drawn = {key: getattr(options, key) for key in ("temperature", "top_p", "top_k")}
+        texts = generate(
+            model,
+            processor,
+            prompts,
+            batch_size,
+            options.template != "chat",
+            max_new_tokens=options.max_new_tokens,
+            num_beams=options.num_beams,
+            do_sample=options.sample,
+            **{key: value for key, value in drawn.items() if value is not None},
+        )
+        rule = self._rule()
+        if rule is None:
+            return [{"completion": text} for text in texts]
+        return [{"completion": text, "answer": _written(rule.read(text))} for text in texts]
+
+    def judge(self, split: Split, predictions: list[Any]) -> dict[str, float]:
+        """accuracy_<set> of every set of the split, and accuracy, their mean; adds answer and right to each prediction."""
+        verdicts: dict[str, list[bool]] = {}
+        rules, sets = self._rules(split), _sets(split)
+        truths = [record["answer"] for record in _records(split, "evaluated")]
+        for name, truth, prediction in zip(sets, truths, predictions, strict=True):
+            rule, text = rules[name], prediction["completion"]
+            right = rule.right(text, truth)
+            prediction |= {"dataset": name, "answer": _written(rule.read(text)), "right": right}
+            for key, verdict in {"": right, **rule.also(text, truth)}.items():
+                verdicts.setdefault(f"accuracy_{name}{'_' * bool(key)}{key}", []).append(verdict)
+        scores = {key: sum(found) / len(found) for key, found in verdicts.items()}
+        return {"accuracy": sum(scores[f"accuracy_{name}"] for name in rules) / len(rules), **scores}
+
+    def _rule(self) -> Rule | None:
+        """The rule that the recipe names; None for auto."""
+        if self.options.choices is not None:
+            return Choice(tuple(self.options.choices))
+        return {"number": Number(), "letter": Letter(), "text": Text()}.get(self.options.read)
+
+    def _rules(self, split: Split) -> dict[str, Rule]:
+        """The rule of every set of a split.
+
+        Raises:
+            DataError: an answer that its rule cannot read, or no answer; names the line.
+        """
+        sets, truths = _sets(split), [record["answer"] for record in _records(split, "evaluated")]
+        rules = {
+            name: self._rule()
+            or rule_for(name, [t for t, own in zip(truths, sets, strict=True) if own == name])
+            for name in sets
+        }
+        for row, (name, truth) in enumerate(zip(sets, truths, strict=True)):
+            if rules[name].label(truth) is None:
+                known = "" if name in RULES else " Say how answers are read: task.read."
+                raise DataError(
+                    f"{split.where(row)}: no {type(rules[name]).__name__.lower()} can be read from the answer {truth!r}, "
+                    f"as the set {name!r} needs.{known}"
+                )
+        return rules
+
+
+def _records(split: Split, name: str) -> list[dict[str, str]]:
+    """instruction, input, output and answer of every row, as text.
+
+    Raises:
+        DataError: neither output nor answer is there, or an instruction is no text; names the line.
+    """
+    there = split.rows.column_names
+    if "question" not in there:
+        Splits({name: split}).require("instruction")
+    if "output" not in there and "answer" not in there:
+        raise DataError(
+            f"{split.source}: the {name} split has neither output (the text to learn) nor answer.\n"
+            f"  Columns there: {', '.join(there)}. Say which one it is, e.g. data.columns: {{answer: {there[-1]}}}."
+        )
+    made = []
+    for row, record in enumerate(split.rows):
+        asked = _asked(record)
+        if not isinstance(asked, str) or not asked.strip():
+            raise DataError(f"{split.where(row)}: 'instruction' is {asked!r}; expected text.")
+        texts = {
+            key: "" if record.get(key) is None else str(record[key]) for key in ("input", "output", "answer")
+        }
+        texts["output"] = texts["output"] or texts["answer"]
+        texts["answer"] = texts["answer"] or texts["output"]
+        if not texts["output"]:
+            raise DataError(f"{split.where(row)}: no value for 'output' nor for 'answer'.")
+        made.append({"instruction": asked, **texts})
+    return made
+
+
+def _sets(split: Split) -> list[str]:
+    """The data set of every row."""
+    if "dataset" in split.rows.column_names:
+        return [answers.set_name(str(name)) for name in split.rows["dataset"]]
+    files = [answers.set_name(table.file) for table in split.tables]
+    return [files[table] for table, _ in split.origin.tolist()]
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    return f"{_asked(row)} {row.get('input') or ''}"
+
+
+def _asked(row: Mapping[str, Any]) -> Any:
+    return row.get("instruction") or row.get("question")
+
+
+def _ended(ids: list[int], end: int) -> list[int]:
+    return ids if ids and ids[-1] == end else [*ids, end]
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common beginning: a token that joins prompt and answer belongs to the answer."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def _written(answer: Any) -> Any:
+    """An answer as JSON can hold it."""
+    return None if isinstance(answer, float) and not math.isfinite(answer) else answer

@@ -1,0 +1,68 @@
+"""Every recipe of `recipes/`: valid, opens with what it is for and how it is run, and takes two steps on small stand-ins."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import adaptome as ad
+from adaptome.recipe import load_recipe
+from adaptome.training import run
+from tests.sounds import AST, WAV2VEC2, class_folders, esc50, urbansound8k
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
+SMALL = {
+    "MIT/ast-finetuned-audioset-10-10-0.4593": {**AST, "max_length": 1024},
+    "facebook/wav2vec2-base": WAV2VEC2,
+}
+
+
+def known(name: str) -> Path:
+    """The recipe's file; one whose method is not in this version is passed over."""
+    content = yaml.safe_load((RECIPES / name).read_text(encoding="utf-8"))
+    for method in [content["method"]] if "method" in content else content["methods"]:
+        if method["name"] not in ad.list_methods():
+            pytest.skip(f"{method['name']} is not registered")
+    return RECIPES / name
+
+
+def data_sets(folder: Path) -> None:
+    """Small data in the layouts that the recipes name, below `folder/data`."""
+    esc50(folder / "data" / "ESC-50")
+    urbansound8k(folder / "data" / "UrbanSound8K", each=4)
+    words = class_folders(folder / "data" / "speech_commands_v0.02", each=4)
+    (Path(words) / "validation_list.txt").write_text("up/0.wav\ndown/0.wav\n")
+    (Path(words) / "testing_list.txt").write_text("up/1.wav\ndown/1.wav\n")
+
+
+def test_there_are_recipes():
+    assert len(ALL) >= 4
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_recipe_is_valid_and_says_how_it_is_run(name):
+    text = known(name).read_text(encoding="utf-8")
+    recipe = load_recipe(RECIPES / name)
+    assert recipe.title
+    assert re.match(r"# [A-Z].*\.\n", text), "opens with what it is for, in a sentence"
+    for command in re.findall(r"^# (?:run|a minute) +(adaptome train .*)$", text, re.MULTILINE):
+        assert f"recipes/{name}" in command
+    assert len(re.findall(r"^# (?:run|a minute) ", text, re.MULTILINE)) == 2
+    if "--folds" in text:
+        assert recipe.data.folds is not None
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_recipe_takes_two_steps(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data_sets(tmp_path)
+    content = yaml.safe_load(known(name).read_text(encoding="utf-8"))
+    content["model"] = {"from_config": SMALL[content["model"]]}
+    content["training"] |= {"max_steps": 2, "batch_size": 4, "device": "cpu"}
+    result = run(load_recipe(content))
+    assert result.steps == 2 and result.split == "test"
+    assert 0 < result.trainable_parameters < result.total_parameters
