@@ -32,7 +32,7 @@ from adaptome.core.errors import AdaptomeError
 RATES = (3e-3, 2e-2)
 #: a method's setting of this name gets this value, so that it fits the tiny shapes
 SMALL: dict[str, Any] = {
-    "r": 4, "size": 8, "rank": 4, "n": 200, "tasks": ("one", "two"), "tailors": 2, "active": 2, "text": 8, "hidden": 8, "block": 8,
+    "r": 4, "size": 8, "rank": 4, "n": 200, "tasks": ("one", "two"), "tailors": 2, "active": 2, "a1": 4, "a2": 2, "text": 8, "hidden": 8, "block": 8,
 }  # fmt: skip
 LETTERS, SIDE = 24, 16
 Draw = Callable[[int, torch.Generator, bool], tuple[Tensor, Tensor]]

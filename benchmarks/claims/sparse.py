@@ -4,8 +4,8 @@ claim      Sung et al. 2021, arXiv:2111.09839: of k trained weights, the k with 
            all where k is small. Ben Zaken et al. 2021, arXiv:2106.10199: training the biases alone is competitive, and better than
            as many randomly chosen parameters
 miniature  a tiny GPT-2 of letters (it has biases), pretrained here on the standard library's docstrings, is adapted to Python sources
-           (60 steps, the better of two learning rates) and tested on modules it has not seen. Masks have 0.1 and 0.5 % of the linear
-           weights, two of the paper's levels: FISH's is computed on 64 single pieces of the new domain, sparse-delta draws its places.
+           (40 steps, the better of two learning rates) and tested on modules it has not seen. Masks have 0.1 and 0.5 % of the linear
+           weights, two of the paper's levels: FISH's is computed on 32 single pieces of the new domain, sparse-delta draws its places.
            BitFit meets as many randomly drawn weights as there are biases, and LoRA r = 8 for "competitive": three quarters of its gain
 """
 
@@ -23,7 +23,7 @@ import adaptome as ad
 from adaptome.core.plan import Plan
 from adaptome.methods.selective.fish_mask import fish_mask
 
-STEPS, RATES, SAMPLES, SHARES = 60, (3e-3, 1e-2), 64, (0.001, 0.005)
+STEPS, RATES, SAMPLES, SHARES = 40, (3e-3, 1e-2), 32, (0.001, 0.005)
 
 
 def pieces(text: Tensor, count: int) -> list[Tensor]:

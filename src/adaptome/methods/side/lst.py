@@ -29,7 +29,7 @@ TEMPERATURE = 0.1
 
 @register(
     "lst", category="additive", subcategory="side network", merge="none", export="none", inference_overhead="extra modules",
-    hosts=("module",), default_targets="backbones", source="Sung et al. 2022, arXiv:2206.06522",
+    hosts=("backbone", "module"), default_targets="backbones", source="Sung et al. 2022, arXiv:2206.06522",
 )  # fmt: skip
 class LST(Method):
     r"""LST: a small network beside the frozen transformer, so that no gradient enters it.
