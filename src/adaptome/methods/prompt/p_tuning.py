@@ -22,20 +22,22 @@ from adaptome.forms.soft import drawn_rows
 class PTuning(Method):
     r"""P-tuning: trained vectors before the embedded tokens, made by a small network.
 
-        y = backbone([P; embed(x)]), without the places of P;    P = W2 relu(W1 LSTM(E) + b1) + b2   ('lstm')
-                                                                 P = W2 relu(W1 E + b1) + b2         ('mlp')
+        y = backbone([P; embed(x)]), without the places of P;    P = W2 relu(W1 E + b1) + b2         ('mlp')
+                                                                 P = W2 relu(W1 LSTM(E) + b1) + b2   ('lstm')
 
     shapes      E, P [p, d]; LSTM both ways, two layers, h = hidden / 2 each, so W1 [hidden, hidden], W2 [d, hidden]; 'mlp': W1 [hidden, d]
     init        E: embeddings of p tokens drawn from the first 5,000; the network as torch draws it. Not the base
     parameters  'mlp': p d + hidden (d + 1) + d (hidden + 1) per backbone; 'lstm': the same with hidden (hidden + 1), and
-                8 h (d + hidden + 2 h + 4) for the LSTM. hidden = 0 is d: LLaMA-2-7B, p = 20, hidden = 256 has 5,923,072
+                8 h (d + hidden + 2 h + 4) for the LSTM. hidden = 0 is d: LLaMA-2-7B, p = 20, hidden = 256 has 5,923,072 with 'lstm'
     use         as prompt-tuning; `ad.plain_prompt(model)` turns it into that after training, without the network
     merge       none: it is no change of weights
     source      Liu et al. 2021, arXiv:2103.10385, sections 2 and 3; there prompts also stand within a template, see coop for vectors at any place
     """
 
     p: int = option(20, at_least=1, help="how many vectors")
-    encoder: Literal["lstm", "mlp"] = option("lstm", help="what makes them")
+    encoder: Literal["lstm", "mlp"] = option(
+        "mlp", help="what makes them; the paper's 'lstm' has many times the parameters"
+    )
     hidden: int = option(0, at_least=0, help="width of the network, even; 0 for that of the embeddings")
     place: Place = option(
         "auto", help="before the tokens or after the first; 'auto': after the first where a pooler reads it"
