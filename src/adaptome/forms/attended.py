@@ -164,6 +164,18 @@ def heads(module: Any) -> tuple[int, int, int]:
     return count or grouped, grouped, dim  # type: ignore[return-value]
 
 
+def unknown_heads(host: Host) -> str | None:
+    """Why the heads of a host's attention cannot be told; None when they can."""
+    inner = inner_attention(host.layer)
+    if hasattr(inner, "kv_lora_rank"):
+        return f"{type(inner).__name__} compresses keys and values into latents; use prompt-tuning"
+    try:
+        heads(inner)
+    except HostError as error:
+        return str(error).rstrip(".")
+    return None
+
+
 def part(module: nn.Module, name: str) -> nn.Module | None:
     """The map of an attention that makes its queries ('q'), keys ('k') or values ('v') alone; None where they are fused."""
     return next((child for key, child in module.named_children() if attention_part(key) == name), None)

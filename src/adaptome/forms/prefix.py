@@ -21,7 +21,7 @@ THROUGH_CACHE = ("GPTJAttention", "BloomAttention")
 
 def refusal(host: Host) -> str | None:
     """Why the host cannot have a prefix; None when it can."""
-    return None if through_cache(host) else attended.refusal(host)
+    return None if through_cache(host) else attended.refusal(host) or attended.unknown_heads(host)
 
 
 def through_cache(host: Host) -> bool:

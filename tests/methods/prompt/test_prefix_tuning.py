@@ -282,6 +282,27 @@ def test_copies_and_pickles_use_their_own_prefix():
     assert torch.equal(logits(model), before)
 
 
+def test_latent_and_foreign_attentions_are_refused_when_it_is_attached():
+    from transformers import DebertaV2Config, DebertaV2Model, DeepseekV3Config, DeepseekV3Model
+
+    size = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    latent = DeepseekV3Model(
+        DeepseekV3Config(**size, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4, first_k_dense_replace=1)
+    )  # fmt: skip
+    with pytest.raises(HostError, match="latents; use prompt-tuning"):
+        ad.attach(latent, "prefix-tuning")
+    with pytest.raises(
+        HostError, match="does not compute its attention by transformers' attention interface"
+    ):
+        ad.attach(DebertaV2Model(DebertaV2Config(**size)), "prefix-tuning")
+
+
 # -- starts and the MLP --------------------------------------------------------------------------------------------
 
 
@@ -336,6 +357,18 @@ def test_the_mlp_is_the_equation_and_goes_without_a_trace():
     torch.testing.assert_close(logits(model), before, **CLOSE)
     with pytest.raises(StateError, match="no network makes"):
         ad.plain_prompt(model)
+
+
+def test_the_mlp_is_saved_whole(tmp_path):
+    model, other = prefixed("bert", hidden=4), tiny("bert")
+    ad.save(model, tmp_path / "a")
+    ad.load(other, tmp_path / "a")
+    assert torch.equal(logits(other), logits(model))
+
+
+def test_a_budget_finds_the_length():
+    plan = ad.plan(tiny("llama"), "prefix-tuning", budget=2 * 2 * 2 * 4 * 11)
+    assert plan.settings["p"] == 11 and plan.trainable == 2 * 2 * 2 * 4 * 11
 
 
 # -- counts --------------------------------------------------------------------------------------------------------

@@ -187,3 +187,13 @@ def test_swin_has_prefix_tuning_instead():
     assert not torch.allclose(
         run(model, "swin").last_hidden_state, run(tiny("swin"), "swin").last_hidden_state
     )
+
+
+def test_shallow_tokens_are_saved_and_leave_no_trace(tmp_path):
+    model, other = with_tokens("vit", deep=False), tiny("vit")
+    ad.save(model, tmp_path / "a")
+    ad.load(other, tmp_path / "a")
+    assert torch.equal(run(other, "vit").last_hidden_state, run(model, "vit").last_hidden_state)
+    ad.detach(other)
+    assert [type(m) for m in other.modules()] == [type(m) for m in tiny("vit").modules()]
+    assert torch.equal(run(other, "vit").last_hidden_state, run(tiny("vit"), "vit").last_hidden_state)

@@ -35,7 +35,7 @@ class LLaMAAdapter(Method):
     p: int = option(10, at_least=1, help="how many prompts per attention")
 
     def admits(self, host: Host) -> str | None:
-        reason = super().admits(host) or attended.refusal(host)
+        reason = super().admits(host) or attended.refusal(host) or attended.unknown_heads(host)
         if reason:
             return reason
         inner: Any = inner_attention(host.layer)
