@@ -38,7 +38,7 @@ class InputPrompts(Adapter):
         self.p = p
         pooled = getattr(host.layer, "pooler", None) is not None
         self.first = int(place == "after-first" or (place == "auto" and pooled))
-        self.names = tuple(_parameters(host.layer))
+        self.names = tuple(arguments(host.layer))
         #: where positions start in models that number them from their padding index (RoBERTa), else None
         self.padding = _padding(host.layer)
 
@@ -140,7 +140,9 @@ class InputPrompts(Adapter):
 def token_refusal(host: Host) -> str | None:
     """Why prompts cannot be put among the embedded tokens of a host; None when they can."""
     layer = host.layer
-    if "inputs_embeds" not in _parameters(layer) or not hasattr(layer, "get_input_embeddings"):
+    if "per_layer_inputs" in arguments(layer):
+        return f"{type(layer).__name__} looks its tokens up again in every layer, where prompts have no rows; use prefix-tuning"
+    if "inputs_embeds" not in arguments(layer) or not hasattr(layer, "get_input_embeddings"):
         return (
             f"{type(layer).__name__} takes no embedded tokens (inputs_embeds); for vision and audio backbones use vpt or prefix-tuning, "
             "for CLIP's text model coop"
@@ -157,7 +159,8 @@ def embedding_width(host: Host) -> int:
 # -- what backbones are like ---------------------------------------------------------------------------------------
 
 
-def _parameters(layer: nn.Module) -> list[str]:
+def arguments(layer: nn.Module) -> list[str]:
+    """The names of what a module's forward takes, whatever decorates it."""
     return list(inspect.signature(inspect.unwrap(type(layer).forward)).parameters)[1:]
 
 

@@ -200,6 +200,20 @@ def test_a_backbone_without_embedded_tokens_is_refused(name):
         ad.attach(tiny(name), "prompt-tuning")
 
 
+def test_a_backbone_that_reads_ids_in_every_layer_is_refused():
+    from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
+
+    config = Gemma3nTextConfig(
+        vocab_size=32, vocab_size_per_layer_input=32, hidden_size=16, hidden_size_per_layer_input=4, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=4, num_kv_shared_layers=0, laurel_rank=2, activation_sparsity_pattern=[0.0, 0.0],
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = Gemma3nForCausalLM(config)
+    with pytest.raises(HostError, match="in every layer.*use prefix-tuning"):
+        ad.attach(model, "prompt-tuning")
+
+
 # -- starts, p-tuning, counts --------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.forms.attended import inner_attention
 from adaptome.forms.insertion import hidden, with_hidden
+from adaptome.forms.prompt import arguments
 
 
 @register(
@@ -49,7 +49,7 @@ class VPT(Method):
         layer = host.layer
         if host.role != "block":
             return f"it works on the blocks of a vision or audio transformer (targets='blocks'); this is a {type(layer).__name__}"
-        names = _names(layer)
+        names = arguments(layer)
         if "input_dimensions" in names or "height" in names:
             return f"a {type(layer).__name__} arranges its tokens in a grid, in which prompts have no place; use prefix-tuning"
         found: Any = [m for m in layer.modules() if hasattr(m, "is_causal")]
@@ -91,7 +91,7 @@ class Tokens(Adapter):
     def __init__(self, method: VPT, host: Host, shared: nn.Module | None):
         super().__init__(host, shared)
         self.p, self.deep, self.drop = method.p, method.deep, method.drop
-        self.takes = _names(host.layer)[0]
+        self.takes = arguments(host.layer)[0]
         self.enters = method.deep or host.index == 0
         self.leaves = method.deep or shared is None or host.name in shared.last  # type: ignore[operator]
         bound = (6 / (3 * _patch(host) ** 2 + host.width)) ** 0.5
@@ -127,10 +127,6 @@ class Tokens(Adapter):
             raise HostError(
                 f"{self.host.name} was called with {list(x.shape)} and a mask or packed images, in which prompts have no place; use prefix-tuning."
             )
-
-
-def _names(layer: nn.Module) -> list[str]:
-    return list(inspect.signature(inspect.unwrap(type(layer).forward)).parameters)[1:]
 
 
 def _patch(host: Host) -> int:
