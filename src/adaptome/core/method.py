@@ -22,9 +22,10 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from torch import nn
+from typing_extensions import dataclass_transform
 
 from adaptome.core.errors import HostError, MethodError, did_you_mean, nearest
 from adaptome.core.hosts import Host

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptome.core.hosts import Host
-from adaptome.core.method import option
-from adaptome.forms.insertion import BEHIND, Inserted, InsertedMethod, Insertion, SublayerMethod, settings
+from adaptome.core.method import option, settings
+from adaptome.forms.insertion import BEHIND, Inserted, InsertedMethod, Insertion, SublayerMethod
 from adaptome.forms.insertion import hidden as hidden
 from adaptome.forms.insertion import with_hidden as with_hidden
 

@@ -10,10 +10,9 @@ A(x) when x passes there, the last's adds it.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar, cast, dataclass_transform
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +20,12 @@ from torch import Tensor, nn
 from adaptome.core.adapter import Adapter, Frozen
 from adaptome.core.errors import HostError, StateError, TargetError
 from adaptome.core.hosts import Host, first_input
-from adaptome.core.method import Method, option
+from adaptome.core.method import Method, option, settings
 from adaptome.core.steer import steered
 
 #: roles of a sub-layer's first and last map -> which sub-layer
 FIRST = {"q": "attention", "qkv": "attention", "up": "mlp", "gate-up": "mlp"}
 LAST = {"o": "attention", "down": "mlp"}
-
-
-M = TypeVar("M", bound=type[Method])
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(option,))
-def settings(cls: M) -> M:
-    """Make a base class of methods hand its settings on: what `register` does, without a name."""
-    return cast(M, dataclasses.dataclass(frozen=True)(cls))
 
 
 class Insertion(NamedTuple):
