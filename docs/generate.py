@@ -50,6 +50,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ViT-B/16": ("ViTConfig", {}),
 }
+#: a model of every kind, for a method's example: the first kind that the method is for
+EXAMPLES = {
+    "LLM": ("AutoModel", "FacebookAI/roberta-base"),
+    "VFM": ("AutoModelForImageClassification", "google/vit-base-patch16-224"),
+    "VLM": ("AutoModel", "openai/clip-vit-base-patch32"),
+}
 Class = type[ad.Method]
 
 
@@ -134,10 +140,11 @@ def methods_index() -> str:
 
 def method_page(cls: Class) -> str:
     """One method: what it is, an example, equation, options, counts, metadata and source."""
+    auto, name = next(EXAMPLES[kind] for kind in cls.models if kind in EXAMPLES)
     example = (
         "import adaptome as ad\n"
-        "from transformers import AutoModel\n\n"
-        f'model = AutoModel.from_pretrained("FacebookAI/roberta-base")\n'
+        f"from transformers import {auto}\n\n"
+        f'model = {auto}.from_pretrained("{name}")\n'
         f'print(ad.attach(model, "{cls.name}"))'
     )
     unrun = f"<!-- not run: it needs {cls.needs} -->\n" if cls.needs else ""

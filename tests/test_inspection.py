@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from transformers import ViTConfig, ViTForImageClassification
 
 import adaptome as ad
 from adaptome.architectures import build
@@ -30,6 +31,8 @@ SMALL = {
 
 BERT = {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 96,
             "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
+TOWER = {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4}
+VIT = TOWER | {"image_size": 32, "patch_size": 8}
 DINO = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 4, "image_size": 56}
 GPT2 = {"n_layer": 2, "n_embd": 48, "n_head": 4, "vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -87,13 +90,25 @@ def test_every_kind_of_input_is_known(name):
     assert 1.4 < twice.memory.activations / found.memory.activations <= 2.01
 
 
+def candidates():
+    """A language model, and for methods that it does not admit a vision model, one with a head, and a pair of towers."""
+    yield build("bert-base", meta=False, **BERT)
+    yield build("dinov2-b", meta=False, **DINO)
+    yield ViTForImageClassification(ViTConfig(**VIT))
+    yield build("clip-vit-b-16", meta=False, text_config=TOWER | {"vocab_size": 96}, vision_config=VIT)
+
+
+def fits(model, method):
+    try:
+        ad.plan(model, method)
+    except (HostError, TargetError):
+        return False
+    return True
+
+
 @pytest.mark.parametrize("method", sorted(n for n, cls in ad.list_methods().items() if not cls.needs))
 def test_every_method_is_inspected_as_it_trains(method):
-    chosen, model = small(method), build("bert-base", meta=False, **BERT)
-    try:
-        ad.plan(model, chosen)
-    except HostError:  # a method of vision models
-        model = build("dinov2-b", meta=False, **DINO)
+    chosen, model = small(method), next(m for m in candidates() if fits(m, small(method)))
     model.train()
     found = inspect(model, chosen, batch=3, length=20)
     plan = ad.attach(model, chosen, seed=0)

@@ -334,7 +334,7 @@ def test_the_verbs_find_the_model_inside_a_wrapper(wrap, tmp_path):
     move(model)
     wrapped, before = wrap(model), run(model)
     assert ad.active(wrapped) == ["default"]
-    assert torch.equal(run(wrapped), before)
+    torch.testing.assert_close(run(wrapped), before)  # compiled, the update is a node of its own
     ad.save(wrapped, tmp_path / "a")
     assert ad.load(wrapped, tmp_path / "a", "again").base == "structure and weights"
     ad.detach(wrapped, "again")

@@ -68,9 +68,20 @@ _ROBERTA = {
     "vocab_size": 128,
     "max_position_embeddings": 66,
 }
+_VIT = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+_CLIP_TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "meta-llama/Llama-3.2-1B": ("LlamaConfig", _LLAMA),
     "FacebookAI/roberta-base": ("RobertaConfig", _ROBERTA),
+    "google/vit-base-patch16-224": ("ViTConfig", _VIT),
+    "openai/clip-vit-base-patch32": ("CLIPConfig", {"text_config": _CLIP_TEXT, "vision_config": _VIT}),
 }
 
 

@@ -25,7 +25,7 @@ SHOWN = {"text", "yaml", "json", "toml"}
 def workplace(tmp_path, monkeypatch):
     """A folder to write in, small models under the hub's names, and a registry that forgets what a page registers."""
     monkeypatch.chdir(tmp_path)
-    for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification"):
+    for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageClassification", "AutoModelForSequenceClassification"):  # fmt: skip
         auto = getattr(transformers, name)
         monkeypatch.setattr(auto, "from_pretrained", small_or(auto.from_pretrained))
     method.list_methods()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import adaptome as ad
+from adaptome.core.errors import AdaptomeError
 from adaptome.core.hosts import Host, host_of
 from adaptome.core.targets import resolve
 
@@ -278,7 +279,20 @@ def small(method: str) -> ad.Method:
 @functools.cache
 def admitted(method: str, site: str) -> bool:
     """Whether the method takes every host of the place."""
-    return all(small(method).admits(host) is None for host in SITES[site].hosts())
+    chosen, hosts = small(method), SITES[site].hosts()
+    if any(chosen.admits(host) is not None for host in hosts):
+        return False
+    try:
+        chosen.shared(hosts)
+    except AdaptomeError:  # each host would do, but not these alone
+        return False
+    return True
+
+
+@functools.cache
+def refused(method: str, site: str) -> bool:
+    """Whether the method takes one of the hosts of the place for none of its own."""
+    return any(small(method).admits(host) is not None for host in SITES[site].hosts())
 
 
 def adapted(method: str, site: str, dtype: torch.dtype = torch.float32, *, moved: bool = True) -> nn.Module:

@@ -13,12 +13,25 @@ import adaptome as ad
 from adaptome.core.adapter import Adapted, WeightAdapter
 from adaptome.core.errors import HostError, MergeError
 
-from .sites import DTYPES, SITES, adapted, admitted, bits, example, fresh, move, run, small, tolerance
+from .sites import (
+    DTYPES,
+    SITES,
+    adapted,
+    admitted,
+    bits,
+    example,
+    fresh,
+    move,
+    refused,
+    run,
+    small,
+    tolerance,
+)
 
 #: without those that need others on the model first; their own tests have what is promised here
 METHODS = [name for name, cls in ad.list_methods().items() if not cls.needs]
 CASES = [(m, s) for m in METHODS for s in SITES if admitted(m, s)]
-REFUSED = [(m, s) for m in METHODS for s in SITES if not admitted(m, s)]
+REFUSED = [(m, s) for m in METHODS for s in SITES if refused(m, s)]
 MERGED = [(m, s) for m, s in CASES if ad.list_methods()[m].merge == "exact"]
 
 on_every_host = pytest.mark.parametrize(("method", "site"), CASES)

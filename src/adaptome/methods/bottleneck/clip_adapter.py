@@ -17,7 +17,7 @@ from adaptome.forms.insertion import hidden, with_hidden
 
 @register(
     "clip-adapter", category="additive", subcategory="bottleneck adapter", merge="none", export="none", inference_overhead="extra modules",
-    identity_at_init=False, hosts=("linear", "module"), default_targets="visual_projection", source="Gao et al. 2021, arXiv:2110.04544",
+    identity_at_init=False, hosts=("linear", "module"), default_targets="visual_projection", models=("VLM",), source="Gao et al. 2021, arXiv:2110.04544",
 )  # fmt: skip
 class CLIPAdapter(Method):
     r"""CLIP-Adapter: final features mixed with what a small bottleneck makes of them.

@@ -22,7 +22,7 @@ from adaptome.forms.bottleneck import inside_a_block
 
 @register(
     "tip-adapter", category="additive", subcategory="cached features", merge="none", export="none", inference_overhead="extra modules",
-    identity_at_init=False, hosts=("linear",), default_targets="head", source="Zhang et al. 2021, arXiv:2111.03930",
+    identity_at_init=False, hosts=("linear",), default_targets="head", models=("VFM", "VLM"), source="Zhang et al. 2021, arXiv:2111.03930",
 )  # fmt: skip
 class TipAdapter(Method):
     r"""Tip-Adapter: a few labelled features beside a zero-shot classifier, which vote for their classes.

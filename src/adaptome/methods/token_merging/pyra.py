@@ -31,6 +31,7 @@ SCHEDULES: dict[str, tuple[int, ...]] = {
     merge="none",
     export="none",
     identity_at_init=False,
+    models=("VFM", "VLM"),
     inference_overhead="shorter sequence",
     hosts=("linear", "module", "backbone"),
     default_targets=("backbones", "blocks", "k"),
