@@ -39,7 +39,8 @@ GPT2 = {"n_layer": 2, "n_embd": 48, "n_head": 4, "vocab_size": 96, "bos_token_id
 
 def really_saved(model, inputs):
     """Bytes that autograd keeps on the CPU, counted without adaptome: distinct storages that are not the model's."""
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), *inputs.values()]}
+    given = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), *given]}
     kept = {}
 
     def keep(tensor):
