@@ -221,6 +221,19 @@ def test_another_base_by_names_shapes_and_weights(folder):
     assert ad.load(model, folder, check_base=False).base == "nothing: not checked"
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"), [("clip-svd", {}), ("loldu", {"r": 2}), ("lora", {"r": 2, "init": "pissa"})]
+)
+def test_what_is_relative_to_a_factorisation_refuses_a_rounded_base(method, settings, tmp_path):
+    model = Net()
+    ad.attach(model, method, targets="wide", **settings)
+    ad.save(model, tmp_path / "a")
+    assert ad.load(Net(), tmp_path / "a").base == "structure and weights"
+    with pytest.raises(BaseMismatchError, match="in another precision .* relative to a factorisation"):
+        ad.load(Net().bfloat16(), tmp_path / "a")
+    assert ad.load(Net().bfloat16(), tmp_path / "a", check_base=False).base == "nothing: not checked"
+
+
 def test_the_base_may_have_another_precision_and_another_head(folder):
     model = Net().bfloat16()
     assert ad.load(model, folder).base == "structure and weights"

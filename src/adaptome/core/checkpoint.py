@@ -191,12 +191,12 @@ def _attach_described(
     model: nn.Module, manifest: dict[str, Any], name: str, check_base: bool, numbers: int
 ) -> str:
     how = "nothing: not checked"
+    method = build(method_class(manifest["method"]), manifest["settings"])
     if check_base:
         how = _check_base(
-            root_of(model), manifest["base"], manifest["base"].get("id"), tuple(manifest.get("heads", ()))
-        )
+            root_of(model), manifest["base"], manifest["base"].get("id"), tuple(manifest.get("heads", ())), method.factorises()
+        )  # fmt: skip
     dtype = manifest.get("dtype")
-    method = build(method_class(manifest["method"]), manifest["settings"])
     where: dict[str, Any] = {
         "targets": [f"={path}" for path in manifest["targets"]],
         "train": manifest.get("train", ()),

@@ -15,6 +15,12 @@ from adaptome.core.state import is_ours
 SAMPLE_TOLERANCE = 2e-2
 
 
+_RELATIVE = (
+    "what it holds is relative to a factorisation of the very weights.\n"
+    "  Load the base as it was in training, or pass check_base=False to put it on this one all the same."
+)
+
+
 def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """What tells one base model from another, whatever its precision.
 
@@ -64,9 +70,13 @@ def _hash(text: str) -> str:
 
 
 def check_base(
-    model: nn.Module, stored: dict[str, Any], base_id: str | None, without: tuple[str, ...]
+    model: nn.Module,
+    stored: dict[str, Any],
+    base_id: str | None,
+    without: tuple[str, ...],
+    exact: bool = False,
 ) -> str:
-    """How the base was recognised; BaseMismatchError when it is another."""
+    """How the base was recognised; BaseMismatchError when it is another, or with `exact` a rounded copy."""
     here = fingerprint(model, without)
     saved_from = f"the adapter was saved from {base_id or 'an unnamed base'}"
     if here["names"] != stored["names"]:
@@ -76,6 +86,11 @@ def check_base(
     if None not in (here["structure"], stored["structure"]) and here["structure"] != stored["structure"]:
         raise BaseMismatchError(
             f"{saved_from}, whose parameters have other shapes than this {type(model).__name__}'s.\n  Load the model of that size."
+        )
+    packed = [side["structure"] is None for side in (here, stored)]
+    if exact and packed[0] != packed[1]:
+        raise BaseMismatchError(
+            f"{saved_from}, {'quantised' if packed[1] else 'not quantised'}, and {'is' if packed[0] else 'is not'} here: {_RELATIVE}"
         )
     common = sorted(set(here["sample"]) & set(stored["sample"]))
     for name in common:
@@ -87,5 +102,9 @@ def check_base(
             raise BaseMismatchError(
                 f"{saved_from}; this {type(model).__name__} has the same structure but other weights (first seen in {name}: {a.tolist()} there, {b.tolist()} here).\n"
                 "  Load the base it was trained on, or pass check_base=False to put it on this one all the same."
+            )
+        if exact and not torch.equal(a, b):
+            raise BaseMismatchError(
+                f"{saved_from} in another precision (first seen in {name}: {a.tolist()} there, {b.tolist()} here): {_RELATIVE}"
             )
     return "structure and weights" if common else "structure"

@@ -181,6 +181,10 @@ class Method:
         """What to tell `ad.steer` for an example run: the first alone shows an effect, all in turn reach every trained tensor."""
         return ({},)
 
+    def factorises(self) -> bool:
+        """Whether what it stores is relative to a factorisation of the base's weights, so that the base in another precision is another base."""
+        return False
+
     def validate(self) -> None:
         """Checks between settings; raise MethodError."""
 

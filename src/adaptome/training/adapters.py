@@ -66,8 +66,9 @@ def restore_adapters(model: nn.Module, folder: Path) -> None:
         manifest = read_manifest(folder / name)
         _check_same(attachment, manifest, folder / name)
         check_base(
-            find_root(model), manifest["base"], manifest["base"].get("id"), tuple(manifest.get("heads", ()))
-        )
+            find_root(model), manifest["base"], manifest["base"].get("id"), tuple(manifest.get("heads", ())),
+            attachment.method.factorises(),
+        )  # fmt: skip
         fill(attachment, read_tensors(folder / name, manifest), str(folder / name))
 
 

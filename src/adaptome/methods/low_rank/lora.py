@@ -41,6 +41,9 @@ class LoRA(Method):
     rslora: bool = option(False, help="scale by alpha / sqrt(r) instead")
     init: Init = option("kaiming", help="how A and B start")
 
+    def factorises(self) -> bool:
+        return self.init in ("pissa", "olora")
+
     @property
     def scale(self) -> float:
         """s."""

@@ -42,6 +42,9 @@ class ClipSVD(Method):
         k = min(host.fan_in, host.fan_out)
         return k if self.ratio == 1 else min(k, max(1, int(k * self.ratio) // 4 * 4))
 
+    def factorises(self) -> bool:
+        return True
+
     def parameters(self, host: Host) -> int:
         return self.rank(host) * host.copies
 

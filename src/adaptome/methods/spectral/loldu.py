@@ -47,6 +47,9 @@ class LoLDU(Method):
         k = min(host.fan_in, host.fan_out)
         return super().admits(host) or (f"r = {self.r} is above its rank, {k}" if self.r > k else None)
 
+    def factorises(self) -> bool:
+        return True
+
     def parameters(self, host: Host) -> int:
         return (self.r + self.train_scale) * host.copies
 
