@@ -23,6 +23,7 @@ from adaptome.core.errors import (
     StateError,
     TornFileError,
 )
+from adaptome.core.fingerprint import check_base, fingerprint
 from tests.core.models import IDS, Net, move, run, same, snapshot
 
 FIXTURE = Path(__file__).parent / "fixtures" / "format-1"
@@ -232,6 +233,13 @@ def test_what_is_relative_to_a_factorisation_refuses_a_rounded_base(method, sett
     with pytest.raises(BaseMismatchError, match="in another precision .* relative to a factorisation"):
         ad.load(Net().bfloat16(), tmp_path / "a")
     assert ad.load(Net().bfloat16(), tmp_path / "a", check_base=False).base == "nothing: not checked"
+
+
+def test_what_is_relative_to_a_factorisation_refuses_a_base_packed_otherwise():
+    stored = fingerprint(Net()) | {"structure": None}  # as a packed base has it
+    assert check_base(Net(), stored, "net", ()) == "structure and weights"
+    with pytest.raises(BaseMismatchError, match="saved from net, quantised, and is not here"):
+        check_base(Net(), stored, "net", (), exact=True)
 
 
 def test_the_base_may_have_another_precision_and_another_head(folder):
