@@ -85,9 +85,11 @@ def batch(shape: str, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor
 def open_input(model: nn.Module) -> nn.Module:
     """Let gradients reach the embedding's output, as in a model whose lowest layer is adapted."""
     table = next(m for m in model.modules() if isinstance(m, (nn.Embedding, nn.Conv2d)))
-    table.register_forward_hook(
-        lambda module, inputs, output: output.requires_grad_(True) if output.is_leaf else output
-    )
+
+    def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.requires_grad_(True) if output.is_leaf and torch.is_grad_enabled() else output
+
+    table.register_forward_hook(hook)
     return model
 
 
