@@ -91,3 +91,38 @@ def test_functional_transforms_still_work():
     model(x).square().sum().backward()
     for key, value in values.items():
         torch.testing.assert_close(each[key].sum(0), value.grad)
+
+
+@pytest.mark.parametrize("tokens", [2, 64])
+@pytest.mark.parametrize("method", [ad.LoRA(r=3), ad.VeRA(r=6), ad.PaCA(r=4)], ids=lambda m: m.name)
+def test_few_and_many_tokens_give_one_layer_and_its_derivatives(method, tokens):
+    layer, x = linear(), batch(tokens, 12).requires_grad_()
+    model, a = adapted(layer, method)
+    shake(model)
+    wanted = [x, *a.parameters()]
+    dense = F.linear(x, a.changed("weight", a.host.weight()), layer.bias)
+    torch.testing.assert_close(model(x), dense)
+    first = [torch.autograd.grad(y.tanh().sum(), wanted, create_graph=True) for y in (model(x), dense)]
+    torch.testing.assert_close(*first)
+    if method.name != "paca":  # its backward reads columns of x that have no derivative of their own
+        second = [torch.autograd.grad(sum(g.square().sum() for g in grads), wanted) for grads in first]
+        torch.testing.assert_close(*second)
+
+
+@pytest.mark.parametrize("name", ["lora", "vera", "paca", "loca", "fourierft", "loha", "randlora"])
+def test_in_half_precision_a_small_update_is_not_rounded_away(name):
+    """Beside weights of 1, of which every row of the input makes 0."""
+    layer = nn.Linear(12, 20, bias=False)
+    nn.init.ones_(layer.weight)
+    model = nn.Sequential(layer).bfloat16()
+    ad.attach(model, name, targets="0", seed=0, **({"n": 40} if name in ("loca", "fourierft") else {}))
+    adapter = next(iter(ad.adapters(model)["default"].adapters.values()))
+    shake(model)
+    with torch.no_grad():
+        shrink = (1e-3 / adapter.delta().abs().max()) ** (1 / len(list(adapter.parameters())))
+        for parameter in adapter.parameters():
+            parameter.mul_(shrink)
+    half = batch(200, 6).bfloat16()
+    x = torch.cat([half, -half], 1)
+    expected = x.float() @ adapter.delta().float().T
+    assert (model(x) - expected).norm() < 0.02 * expected.norm()

@@ -1,8 +1,9 @@
 """`x W^T + b + s (A dropout(x)) B^T` in one node of the graph, where a linear layer is one product with its own frozen, dense weight.
 
-The low-rank term is added in place to the layer's fresh output, and its input gradient to the layer's, so that neither is copied; the
-thin products are laid out as a CPU's matrix product likes them. What is kept is what autograd would keep: x where A is trained, A x
-where B is, and one bit a number for dropout.
+For many tokens `W + s B A` is formed, and again in the backward: reading and writing a weight costs less than reading and writing the
+activations. Else the low-rank term is added in place to the layer's fresh output, and its input gradient to the layer's, so that neither
+is copied; the thin products are laid out as a CPU's matrix product likes them. What is kept is what autograd would keep: x where A is
+trained, A x where B is, and one bit a number for dropout.
 """
 
 from __future__ import annotations
@@ -35,6 +36,14 @@ def plain_weight(host: Host, frozen: Frozen, x: Tensor) -> tuple[Tensor, Tensor 
     if W.requires_grad or (b is not None and b.requires_grad) or torch._C._are_functorch_transforms_active():
         return None
     return (W.t() if isinstance(host, Conv1DHost) else W), b
+
+
+def forming_pays(W: Tensor, tokens: int) -> bool:
+    """Whether one product with a formed `W + dW` is the better form of a cheap update: W `[out, in]`, for a call of so many tokens.
+
+    Never in half precision, where the sum would round a small update away.
+    """
+    return W.element_size() >= 4 and tokens * sum(W.shape) > 2 * W.numel()
 
 
 Pair = tuple[Tensor, Tensor]
@@ -71,13 +80,17 @@ class _Pair(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, mask: Tensor | None, kept: float,
         again: Callable[[], Pair] | None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         rows = x.reshape(-1, x.shape[-1])
-        y = F.linear(rows, W, b)
-        z = (rows if mask is None else rows * mask.view(rows.shape)) @ _laid(A.t())
-        y.addmm_(z, _laid(B.t()), alpha=s * kept)
-        ctx.s, ctx.again, ctx.lead = s * kept, again, x.shape[:-1]
         trains_A, trains_B = ctx.needs_input_grad[3:5]
+        formed = mask is None and forming_pays(W, len(rows))
+        y = F.linear(rows, torch.addmm(W, B, A, alpha=s) if formed else W, b)
+        z: Any = None
+        if trains_B or not formed:
+            z = (rows if mask is None else rows * mask.view(rows.shape)) @ _laid(A.t())
+        if not formed:
+            y.addmm_(z, _laid(B.t()), alpha=s * kept)
+        ctx.s, ctx.again, ctx.lead, ctx.formed = s * kept, again, x.shape[:-1], formed
         bits = None if mask is None or not (trains_A or ctx.needs_input_grad[0]) else pack(mask)
         pair = (A, B) if again is None else (None, None)
         ctx.save_for_backward(x if trains_A else None, W, *pair, z if trains_B else None, bits)
@@ -94,13 +107,18 @@ class _Pair(torch.autograd.Function):
         g = grad.reshape(-1, len(W))
         shape = torch.Size((*ctx.lead, A.shape[-1]))
         mask = None if bits is None else unpack(bits, shape).view(len(g), -1)
-        u = (g @ _laid(B.t()).t()) * ctx.s
-        if grad_z is not None:
-            u = u + grad_z
         dx = dA = dB = None
+        u: Any = None
+        if ctx.needs_input_grad[3] or not ctx.formed:
+            u = (g @ _laid(B.t()).t()) * ctx.s
+            if grad_z is not None:
+                u = u + grad_z
         if ctx.needs_input_grad[0]:
-            dx = g @ W
-            if mask is None:
+            dx = g @ (torch.addmm(W, B, A, alpha=ctx.s) if ctx.formed else W)
+            if ctx.formed:
+                if grad_z is not None:
+                    dx.addmm_(grad_z, A)
+            elif mask is None:
                 dx.t().addmm_(A.t(), u.t())
             else:
                 dx.addcmul_(u @ A, mask)

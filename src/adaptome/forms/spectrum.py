@@ -2,38 +2,84 @@
 
 F is a real transform that an FFT computes: the orthonormal DCT, or the real and imaginary parts of the DFT. Two forms of a linear layer:
 through the activations, F_out^T (S (F_in x)), at in + out elements of transforms and n entries of S a token; or with dW formed by FFT, and
-again in the backward, at nothing more a token but in out products for the gradient of dW. An element of a transform costs about 512,
-an entry of S about 16 multiplications of a matrix product (measured, forward and backward), so the second is taken while
-in out <= 512 (in + out) + 16 n and the call has many tokens. Both keep x alone for the backward.
+again in the backward, the gradient of the entries through the activations all the same. An element of a transform costs about 140, an entry
+of S about 20 multiplications of a matrix product, an element of dW about 275 (measured on a CPU); so the second is taken for many tokens
+of a small layer. Both keep x alone for the backward.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from adaptome.core.adapter import Frozen
 from adaptome.core.hosts import Host
 from adaptome.forms.delta import Delta, run_changed
+from adaptome.forms.fused import plain_weight
 
-#: what an entry of S, or an element of a transform, costs in multiplications of a matrix product
-ENTRY, TRANSFORM = 16, 512
-#: tokens from which forming dW can pay
-MANY = 128
+#: what an entry of S, an element of a transform, and one of dW cost in multiplications of a matrix product
+ENTRY, TRANSFORM, ELEMENT = 20, 140, 275
 #: numbers that the gathered rows of the product may hold at a time
 CHUNK = 1 << 24
 
 
-class Basis(NamedTuple):
-    """F and its transpose along the last dimension, and the length of F x."""
+class Fourier:
+    """The real DFT. Coordinates: the real parts of the h = N // 2 + 1 frequencies from 0 up, then their imaginary parts.
 
-    analyse: Callable[[Tensor], Tensor]
-    synthesise: Callable[[Tensor, int], Tensor]
-    length: Callable[[int], int]
+    Transforms of tokens are *waves* `[2 h, tokens]`: the real and the imaginary part of each frequency in turn, a column a token, so that
+    what an entry of S reads lies together.
+    """
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """The waves of `x [tokens, N]`."""
+        return torch.view_as_real(torch.fft.rfft(x)).flatten(-2).t().contiguous()
+
+    def synthesise(self, waves: Tensor, N: int) -> Tensor:
+        """The transpose of `analyse`: `[tokens, N]`."""
+        return self._inverse(torch.view_as_complex(waves.t().contiguous().unflatten(-1, (-1, 2))), N)
+
+    def place(self, k: Tensor, N: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The row of the waves in which coordinate k is, and its factor, of like's precision."""
+        h = N // 2 + 1
+        return torch.where(k < h, 2 * k, 2 * (k - h) + 1), like.new_ones(k.shape)
+
+    def length(self, N: int) -> int:
+        """How many coordinates there are."""
+        return 2 * (N // 2 + 1)
+
+    @staticmethod
+    def _inverse(V: Tensor, N: int) -> Tensor:
+        """`Re sum_k V_k e^{2 pi i k j / N}`."""
+        k = torch.arange(V.shape[-1], device=V.device)
+        alone = (k == 0) | (2 * k == N)  # the others stand for their conjugates too
+        parts = torch.view_as_real(V)
+        weight = torch.where(alone[:, None], parts.new_tensor([N, 0]), 0.5 * N)
+        return torch.fft.irfft(torch.view_as_complex(parts * weight), n=N)
+
+
+class Cosine(Fourier):
+    """The orthonormal DCT-II, by the FFT of the folded signal (Makhoul 1980): coordinate k is a turned frequency k or N - k."""
+
+    def analyse(self, x: Tensor) -> Tensor:
+        V = torch.fft.rfft(x.index_select(-1, _folded(x.shape[-1], x))) * _twiddle(x.shape[-1], x)
+        return torch.view_as_real(V).flatten(-2).t().contiguous()
+
+    def synthesise(self, waves: Tensor, N: int) -> Tensor:
+        V = torch.view_as_complex(waves.t().contiguous().unflatten(-1, (-1, 2))) * _twiddle(N, waves).conj()
+        return self._inverse(V, N).index_select(-1, _folded(N, waves).argsort())
+
+    def place(self, k: Tensor, N: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        height = _height(k, N, like)
+        below = k <= N // 2
+        return torch.where(below, 2 * k, 2 * (N - k) + 1), torch.where(below, height, -height)
+
+    def length(self, N: int) -> int:
+        return N
 
 
 class SparseSpectrum(Delta):
@@ -47,26 +93,34 @@ class SparseSpectrum(Delta):
     """
 
     #: F
-    basis: ClassVar[Basis]
+    basis: ClassVar[Fourier]
 
     def __init__(self, host: Host, scale: float, count: int, shared: nn.Module | None = None):
         super().__init__(host, host.kind == "linear", shared)
         self.scale = scale
-        sides = host.fan_in + host.fan_out
-        self.small = host.fan_in * host.fan_out <= ENTRY * count + TRANSFORM * sides
+        # through the activations: two transforms of each side more, in the forward and the backward together
+        a_token = 1.5 * TRANSFORM * (host.fan_in + host.fan_out) + 2 * ENTRY * count
+        self.many = 2 * ELEMENT * host.fan_in * host.fan_out / a_token
 
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, columns and values of S, for the product; rows and columns that are trained are floats, to be rounded."""
         raise TypeError(f"{type(self).__name__} defines no entries.")
 
-    def forms(self, tokens: int) -> bool:
-        """Whether the forward forms dW for a call of so many tokens."""
-        return self.small and tokens > MANY and not self.host.packed
-
     def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.forms(x.numel() // x.shape[-1]):
+        exact = not self.host.packed and self.host.dtype.itemsize >= 4  # else the sum would round dW away
+        if not self.fast or not exact or x.numel() // x.shape[-1] <= self.many:
+            return super().forward(frozen, x, *args, **kwargs)
+        plain = plain_weight(self.host, frozen, x)
+        if plain is None:
             return run_changed(self, frozen, x)
-        return super().forward(frozen, x, *args, **kwargs)
+        rows, columns, values = self.entries()
+        y: Tensor = _Formed.apply(
+            x, *plain, values * (self.scale * self.strength), rows, columns, self.basis, self._update
+        )
+        return y
+
+    def _update(self) -> Tensor:
+        return self.strength * self.delta()
 
     def product(self, x: Tensor) -> Tensor:
         rows, columns, values = self.entries()
@@ -74,37 +128,57 @@ class SparseSpectrum(Delta):
         return y
 
 
+class _Formed(torch.autograd.Function):
+    """`x (W + dW)^T + b`, forming dW again in the backward, and saving x and the entries."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, values: Tensor, rows: Tensor, columns: Tensor, basis: Fourier,
+        update: Callable[[], Tensor],
+    ) -> Tensor:  # fmt: skip
+        ctx.basis, ctx.update = basis, update
+        ctx.save_for_backward(x, W, values, cells(rows), cells(columns))
+        return F.linear(x, (W + update()).to(W.dtype), b)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, W, values, p, q = ctx.saved_tensors
+        gx = grad @ (W + ctx.update()).to(W.dtype) if ctx.needs_input_grad[0] else None
+        G, X = (ctx.basis.analyse(t.flatten(0, -2).to(values.dtype)) for t in (grad, x))
+        found = _gradients(
+            ctx.basis, G, X, (grad.shape[-1], x.shape[-1]), values, p, q, ctx.needs_input_grad[4]
+        )
+        return gx, None, None, *found, None, None
+
+
 class _Product(torch.autograd.Function):
     """`F_out^T (S (F_in x))`, saving x and the entries."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, values: Tensor, rows: Tensor, columns: Tensor, out: int, basis: Basis
+        ctx: Any, x: Tensor, values: Tensor, rows: Tensor, columns: Tensor, out: int, basis: Fourier
     ) -> Tensor:
         ctx.basis = basis
         p, q = cells(rows), cells(columns)
         ctx.save_for_backward(x, values, p, q)
-        s = _spread(_columns(basis, x, values), q, p, values, basis.length(out))
-        return basis.synthesise(s.t(), out).to(x.dtype).view(*x.shape[:-1], out)
+        X = basis.analyse(x.flatten(0, -2).to(values.dtype))
+        waves = _spread(
+            X, basis.place(q, x.shape[-1], values), basis.place(p, out, values), values, 2 * (out // 2 + 1)
+        )
+        return basis.synthesise(waves, out).to(x.dtype).view(*x.shape[:-1], out)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, values, p, q = ctx.saved_tensors
-        G, X = _columns(ctx.basis, grad, values), _columns(ctx.basis, x, values)
-        size = max(1, CHUNK // len(p))
-
-        def at(row: Tensor, column: Tensor) -> Tensor:
-            """The gradient of entries of S: `sum_t (F g_t)[row] (F x_t)[column]`."""
-            row, column = row.clamp(0, len(G) - 1), column.clamp(0, len(X) - 1)
-            pairs = zip(G.split(size, 1), X.split(size, 1), strict=True)
-            return torch.stack([(g[row] * z[column]).sum(1) for g, z in pairs]).sum(0)
-
+        basis, sides = ctx.basis, (grad.shape[-1], x.shape[-1])
+        G, X = (basis.analyse(t.flatten(0, -2).to(values.dtype)) for t in (grad, x))
         gx = None
         if ctx.needs_input_grad[0]:
-            s = _spread(G, p, q, values, len(X))
-            gx = ctx.basis.synthesise(s.t(), x.shape[-1]).to(x.dtype).view(x.shape)
-        places = moves(values, p, q, at) if any(ctx.needs_input_grad[2:4]) else (None, None)
-        return gx, at(p, q), *places, None, None
+            waves = _spread(
+                G, basis.place(p, sides[0], values), basis.place(q, sides[1], values), values, len(X)
+            )
+            gx = basis.synthesise(waves, sides[1]).to(x.dtype).view(x.shape)
+        return gx, *_gradients(basis, G, X, sides, values, p, q, ctx.needs_input_grad[2]), None, None
 
 
 def cells(coordinates: Tensor) -> Tensor:
@@ -112,51 +186,55 @@ def cells(coordinates: Tensor) -> Tensor:
     return coordinates.round().long() if coordinates.is_floating_point() else coordinates
 
 
-def moves(
-    values: Tensor, p: Tensor, q: Tensor, at: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """The gradients of the places of entries, straight through the rounding: central differences over the neighbouring cells, in [-1, 1]."""
-    of_row = values * (at(p + 1, q) - at(p - 1, q)) / 2
-    of_column = values * (at(p, q + 1) - at(p, q - 1)) / 2
-    return of_row.clamp(-1, 1), of_column.clamp(-1, 1)
+def moves(values: Tensor, of_row: Tensor, of_column: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the places of entries, straight through the rounding: of K's differences between the cells on both sides."""
+    return (values * of_row / 2).clamp(-1, 1), (values * of_column / 2).clamp(-1, 1)
 
 
-def _columns(basis: Basis, x: Tensor, values: Tensor) -> Tensor:
-    """`F x`, a column a token: entries are then rows, that lie together."""
-    return basis.analyse(x.flatten(0, -2).to(values.dtype)).t().contiguous()
+def _gradients(
+    basis: Fourier, G: Tensor, X: Tensor, sides: tuple[int, int], values: Tensor, p: Tensor, q: Tensor, moving: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """The gradients of the entries of S and of their places, from `K = sum_t (F g_t) (F x_t)^T` at a few cells."""
+    out, width = sides
+
+    def read(waves: Tensor, k: Tensor, N: int) -> Tensor:
+        row, factor = basis.place(k.clamp(0, basis.length(N) - 1), N, values)
+        return waves.index_select(0, row) * factor[:, None]
+
+    found = []
+    size = max(1, CHUNK // len(p))
+    for g, x in zip(G.split(size, 1), X.split(size, 1), strict=True):
+        at, by = read(g, p, out), read(x, q, width)
+        sums = [(at * by).sum(1)]
+        if moving:
+            sums += [
+                ((read(g, p + 1, out) - read(g, p - 1, out)) * by).sum(1),
+                (at * (read(x, q + 1, width) - read(x, q - 1, width))).sum(1),
+            ]
+        found.append(torch.stack(sums))
+    of_value, *differences = torch.stack(found).sum(0)
+    return of_value, *(moves(values, *differences) if moving else (None, None))
 
 
-def _spread(X: Tensor, source: Tensor, target: Tensor, values: Tensor, length: int) -> Tensor:
-    """`S X` from its entries, `[length, tokens]`."""
-    parts = X.split(max(1, CHUNK // len(source)), 1)
+Places = tuple[Tensor, Tensor]
+
+
+def _spread(waves: Tensor, source: Places, target: Places, values: Tensor, length: int) -> Tensor:
+    """`S F x` from the entries of S, `[length, tokens]`."""
+    weights = (values * source[1] * target[1])[:, None]
+    parts = waves.split(max(1, CHUNK // len(weights)), 1)
     return torch.cat(
         [
-            part.new_zeros(length, part.shape[1]).index_add_(0, target, part[source] * values[:, None])
+            part.new_zeros(length, part.shape[1]).index_add_(
+                0, target[0], part.index_select(0, source[0]) * weights
+            )
             for part in parts
         ],
         1,
     )
 
 
-# -- the cosine transform -----------------------------------------------------------------------------------------
-
-
-def dct(x: Tensor) -> Tensor:
-    """Orthonormal DCT-II along the last dimension, by one real FFT (Makhoul 1980)."""
-    N = x.shape[-1]
-    Z = torch.fft.rfft(torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)) * _twiddle(N, x)
-    return torch.cat([Z.real, -Z.imag[..., 1 : (N + 1) // 2].flip(-1)], -1) * _norm(N, x)
-
-
-def idct(X: Tensor, N: int) -> Tensor:
-    """The inverse of `dct`, which is its transpose."""
-    a = X / _norm(N, X)
-    half = N // 2 + 1
-    imaginary = torch.cat([torch.zeros_like(a[..., :1]), -a[..., N - half + 1 :].flip(-1)], -1)
-    v = torch.fft.irfft(torch.complex(a[..., :half], imaginary) * _twiddle(N, X).conj(), n=N)
-    even, odd = v[..., : (N + 1) // 2], v[..., (N + 1) // 2 :].flip(-1)
-    paired = torch.stack([even[..., : N // 2], odd], -1).flatten(-2)
-    return torch.cat([paired, even[..., N // 2 :]], -1)
+# -- the cosine transform of a matrix -----------------------------------------------------------------------------
 
 
 class CosineMatrix(torch.autograd.Function):
@@ -181,19 +259,14 @@ class CosineMatrix(torch.autograd.Function):
             0, (index + first).flatten(), added.flatten()
         )
         v = torch.fft.irfft2(S.view(*lead, out, half), s=(out, width))
-        made = torch.empty_like(v)
-        tall, wide = (out + 1) // 2, (width + 1) // 2
-        for at, row in ((0, v[..., :tall, :]), (1, v[..., tall:, :].flip(-2))):
-            made[..., at::2, ::2] = row[..., :wide]
-            made[..., at::2, 1::2] = row[..., wide:].flip(-1)
-        return made
+        return v.index_select(-2, _folded(out, v).argsort()).index_select(-1, _folded(width, v).argsort())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         values, p, q = ctx.saved_tensors
         M, N = grad.shape[-2:]
-        G = torch.cat([grad[..., ::2, :], grad[..., 1::2, :].flip(-2)], -2)
-        V = torch.fft.rfft2(torch.cat([G[..., ::2], G[..., 1::2].flip(-1)], -1)).flatten(-2)
+        G = grad.index_select(-2, _folded(M, grad)).index_select(-1, _folded(N, grad))
+        V = torch.fft.rfft2(G).flatten(-2)
 
         def at(row: Tensor, column: Tensor) -> Tensor:
             """`(C G D^T)[row, column]`."""
@@ -201,7 +274,9 @@ class CosineMatrix(torch.autograd.Function):
             found = V.gather(-1, index.flatten(-2)).view(index.shape)
             return (found.real * wave.real + found.imag * wave.imag).sum(-2)
 
-        places = moves(values, p, q, at) if any(ctx.needs_input_grad[1:3]) else (None, None)
+        if not any(ctx.needs_input_grad[1:3]):
+            return at(p, q), None, None, None, None
+        places = moves(values, at(p + 1, q) - at(p - 1, q), at(p, q + 1) - at(p, q - 1))
         return at(p, q), *places, None, None
 
 
@@ -223,32 +298,15 @@ def _height(k: Tensor, N: int, like: Tensor) -> Tensor:
     return ((2 - (k == 0).to(like.dtype)) / N).sqrt()
 
 
+def _folded(N: int, like: Tensor) -> Tensor:
+    """The places of 0, 2, 4, ... and then those of the odd numbers, from the last down."""
+    places = torch.arange(N, device=like.device)
+    return torch.cat([places[::2], places[1::2].flip(0)])
+
+
 def _twiddle(N: int, like: Tensor) -> Tensor:
     angle = torch.arange(N // 2 + 1, device=like.device, dtype=like.dtype) * (-math.pi / (2 * N))
     return torch.complex(angle.cos(), angle.sin())
 
 
-def _norm(N: int, like: Tensor) -> Tensor:
-    return _height(torch.arange(N, device=like.device), N, like)
-
-
-# -- the Fourier transform ----------------------------------------------------------------------------------------
-
-
-def fourier(x: Tensor) -> Tensor:
-    """Real parts, then imaginary parts, of the non-negative frequencies of a real signal: `[*, 2 (N // 2 + 1)]`."""
-    X = torch.fft.rfft(x)
-    return torch.cat([X.real, X.imag], -1)
-
-
-def fourier_transposed(s: Tensor, N: int) -> Tensor:
-    """`Re sum_p (s_p + i s_{p+h}) e^{2 pi i p j / N}`, the transpose of `fourier`."""
-    h = N // 2 + 1
-    p = torch.arange(h, device=s.device)
-    alone = (p == 0) | (2 * p == N)  # the others stand for their conjugates too
-    weight = torch.where(alone, 1.0, 0.5).to(s.dtype) * N
-    return torch.fft.irfft(torch.complex(s[..., :h] * weight, s[..., h:] * weight), n=N)
-
-
-COSINE = Basis(dct, idct, lambda N: N)
-FOURIER = Basis(fourier, fourier_transposed, lambda N: 2 * (N // 2 + 1))
+FOURIER, COSINE = Fourier(), Cosine()

@@ -13,7 +13,7 @@ from adaptome.core.adapter import Frozen
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.forms.delta import Delta
-from adaptome.forms.fused import plain_weight
+from adaptome.forms.fused import forming_pays, plain_weight
 
 
 def channels(host: Host) -> int:
@@ -125,10 +125,13 @@ class _Columns(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, P: Tensor, I: Tensor, s: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         selected = rows.index_select(1, I)
-        y = F.linear(rows, W, b)
-        y.addmm_(selected, P.to(y.dtype).t(), alpha=s)
+        ctx.s, ctx.formed = s, forming_pays(W, len(rows))
+        if ctx.formed:
+            y = F.linear(rows, W.index_add(1, I, P.to(W.dtype), alpha=s), b)
+        else:
+            y = F.linear(rows, W, b)
+            y.addmm_(selected, P.to(y.dtype).t(), alpha=s)
         ctx.save_for_backward(selected, W, P, I)
-        ctx.s = s
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -137,8 +140,11 @@ class _Columns(torch.autograd.Function):
         rows = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_P = None
         if ctx.needs_input_grad[0]:
-            grad_x = rows @ W
-            grad_x.index_add_(1, I, rows @ P.to(rows.dtype), alpha=ctx.s)
+            if ctx.formed:
+                grad_x = rows @ W.index_add(1, I, P.to(W.dtype), alpha=ctx.s)
+            else:
+                grad_x = rows @ W
+                grad_x.index_add_(1, I, rows @ P.to(rows.dtype), alpha=ctx.s)
             grad_x = grad_x.view(*grad.shape[:-1], grad_x.shape[-1])
         if ctx.needs_input_grad[3]:
             grad_P = (selected.t() @ rows).t().to(

@@ -27,8 +27,8 @@ class FourierFT(Method):
     shapes      S [out, in], complex positions p, q [n], distinct, drawn from `position_seed`: equal on layers of one shape; c [n]
     init        c = 0: starts as the base; 'normal': c ~ N(0, 1), as the paper has it
     parameters  n per layer: 64,000 for LLaMA-2-7B, q and v, n = 1000
-    forward     by FFT over the activations, O(in log in + out log out + n) a token; on small layers by FFT over dW, see forms/spectrum.py;
-                the real and imaginary parts of the half spectrum make S real with 2 n entries
+    forward     by FFT over the activations, O(in log in + out log out + n) a token; for many tokens over dW, see forms/spectrum.py; the
+                real and imaginary parts of the half spectrum make S real with 2 n entries
     merge       exact; IDFT2 divides by out in, hence the large alpha
     source      Gao et al. 2024, arXiv:2405.03003, section 3
     """

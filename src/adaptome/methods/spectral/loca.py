@@ -45,8 +45,8 @@ class LoCA(Method):
     schedule    on_step: in the first `location_share` of all steps in turn `coefficient_steps` of a alone, `location_steps` of l
                 alone; then a alone. What a step does not train is put back after it, whatever the optimiser did to it. A
                 loop that never calls on_step trains both at once
-    forward     by FFT: over the activations, O(in log in + out log out + n) a token, or over dW, see forms/spectrum.py; the gradients
-                of a and l need K at 5 n cells alone. C and D are never formed
+    forward     by FFT: over the activations, O(in log in + out log out + n) a token, or for many tokens over dW, see forms/spectrum.py;
+                the gradients of a and l need K at 5 n cells alone. C and D are never formed
     merge       exact
     source      Du et al. 2025, arXiv:2502.06820
     """
