@@ -146,7 +146,7 @@ def test_the_cost_grows_with_the_last_blocks_alone():
     plain = cost(lambda: model(IMAGES))
     one, two = (cost(lambda t=t: ad.TaskStreams(model, t, stages)(IMAGES)) for t in (TASKS[:1], TASKS))
     stacked = cost(lambda: model(fork(IMAGES, TASKS)))
-    assert plain < one < two < 1.8 * plain and stacked == 3 * plain
+    assert plain < one < two < 1.8 * plain and stacked == pytest.approx(3 * plain, rel=0.02)
 
 
 def test_what_has_no_tasks_runs_as_a_larger_batch_and_faults_are_told():
