@@ -41,11 +41,12 @@ if TYPE_CHECKING:
     from adaptome.forms.soft import plain_prompt, prompt_from
     from adaptome.forms.streams import TaskStreams
     from adaptome.interop.peft import ExportReport, export
+    from adaptome.methods.low_rank.lora_starts import corda, eva, loftq
 
 __version__ = "0.1.0"
 __all__ = [
     "Adapter", "AdaptomeError", "Attachment", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "Report", "TaskStreams",
-    "activate", "active", "adapters", "attach", "check_gradients", "detach", "disabled", "errors", "export", "get_method", "list_methods", "load", "merge",
+    "activate", "active", "adapters", "attach", "check_gradients", "corda", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "loftq", "merge",
     "on_step", "option", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "register", "save", "set_trainable", "steer", "steered", "trainable", "unmerge",
 ]  # fmt: skip
 
@@ -82,6 +83,7 @@ _HOMES = {
     "adaptome.forms.streams": ("TaskStreams",),
     "adaptome.interop.peft": ("ExportReport", "export"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
+    "adaptome.methods.low_rank.lora_starts": ("corda", "eva", "loftq"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

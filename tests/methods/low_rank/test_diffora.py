@@ -1,8 +1,12 @@
 """DiffoRA: search, selection, sharing (arXiv:2502.08905, as reconstructed)."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import adaptome as ad
 from adaptome.core.errors import MethodError
@@ -62,6 +66,7 @@ def test_forward_is_the_gated_lora(relaxation, scaled):
     shake(model)
     a = matrix.logits.detach().double().view(2, 3)
     gates = a.sigmoid() if relaxation == "sigmoid" else a.softmax(1) * (3 if scaled else 1)
+    assert relaxation != "sigmoid" or ((gates > 0) & (gates < 1)).all()
     if relaxation == "softmax":
         torch.testing.assert_close(
             gates.sum(1), torch.full((2,), 3.0 if scaled else 1.0, dtype=torch.float64)
@@ -90,6 +95,120 @@ def test_logits_have_no_gradient_at_the_start_and_one_after_a_step():
         with torch.no_grad():
             matrix.logits[i] += 1e-5
         assert abs((values[0] - values[1]) / 2e-5 - float(value[i])) < 1e-4 * (1 + abs(float(value[i])))
+
+
+def losses(model, number):
+    """A training and a validation loss, of different batches."""
+    x = torch.randn(2, 16, 12, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+    return lambda: model(x[0]).square().mean(), lambda: (model(x[1]) - x[0]).square().mean()
+
+
+def test_looking_ahead_is_the_gradient_of_an_unrolled_step():
+    xi = 0.3
+    model, adapters, matrix = searched(search=1.0, warmup=0.2, lookahead=xi, alpha=3.0)
+    shake(model)
+    ad.on_step(model, 8, 40)
+    assert matrix.phase == "logits"
+    train, validation = losses(model, 5)
+    with ad.steer(train_loss=train):
+        validation().backward()
+    found = matrix.logits.grad.clone()
+    assert all(p.grad is None for a in adapters.values() for p in a.parameters())
+    # the same with plain tensors: W x + b + g (alpha / r) B A x, by hand
+    a = matrix.logits.detach().double().requires_grad_()
+    w = [p.detach().clone().requires_grad_() for adapter in adapters.values() for p in (adapter.A, adapter.B)]
+
+    def plain(x, w, a):
+        gates = (a.view(2, 3).softmax(1) * 3).flatten()
+        for i, layer in enumerate(model.layers):
+            linears, h = (layer.one, layer.two, layer.three), []
+            for j, part in enumerate(linears):
+                k = 3 * i + j
+                W = part._parameters["weight"] + gates[k] * 1.5 * w[2 * k + 1] @ w[2 * k]
+                h.append(torch.tanh(x @ W.T + part.bias))
+            x = x + h[0] + h[1] - h[2]
+        return x
+
+    x = torch.randn(2, 16, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    steps = torch.autograd.grad(plain(x[0], w, a).square().mean(), w, create_graph=True)
+    ahead = [p - xi * step for p, step in zip(w, steps, strict=True)]
+    (unrolled,) = torch.autograd.grad((plain(x[1], ahead, a) - x[0]).square().mean(), a)
+    torch.testing.assert_close(found.double(), unrolled, rtol=1e-5, atol=1e-7)
+    (first,) = torch.autograd.grad((plain(x[1], w, a) - x[0]).square().mean(), a)
+    (at_ahead,) = torch.autograd.grad((plain(x[1], [p.detach() for p in ahead], a) - x[0]).square().mean(), a)
+    for other in (first, at_ahead):  # neither the first order nor it at the moved weights
+        assert (found - other).norm() > 0.05 * unrolled.norm()
+
+
+def test_looking_ahead_trains_logits_alone_and_needs_the_training_loss():
+    model, adapters, matrix = searched(search=0.5, warmup=0.2, lookahead=0.05)
+    shake(model)
+    optimizer = torch.optim.SGD(ad.parameters_of(model).values(), lr=0.05)
+    ad.on_step(model, 0, 40)
+    for number in range(1, 12):
+        before = snapshot(model)
+        train, validation = losses(model, number)
+        if matrix.phase == "logits":
+            with pytest.raises(
+                ad.errors.StateError, match="diffora with lookahead needs to know 'train_loss'"
+            ):
+                validation()
+            assert matrix.phase == "logits"
+        with ad.steer(train_loss=train):
+            (validation if matrix.phase == "logits" else train)().backward()
+        with torch.no_grad():  # evaluation in between asks for nothing and sees the adapters as they are
+            validation()
+        copy.deepcopy(model)
+        optimizer.step()
+        optimizer.zero_grad()
+        logits = matrix.phase == "logits"
+        ad.on_step(model, number, 40)
+        moved = {k for k, v in snapshot(model).items() if not torch.equal(v, before[k])}
+        assert moved == ({"shared.logits"} if logits else set(before) - {"shared.logits"})
+    with pytest.raises(MethodError, match="two levels"):
+        ad.DiffoRA(lookahead=0.1, bilevel=False)
+
+
+class Attentive(Model):
+    """Blocks whose first map makes queries of an attention; run again in the backward where `again`."""
+
+    def __init__(self, fused, again):
+        super().__init__()
+        self.fused, self.again = fused, again
+
+    def block(self, layer, x):
+        q, k, v = layer.one(x), layer.two(x), layer.three(x)
+        if self.fused:
+            return x + F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        return x + (q @ k.mT / 12**0.5).softmax(-1) @ v
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = checkpoint(self.block, layer, x, use_reentrant=False) if self.again else self.block(layer, x)
+        return x
+
+
+def test_looking_ahead_passes_fused_attention_and_refuses_checkpointing():
+    found = []
+    for fused, again in ((False, False), (True, False), (False, True)):
+        torch.manual_seed(0)
+        model = Attentive(fused, again).double()
+        how = ad.DiffoRA(r=2, alpha=1.0, search=1.0, lookahead=0.3)
+        ad.attach(model, how, targets="layers.*.*", seed=0)
+        shake(model)
+        ad.on_step(model, 10, 100)
+        matrix, x = ad.adapters(model)["default"].shared, batch(2, 4, 6, 12)
+        with ad.steer(train_loss=lambda model=model, x=x: model(x[0]).square().mean()):
+            if again:
+                with pytest.raises(
+                    ad.errors.StateError, match="checkpointing would run the training step again"
+                ):
+                    model(x[1])
+                continue
+            model(x[1]).square().mean().backward()
+        found.append(matrix.logits.grad)
+    assert found[0].any()
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("to_none", [True, False])
@@ -166,6 +285,44 @@ def test_final_is_lora_on_the_selected_modules():
     assert torch.equal(model(batch(4, 12)), other(batch(4, 12)))
 
 
+@pytest.mark.parametrize("sharing", ["shared_pair", "shared_B", "none"])
+def test_final_starts_as_the_base_and_merges_exactly(sharing):
+    torch.manual_seed(0)
+    model = Model().double()
+    x = batch(4, 12)
+    base = model(x)
+    ad.attach(
+        model, ad.DiffoRA(r=2, selected=("layers.0.two",), sharing=sharing), targets="layers.*.*", seed=0
+    )
+    assert torch.equal(model(x), base)
+    shake(model)
+    before = model(x)
+    before.square().sum().backward()
+    adapters = ad.adapters(model)["default"].adapters
+    if sharing == "none":  # what is dropped has neither tensors nor an effect
+        assert [n for n, a in adapters.items() if list(a.parameters())] == ["layers.0.two"]
+    else:
+        assert all(p.grad is not None and p.grad.any() for p in ad.parameters_of(model).values())
+    ad.merge(model)
+    torch.testing.assert_close(model(x), before)
+
+
+def test_all_modules_selected_is_plain_lora():
+    torch.manual_seed(0)
+    model, other = Model().double(), Model().double()
+    other.load_state_dict(model.state_dict())
+    names = tuple(f"layers.{i}.{n}" for i in (0, 1) for n in ("one", "two", "three"))
+    ad.attach(model, ad.DiffoRA(r=2, alpha=3.0, selected=names), targets="layers.*.*")
+    ad.attach(other, ad.LoRA(r=2, alpha=3.0), targets="layers.*.*")
+    ours, theirs = ad.parameters_of(model), ad.parameters_of(other)
+    assert ours.keys() == theirs.keys()
+    shake(model)
+    with torch.no_grad():
+        for key in ours:
+            theirs[key].copy_(ours[key])
+    assert torch.equal(model(batch(4, 12)), other(batch(4, 12)))
+
+
 def test_modules_that_are_not_selected_share_one_pair():
     model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)).double()
     ad.attach(model, ad.DiffoRA(r=2, selected=("1",)), targets=["0", "1", "2"])
@@ -197,6 +354,8 @@ def test_the_search_resumes_bit_equal(tmp_path):
         return model
 
     whole = run(searched(search=0.5)[0], 0, 30)
+    again = run(searched(search=0.5)[0], 0, 30)
+    assert final(again).selected == final(whole).selected  # a seed finds the same modules
     for at in (7, 15, 20):
         model = run(searched(search=0.5)[0], 0, at)
         ad.save(model, tmp_path / "a")

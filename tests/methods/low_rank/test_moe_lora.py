@@ -145,6 +145,52 @@ def test_a_preconditioned_step_does_not_depend_on_the_split_of_the_product():
     torch.testing.assert_close(moved[0], moved[1], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("riemann", [False, True])
+@pytest.mark.parametrize(("rescale", "power"), [("none", 1.0), ("sqrt", 0.5), ("inverse", 0.0)])
+def test_rescaled_gradients_of_the_experts_are_token_by_token_the_formula(rescale, power, riemann):
+    x, target = batch(3, 5, 12).requires_grad_(), batch(3, 5, 20)
+    settings = dict(r=3, experts=4, top_k=2, alpha=6.0, riemann=riemann, delta=0.1)
+    model, a = adapted(linear(), ad.MoELoRA(**settings, rescale=rescale))
+    plain, b = adapted(linear(), ad.MoELoRA(**settings))
+    shake(model, 1.0)
+    shake(plain, 1.0)
+    torch.testing.assert_close(model(x), plain(x))
+    (model(x) * target).sum().backward()
+    dx, x.grad = x.grad, None
+    (plain(x) * target).sum().backward()
+    torch.testing.assert_close(dx, x.grad)  # neither the input's nor the router's gradient changes
+    torch.testing.assert_close(a.G.grad, b.G.grad)
+    dA, dB = torch.zeros_like(a.A), torch.zeros_like(a.B)
+    for token, dy in zip(x.detach().reshape(-1, 12), target.reshape(-1, 20), strict=True):
+        logits = a.G.detach() @ token
+        chosen = logits.topk(2).indices
+        for e, g in zip(chosen, logits[chosen].softmax(0), strict=True):
+            A, B = a.A[e].detach(), a.B[e].detach()
+            # the gradient of 2 g B A x, divided by g^(1 - power)
+            dA[e] += g**power * 2 * torch.outer(B.T @ dy, token)
+            dB[e] += g**power * 2 * torch.outer(dy, A @ token)
+    if riemann:
+        eye = 0.1 * torch.eye(3, dtype=torch.float64)
+        A, B = a.A.detach(), a.B.detach()
+        dA, dB = torch.linalg.inv(B.mT @ B + eye) @ dA, dB @ torch.linalg.inv(A @ A.mT + eye)
+    torch.testing.assert_close(a.A.grad, dA)
+    torch.testing.assert_close(a.B.grad, dB)
+
+
+def test_a_rescaled_step_moves_the_output_by_the_gate_and_a_plain_one_by_its_square():
+    x, moved = batch(1, 12), {}
+    for rescale in ("none", "inverse"):
+        model, a = adapted(
+            linear(), ad.MoELoRA(r=3, experts=2, top_k=2, riemann=True, delta=1e-12, rescale=rescale)
+        )
+        shake(model)
+        model(x).sum().backward()
+        g = a.gates(x)[0][0]
+        with torch.no_grad():  # of every expert, the first order of what a step does to g B A x
+            moved[rescale] = g[:, None] * ((a.B.grad @ a.A + a.B @ a.A.grad) @ x[0])
+    torch.testing.assert_close(moved["none"], g.detach()[:, None] * moved["inverse"])
+
+
 def test_what_it_cannot_do_is_said():
     model, _ = adapted(linear(), ad.MoELoRA())
     with pytest.raises(MergeError, match="moe-lora on 0 changes activations"):

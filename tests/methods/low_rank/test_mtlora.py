@@ -15,7 +15,7 @@ LAST = ("*.0.blocks.1.*", "*.1.blocks.1.*")
 
 
 def update(a, *branches):
-    return 0.7 * sum(a.B[k] @ a.A[k] for k in branches)
+    return 0.7 * sum((a.B[k] @ a.A[k] for k in branches), torch.zeros(a.host.shape, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("mode", ["matrix", "matrixv2"])
@@ -34,7 +34,86 @@ def test_every_stream_is_its_equation(mode):
         shared, *rest = split(model(torch.cat([x, *own.values()])), 2)
     torch.testing.assert_close(shared, x @ (W + update(a, "shared")).T + b)
     for task, y in zip(TASKS, rest, strict=True):
-        torch.testing.assert_close(y, x @ W.T + b + own[task] @ update(a, task, *also).T)
+        torch.testing.assert_close(y, x @ (W + update(a, *also)).T + b + own[task] @ update(a, task).T)
+
+
+def normalised(h, norm):
+    """LayerNorm, written out."""
+    centred = h - h.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias
+
+
+def test_addition_normalises_the_sum_of_the_tasks_streams():
+    layer, x = linear(), batch(3, 5, 12)
+    model, a = adapted(layer, ad.MTLoRA(**SMALL, mode="addition"))
+    assert set(a.A) == set(TASKS)
+    W, b = a.host.weight(), layer.bias
+    frozen = x @ W.T + b
+    torch.testing.assert_close(
+        model(x), frozen + normalised(2 * frozen, a.norm)
+    )  # it does not start as the base
+    for task in TASKS:  # but every task's stream does
+        with ad.steer(task=task):
+            assert torch.equal(model(x), nn.functional.linear(x, W, b))
+    shake(model)
+    total = 2 * frozen + x @ update(a, *TASKS).T
+    torch.testing.assert_close(model(x), frozen + normalised(total, a.norm))
+    own = {t: batch(3, 5, 12) * k for k, t in enumerate(TASKS, 2)}
+    with ad.steer(streams=TASKS):
+        shared, *rest = split(model(torch.cat([x, *own.values()])), 2)
+    made = [frozen + own[t] @ update(a, t).T for t in TASKS]
+    for y, expected in zip(rest, made, strict=True):
+        torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(shared, frozen + normalised(sum(made), a.norm))
+    with ad.steer(streams=TASKS[1:]):  # of fewer tasks, the sum of theirs
+        alone = split(model(fork(x, TASKS[1:])), 1)[0]
+    torch.testing.assert_close(alone, frozen + normalised(frozen + x @ update(a, TASKS[1]).T, a.norm))
+    model(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in a.parameters())
+    ad.activate(model, "default", weights={"default": 0.5})
+    torch.testing.assert_close(model(x), frozen + 0.5 * normalised(total, a.norm))
+
+
+def test_additions_shared_stream_has_no_weight_and_a_tasks_has(tmp_path):
+    model, a = adapted(linear(bias=False), ad.MTLoRA(**SMALL, mode="addition"))
+    shake(model)
+    for verb in (lambda: ad.merge(model), lambda: ad.export(model, tmp_path / "out")):
+        with pytest.raises(MergeError, match="which no weight does"):
+            verb()
+    x = batch(4, 12)
+    with ad.steer(task="depth"):
+        expected = model(x)
+        assert ad.export(model, tmp_path / "out").worst == 0
+        ad.merge(model)
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_lora_only_has_no_streams():
+    layer, x = linear(), batch(4, 12)
+    model, a = adapted(layer, ad.MTLoRA(**SMALL, mode="lora_only"))
+    assert set(a.A) == {"shared"}
+    shake(model)
+    expected = x @ (a.host.weight() + update(a, "shared")).T + layer.bias
+    torch.testing.assert_close(model(x), expected)
+    with ad.steer(task="depth"):
+        torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize("mode", ["matrix", "matrixv2", "addition", "lora_only"])
+@pytest.mark.parametrize("train_scale", [False, True])
+def test_the_formula_counts_every_mode(mode, train_scale):
+    method = ad.MTLoRA(**SMALL, mode=mode, train_scale=train_scale, specific=["*1"])
+    model = nn.Sequential(linear(), linear(20, 8))
+    plan = ad.attach(model, method, targets=["0", "1"])
+    pair = {"matrix": 3 + 4, "matrixv2": 3 + 4, "addition": 4, "lora_only": 3}[mode]
+    streams = {"matrix": 3, "matrixv2": 3, "addition": 2, "lora_only": 1}[mode]
+    expected = 3 * 32 + pair * 28 + 16 * (mode == "addition") + train_scale * (1 + streams)
+    assert plan.trainable == ad.trainable(model).count == expected
+
+
+def test_addition_is_refused_on_convolutions():
+    with pytest.raises(ad.errors.HostError, match="mode='addition' normalises the outputs of linear layers"):
+        adapted(nn.Conv2d(6, 8, 3), ad.MTLoRA(**SMALL, mode="addition"))
 
 
 def test_convolutions_have_streams_too():
@@ -276,6 +355,8 @@ def test_it_compiles_with_a_task_and_with_streams():
 def test_wrong_tasks_and_rows_are_told():
     model, _ = adapted(linear(), ad.MTLoRA(**SMALL))
     with ad.steer(task="dpeth"), pytest.raises(StateError, match="Did you mean 'depth'"):
+        model(batch(4, 12))
+    with ad.steer(streams=["dpeth"]), pytest.raises(StateError, match="Did you mean 'depth'"):
         model(batch(4, 12))
     with ad.steer(streams=TASKS), pytest.raises(StateError, match="4 rows are not 3 equal streams"):
         model(batch(4, 12))

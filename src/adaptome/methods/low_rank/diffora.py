@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from adaptome.core.adapter import Adapter, Frozen, WeightAdapter
-from adaptome.core.errors import MethodError, did_you_mean
+from adaptome.core.errors import MethodError, StateError, did_you_mean
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.core.state import attachment_of
+from adaptome.core.steer import require
 from adaptome.forms.low_rank import LowRank, Pair, group_of, kaiming
 from adaptome.forms.sharded import in_parallel, write
 
@@ -31,6 +33,10 @@ class DiffoRA(Method):
     search      with `selected` not given: the first `search` of the steps train the adapters and the logits a in turn, each step one of
                 them on its own batch (first-order bilevel; after `warmup` of the search on adapters alone, for B = 0 gives a no
                 gradient). Then the K = ceil(ratio N) largest of each block have g = 1, the others 0, and training goes on
+    lookahead   xi > 0 is the second order: a step on the logits follows the gradient of L_val(w - xi dL_train(w, a)/dw, a) in a, w being
+                A and B of all modules: exactly, by a backward through that one step (no finite differences; attention runs as plain
+                products in it). It needs a loop of your own, without gradient checkpointing, that tells the training loss:
+                `with ad.steer(train_loss=lambda: loss(model, train_batch)): loss(model, validation_batch).backward()`
     final       `final(model)` gives the method with what was found as `selected`, to attach afresh: selected modules have a pair of
                 their own; of the others, those of one role and shape share a pair ('shared_pair'), or B ('shared_B'), or have none
     shapes      A [r, in], B [out, r]; a one number per module
@@ -55,12 +61,23 @@ class DiffoRA(Method):
     search: float = option(0.15, at_least=0, at_most=1, help="share of the steps that search")
     warmup: float = option(0.1, at_least=0, below=1, help="share of the search that trains adapters alone")
     bilevel: bool = option(True, help="train logits and adapters in turn, on separate batches; else together")
+    lookahead: float = option(
+        0.0,
+        at_least=0,
+        help="xi, the step of the adapters that the logits look ahead by; 0 is the first order",
+    )
     warm_start: bool = option(
         False, help="keep the search's adapters, scaled by their gates, instead of drawing new ones"
     )
     sharing: Literal["shared_pair", "shared_B", "none"] = option(
         "shared_pair", help="what modules that are not selected have"
     )
+
+    def validate(self) -> None:
+        if self.lookahead and not self.bilevel:
+            raise MethodError(
+                "diffora: lookahead is for a search on two levels; set bilevel=True, or lookahead=0."
+            )
 
     @property
     def scale(self) -> float:
@@ -87,7 +104,7 @@ class DiffoRA(Method):
 
     def shared(self, hosts: Sequence[Host]) -> nn.Module:
         if self.selected is None:
-            return Matrix(hosts)
+            return Matrix(hosts, self.lookahead)
         names = [host.name for host in hosts]
         for name in self.selected:
             if name not in names:
@@ -140,16 +157,19 @@ class Matrix(nn.Module):
     chosen: Tensor
     discrete: Tensor
 
-    def __init__(self, hosts: Sequence[Host]):
+    def __init__(self, hosts: Sequence[Host], lookahead: float):
         super().__init__()
-        self.names = [host.name for host in hosts]
+        self.names, self.lookahead = [host.name for host in hosts], lookahead
         self.rows = [-1 if host.index is None else host.index for host in hosts]
         self.logits = nn.Parameter(torch.randn(len(hosts)) * 1e-3)
         self.register_buffer("chosen", torch.ones(len(hosts), dtype=torch.bool))
         self.register_buffer("discrete", torch.tensor(False))
         #: what the coming step trains
-        self.phase: Literal["both", "adapters", "logits"] = "both"
+        self.phase: Literal["both", "adapters", "logits", "ahead", "behind"] = "both"
         self._held: list[tuple[nn.Parameter, Tensor]] = []
+        #: of the second order: the loss that was looked ahead on, and what stands for each of the adapters' tensors
+        self._train_loss: Callable[[], Tensor] | None = None
+        self._ahead: dict[int, Tensor] = {}
 
     def hold(self, parameters: Iterable[nn.Parameter]) -> None:
         """Remember what the step must not move: without a gradient, momentum still may."""
@@ -161,6 +181,42 @@ class Matrix(nn.Module):
         for parameter, value in self._held:
             parameter.copy_(value)
         self._held = []
+        self._train_loss, self._ahead = None, {}
+
+    def seen(self, parameter: nn.Parameter) -> Tensor:
+        """A tensor of an adapter as the coming step reads it: itself, itself without gradient, or where a step on the training loss leads."""
+        if self.phase in ("both", "adapters"):
+            return parameter
+        if not self.lookahead or not torch.is_grad_enabled():
+            return _still(parameter)
+        if self.phase == "behind":
+            raise StateError(
+                "diffora with lookahead: gradient checkpointing would run the training step again with other adapters.\n"
+                "  Turn it off for the search, or set lookahead=0."
+            )
+        if self.phase == "logits":
+            train_loss = require("train_loss", "diffora with lookahead")
+            if train_loss is not self._train_loss:
+                self._look_ahead(train_loss)
+        return self._ahead[id(parameter)]
+
+    def _look_ahead(self, train_loss: Callable[[], Tensor]) -> None:
+        """Make `w - xi dL_train(w, a) / dw` of all the adapters' tensors w, differentiable in a."""
+        w = [parameter for parameter, _ in self._held]
+        leaves = [p.detach().requires_grad_() for p in w]
+        self.phase, self._ahead = "ahead", {id(p): leaf for p, leaf in zip(w, leaves, strict=True)}
+        try:
+            with sdpa_kernel(SDPBackend.MATH):  # the other kernels cannot be differentiated twice
+                loss, self.phase = train_loss(), "behind"
+                steps = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+        finally:
+            self.phase, self._train_loss = "logits", None
+        self._ahead = {id(p): _still(p) - self.lookahead * step for p, step in zip(w, steps, strict=True)}
+        self._train_loss = train_loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave out what belongs to a running graph."""
+        return {**self.__dict__, "_train_loss": None, "_ahead": {}}
 
 
 class Candidate(Pair):
@@ -189,10 +245,7 @@ class Candidate(Pair):
         return torch.where(matrix.discrete, matrix.chosen[self.own].to(soft.dtype), soft)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        A, B = super().factors()
-        if self.shared.phase == "logits":
-            A, B = _still(A), _still(B)
-        return A, B * self.gate()
+        return self.shared.seen(self.A), self.shared.seen(self.B) * self.gate()
 
     @torch.no_grad()
     def redraw(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.forms.low_rank import LowRank, kaiming
 
-Init = Literal["kaiming", "gaussian", "pissa", "olora"]
+Init = Literal["kaiming", "gaussian", "pissa", "olora", "corda"]
 
 
 @register(
@@ -28,10 +28,13 @@ class LoRA(Method):
                 'gaussian': A ~ N(0, 1/r^2), B = 0
                 'pissa': B A s = the r leading singular triplets of W (Meng et al. 2024, arXiv:2404.02948)
                 'olora': B = Q_r, A = R_r of W = Q R (Bueyuekakyuez 2024, arXiv:2406.01775)
-                the last two subtract their start from the update, s (B A - B0 A0), so the model starts as the base, its
-                weight is never touched and B0, A0 are rebuilt from it when loading
+                'corda': as `corda(model, batches, method)` cuts W by the inputs' covariance; by name alone as 'pissa'
+                the last three subtract their start from the update, s (B A - B0 A0), so the model starts as the base, its
+                weight is never touched and B0, A0 are rebuilt from it when loading ('corda': saved)
+    from data   `eva(model, batches, method)`: A from the layers' inputs, B = 0; `loftq(model, full, method)`: B A from what a quantised
+                base lacks; both, and `corda`, are in `adaptome.methods.low_rank.lora_starts` and at the top as `ad.eva`, ...
     parameters  r (in + out) per layer: 33,554,432 for LLaMA-2-7B, q and v, r = 64
-    merge       exact; export: peft-lora, exact (rank 2r for 'pissa' and 'olora')
+    merge       exact; export: peft-lora, exact (rank 2r for 'pissa', 'olora' and 'corda')
     source      Hu et al. 2021, arXiv:2106.09685, section 4.1; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732
     """
 
@@ -53,7 +56,9 @@ class LoRA(Method):
         return self.r * (host.fan_in + host.fan_out) * host.copies
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> LowRank:
-        return LoRAAdapter(self, host) if self.init in ("kaiming", "gaussian") else FromWeight(self, host)
+        if self.init in ("kaiming", "gaussian"):
+            return LoRAAdapter(self, host)
+        return FromData(self, host) if self.init == "corda" else FromWeight(self, host)
 
 
 class LoRAAdapter(LowRank):
@@ -78,7 +83,7 @@ class LoRAAdapter(LowRank):
 class FromWeight(LowRank):
     """A and B that start from a factorisation of W; the start is subtracted from the update."""
 
-    rebuilt = ("A0", "B0")
+    rebuilt: ClassVar[tuple[str, ...]] = ("A0", "B0")
 
     def __init__(self, method: LoRA, host: Host):
         super().__init__(host, method.scale, method.dropout)
@@ -87,11 +92,21 @@ class FromWeight(LowRank):
                 f"lora with init={method.init!r}: r = {method.r} is above the rank of {host.name}, {min(host.fan_in, host.fan_out)}."
             )
         W = host.weight()
-        A, B = _leading(W.to(torch.promote_types(W.dtype, torch.float32)), method.r, method.init)
-        A, B = A / method.scale**0.5, B / method.scale**0.5
-        self.A, self.B = nn.Parameter(A.clone()), nn.Parameter(B.clone())
-        self.register_buffer("A0", A)
-        self.register_buffer("B0", B)
+        make = triangular if method.init == "olora" else leading
+        A, B = make(W.to(torch.promote_types(W.dtype, torch.float32)), method.r)
+        self.A, self.B = nn.Parameter(torch.empty_like(A)), nn.Parameter(torch.empty_like(B))
+        self.register_buffer("A0", torch.empty_like(A))
+        self.register_buffer("B0", torch.empty_like(B))
+        self.begin(A, B)
+
+    @torch.no_grad()
+    def begin(self, A: Tensor, B: Tensor) -> None:
+        """Start at `s B' A' = B A`."""
+        A, B = balanced(A, B, self.scale)
+        self.A.copy_(A)
+        self.B.copy_(B)
+        self.get_buffer("A0").copy_(A)
+        self.get_buffer("B0").copy_(B)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         # rounded as A and B are, so that the start cancels in every precision
@@ -99,11 +114,26 @@ class FromWeight(LowRank):
         return torch.cat([self.A, A0], -2), torch.cat([self.B, -B0], -1)
 
 
-def _leading(W: Tensor, r: int, init: Init) -> tuple[Tensor, Tensor]:
-    """A `[*, r, in]`, B `[*, out, r]` with B A the leading part of W."""
-    if init == "olora":
-        Q, R = torch.linalg.qr(W)
-        return R[..., :r, :].contiguous(), Q[..., :r].contiguous()
+class FromData(FromWeight):
+    """The same from a part that hangs on data too, so that the start is saved."""
+
+    rebuilt = ()
+
+
+def balanced(A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """A' and B' with `scale B' A' = B A`, the scale taken from both alike."""
+    root = abs(scale) ** 0.5
+    return A / root, B * (root / scale)
+
+
+def leading(W: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """A `[*, r, in]`, B `[*, out, r]` with B A the r leading singular triplets of W, each with the roots of the singular values."""
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     root = S[..., :r].sqrt()
     return (root[..., None] * Vh[..., :r, :]).contiguous(), (U[..., :r] * root[..., None, :]).contiguous()
+
+
+def triangular(W: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """A = R_r and B = Q_r of W = Q R."""
+    Q, R = torch.linalg.qr(W)
+    return R[..., :r, :].contiguous(), Q[..., :r].contiguous()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,11 @@ class MoELoRA(Method):
                 divided by top_k, p_e the mean of softmax(G x)_e; 1 when even. Of the last forward in training
     riemann     the gradients of each expert become (B^T B + delta)^-1 dA and dB (A A^T + delta)^-1, which makes plain gradient steps
                 independent of how the product is split between A and B
+    rescale     a gate weighs an expert's output and once more its gradient, so that a step moves the product by g^2 of the full one: with
+                'inverse' every token's part of dA and dB is divided by its g (the paper's solution), with 'sqrt' by sqrt(g) (what it
+                trains with). Outputs and the gradients of x and of the gates stay what they are
     merge       none: the update depends on the token
-    source      Sun et al. 2025, arXiv:2502.15828 (Riemannian preconditioning; its further rescaling by the gates is not included);
+    source      Sun et al. 2025, arXiv:2502.15828, section 3 (preconditioning, rescaling by the gates);
                 balance as Fedus et al. 2021, arXiv:2101.03961, equations 4-6
     """
 
@@ -46,6 +49,9 @@ class MoELoRA(Method):
     dropout: float = option(0.0, at_least=0, below=1, help="on the experts' input")
     balance: float = option(0.01, at_least=0, help="weight of the load balance in the loss")
     riemann: bool = option(False, help="precondition the gradients of A and B")
+    rescale: Literal["none", "sqrt", "inverse"] = option(
+        "none", help="free the gradients of A and B of the gates"
+    )
     delta: float = option(1e-6, above=0, help="added to the diagonal of the preconditioners")
 
     def validate(self) -> None:
@@ -74,7 +80,7 @@ class MoELoRAAdapter(Adapter):
         E, r = method.experts, method.r
         self.scale, self.dropout, self.top_k = method.alpha / r, method.dropout, method.top_k
         self.balanced = method.balance > 0
-        self.riemann, self.damping = method.riemann, method.delta
+        self.riemann, self.damping, self.rescale = method.riemann, method.delta, method.rescale
         self.A = nn.Parameter(kaiming(torch.empty(E, r, host.fan_in)))
         self.B = nn.Parameter(torch.zeros(E, host.fan_out, r))
         self.G = nn.Parameter(torch.randn(E, host.fan_in) * 0.02)
@@ -95,9 +101,12 @@ class MoELoRAAdapter(Adapter):
         if self.training and self.balanced and torch.is_grad_enabled():
             self._balance = _balance(g, p, self.top_k)
         A, B = _Riemann.apply(self.A, self.B, self.damping) if self.riemann else (self.A, self.B)
-        z = F.linear(x, A.flatten(0, 1).to(x.dtype)).unflatten(-1, (-1, A.shape[1]))
-        z = (z * g.to(z.dtype)[..., None]).flatten(-2)
-        return self.host.add_expanded(y, z, B.transpose(0, 1).flatten(1), self.scale)
+        A, B, g = A.flatten(0, 1).to(x.dtype), B.transpose(0, 1).flatten(1), g.to(x.dtype)
+        if self.rescale != "none" and torch.is_grad_enabled():
+            h = (g > 0).to(g.dtype) if self.rescale == "inverse" else g.detach().sqrt()
+            return self.host.add(y, _Rescaled.apply(x, A, B.to(x.dtype), g, h), self.scale)
+        z = F.linear(x, A).unflatten(-1, (g.shape[-1], -1)) * g[..., None]
+        return self.host.add_expanded(y, z.flatten(-2), B, self.scale)
 
     def take_balance(self) -> Tensor | None:
         """The load balance of the last forward in training, once."""
@@ -132,3 +141,30 @@ class _Riemann(torch.autograd.Function):
         pA, _ = torch.linalg.solve_ex(B.mT @ B + damp, dA.to(A.dtype))
         pB, _ = torch.linalg.solve_ex(A @ A.mT + damp, dB.to(A.dtype).mT)
         return pA.to(dA.dtype), pB.mT.to(dB.dtype), None
+
+
+class _Rescaled(torch.autograd.Function):
+    """`sum_e g_e B_e A_e x`; in the gradients of A and B alone, h stands for g.
+
+    x `[..., in]`, A `[E r, in]`, B `[out, E r]`, g and h `[..., E]`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, g: Tensor, h: Tensor) -> Tensor:
+        z = F.linear(x, A).unflatten(-1, (g.shape[-1], -1))
+        ctx.save_for_backward(x, A, B, g, h, z)
+        return F.linear((z * g[..., None]).flatten(-2), B)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, A, B, g, h, z = ctx.saved_tensors
+        du = (dy @ B).unflatten(-1, z.shape[-2:])
+        dA = _weighted(du, h).t() @ x.flatten(0, -2)
+        dB = dy.flatten(0, -2).t() @ _weighted(z, h)
+        dx = (_weighted(du, g) @ A).view(x.shape) if ctx.needs_input_grad[0] else None
+        return dx, dA, dB, (du * z).sum(-1), None
+
+
+def _weighted(z: Tensor, gates: Tensor) -> Tensor:
+    """`gates * z`, a row a token."""
+    return (z * gates[..., None]).flatten(-2).flatten(0, -2)
