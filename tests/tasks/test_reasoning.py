@@ -181,8 +181,8 @@ def test_fields_of_sampling_reach_generate_only_with_sampling(tmp_path, model, m
         network = task.load_model(model, processor)
         monkeypatch.setattr(network, "generate", lambda **given: seen.append(given) or given["input_ids"])
         task.predict(network, processor, ["a"])
-    assert {k: v for k, v in seen[0].items() if k not in ("input_ids", "attention_mask")} == {
-        "pad_token_id": 0, "max_new_tokens": 2, "num_beams": 4, "do_sample": False,
+    assert {k: v for k, v in seen[0].items() if k not in ("input_ids", "attention_mask", "stopping_criteria")} == {
+        "pad_token_id": 0, "eos_token_id": [1], "use_cache": True, "max_new_tokens": 2, "num_beams": 4, "do_sample": False,
     }  # fmt: skip
     assert seen[1]["do_sample"] and (seen[1]["temperature"], seen[1]["top_p"], seen[1]["top_k"]) == (
         0.1,

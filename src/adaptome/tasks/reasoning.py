@@ -20,7 +20,14 @@ from adaptome.tasks import answers
 from adaptome.tasks.answers import RULES, Choice, Letter, Number, Rule, Text, rule_for
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
 from adaptome.tasks.inference import chunks
-from adaptome.tasks.language import counts, generate, language_model, language_tokenizer, likelihood
+from adaptome.tasks.language import (
+    counts,
+    generate,
+    language_model,
+    language_tokenizer,
+    left_padded,
+    likelihood,
+)
 
 IGNORED = -100  # positions that the loss passes over
 WITH_INPUT = (
@@ -212,7 +219,7 @@ class Reasoning(Task):
         width = -(-max(len(row["input_ids"]) for row in rows) // 8) * 8
 
         def padded(key: str, filler: int) -> Tensor:
-            return torch.tensor([[filler] * (width - len(row[key])) + list(row[key]) for row in rows])
+            return left_padded([row[key] for row in rows], filler, width)
 
         mask = padded("attention_mask", 0)
         batch = {
@@ -281,6 +288,7 @@ class Reasoning(Task):
             prompts,
             batch_size,
             options.template != "chat",
+            () if options.template == "chat" else ("### Instruction:", "### Response:"),
             max_new_tokens=options.max_new_tokens,
             num_beams=options.num_beams,
             do_sample=options.sample,
