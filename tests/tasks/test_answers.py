@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
@@ -62,6 +63,21 @@ def test_numbers_agree_within_a_thousandth_and_none_agrees_with_nothing():
         ("A train leaves at noon", "", "A"),
         ("the answer is Angle", "", "A"),
         ("none of these", "", ""),
+        ("so x = 5.\nAnswer D", "D", "A"),
+        ("so x = 5.\nANSWER:B", "B", "A"),
+        ("so x = 5. Ans - C", "C", "A"),
+        ("Answer: Option D) 12", "D", "A"),
+        ("The correct option is B. Option D is too large.", "B", "B"),
+        ("Correct Option: OPTION E", "E", "C"),
+        ("It comes to 40.\nChoice B.", "B", "C"),
+        ("Option A gives 3, option B gives 4.\nC", "C", "A"),
+        ("Dividing by 5, hence (E) is the correct answer, and A is wrong", "E", "D"),
+        ("Hence the answer will be A. 5 pi", "A", "A"),
+        (r"The final answer is $\boxed{\text{E}}$.", "E", "E"),
+        ("**Answer:** **B**", "B", "A"),
+        ("Answer Choices: (A) 3 (B) 4 (C) 5", "", "A"),
+        ("the answer is not A", "", "A"),
+        ("To answer, Bob adds 3", "", "B"),
     ],
 )
 def test_letters_by_their_phrase_and_by_the_first_capital(text, letter, first):
@@ -93,6 +109,33 @@ def test_a_longer_choice_is_not_taken_for_its_beginning():
     assert Choice(("answer1", "answer10")).read("answer10") == "answer10"
 
 
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [("I know: Yes.", "yes"), ("NO", "no"), ("nothing", ""), ("it is no_good", ""), ("yes\nno", "yes")],
+)
+def test_choices_of_ones_own_are_words_in_whatever_case(text, choice):
+    assert Choice(("yes", "no"), whole=True).read(text) == choice
+
+
+def test_choices_that_differ_by_case_are_kept_apart_and_other_scripts_have_no_spaces():
+    assert Choice(("A", "a"), whole=True).read("so a.") == "a"
+    assert Choice(("是", "否"), whole=True).read("答案是。") == "是"
+    assert Choice(("C++", "C"), whole=True).read("in C++") == "C++"
+
+
+def test_reading_a_letter_takes_no_longer_than_the_text(monkeypatch):
+    """No pattern goes back over a long text again and again."""
+    began = time.perf_counter()
+    for text in (
+        "Answer" + " " * 20000 + "x",
+        "answer is " * 5000 + "(" * 5000,
+        "\\" * 20000,
+        "answer " + "\\boxed{" * 5000,
+    ):
+        assert RULES["aqua"].read(text) == ""
+    assert time.perf_counter() - began < 5  # quadratic would be minutes
+
+
 def test_whole_texts_agree_up_to_spaces_and_case():
     assert Text().right(" New  York\n", "new york") and not Text().right("York", "New York")
 
@@ -119,7 +162,7 @@ def test_sets_are_named_after_their_files(source, name):
 def test_an_unknown_set_is_read_as_its_answers_are():
     assert isinstance(rule_for("mine", ["3", "-4.5", "1,200"]), Number)
     assert isinstance(rule_for("mine", ["A", "E", "A"]), Letter)
-    assert rule_for("mine", ["yes", "no", "yes"]) == Choice(("no", "yes"))
+    assert rule_for("mine", ["yes", "no", "yes"]) == Choice(("no", "yes"), whole=True)
     assert isinstance(rule_for("mine", [f"word {i}" for i in range(30)]), Text)
     assert isinstance(rule_for("gsm8k", ["yes"]), Number)  # a known set's own rule
 
@@ -130,7 +173,8 @@ def test_mawps_holds_three_of_the_test_sets():
         ("math_10k", "multiarith"),
         ("math_10k", "singleeq"),
     ]
-    assert contaminated(["math_7k", "gsm8k"], ["addsub", "mawps"]) == []
+    assert contaminated(["mawps_asdiv_svamp"], ["addsub"]) == [("mawps_asdiv_svamp", "addsub")]
+    assert contaminated(["math_7k", "gsm8k", "mawpsish"], ["addsub", "mawps"]) == []
 
 
 def test_overlap_passes_over_case_spaces_and_punctuation():

@@ -181,8 +181,8 @@ def test_fields_of_sampling_reach_generate_only_with_sampling(tmp_path, model, m
         network = task.load_model(model, processor)
         monkeypatch.setattr(network, "generate", lambda **given: seen.append(given) or given["input_ids"])
         task.predict(network, processor, ["a"])
-    assert {k: v for k, v in seen[0].items() if k not in ("input_ids", "attention_mask")} == {
-        "pad_token_id": 0, "max_new_tokens": 2, "num_beams": 4, "do_sample": False,
+    assert {k: v for k, v in seen[0].items() if k not in ("input_ids", "attention_mask", "stopping_criteria")} == {
+        "pad_token_id": 0, "eos_token_id": [1], "use_cache": True, "max_new_tokens": 2, "num_beams": 4, "do_sample": False,
     }  # fmt: skip
     assert seen[1]["do_sample"] and (seen[1]["temperature"], seen[1]["top_p"], seen[1]["top_k"]) == (
         0.1,
@@ -228,8 +228,8 @@ def test_accuracy_is_the_unweighted_mean_over_the_sets(tmp_path):
     predictions = [{"completion": text} for text in texts]
     scores = get_task("reasoning").judge(split, predictions)
     assert scores == {
-        "accuracy": pytest.approx((0.5 + 0.5 + 0.0) / 3), "accuracy_gsm8k": 0.5, "accuracy_aqua": 0.5,
-        "accuracy_aqua_first_letter": 1.0, "accuracy_boolq": 0.0,
+        "accuracy": pytest.approx((0.5 + 0.5 + 0.0) / 3), "micro_accuracy": pytest.approx(3 / 7), "unread": pytest.approx(1 / 7),
+        "accuracy_gsm8k": 0.5, "accuracy_aqua": 0.5, "accuracy_aqua_first_letter": 1.0, "accuracy_boolq": 0.0,
     }  # fmt: skip
     assert [one["right"] for one in predictions] == [True, False, True, False, False, True, False]
     assert predictions[1]["answer"] is None and predictions[2]["answer"] == 1200
@@ -259,8 +259,79 @@ def test_files_of_other_shapes_go_together(tmp_path):
     split = load_splits(test=files, texts=task.texts)["test"]
     texts = ["3.0005", "18", "13", "solution2"]
     scores = task.judge(split, [{"completion": text} for text in texts])
-    assert scores == {"accuracy": pytest.approx(2.5 / 3), "accuracy_gsm8k": 1, "accuracy_mawps": 0.5, "accuracy_piqa": 1}  # fmt: skip
+    assert scores == {
+        "accuracy": pytest.approx(2.5 / 3), "micro_accuracy": 0.75, "unread": 0, "accuracy_gsm8k": 1, "accuracy_mawps": 0.5,
+        "accuracy_piqa": 1,
+    }  # fmt: skip
     assert task.inputs(split.rows)[0] == {"instruction": "q", "input": None}
+
+
+QUIZ = {
+    "question": "What is 3 + 4?",
+    "options": ["A)5", "B) 7", "(C) 1,200", "D)B)", "E)E"],
+    "rationale": "3 + 4 = 7.\nAnswer B",
+    "correct": "B",
+}
+
+
+def test_the_options_of_a_question_are_shown_with_it(tmp_path):
+    """The files of AQuA have them in a column; those of LLM-Adapters in the instruction, in this form."""
+    task = get_task("reasoning")
+    lists = jsonl(tmp_path / "quiz.jsonl", [QUIZ, {**QUIZ, "options": None}])
+    split = load_splits(test=lists, texts=task.texts, columns={"output": "rationale", "answer": "correct"})[
+        "test"
+    ]
+    shown = "What is 3 + 4? Answer Choices: (A) 5 (B) 7 (C) 1,200 (D) B) (E) E"
+    assert [one["instruction"] for one in task.inputs(split.rows)] == [shown, "What is 3 + 4?"]
+    assert task.judge(split, [{"completion": QUIZ["rationale"]}, {"completion": "7"}])["accuracy"] == 0.5
+    files = [
+        jsonl(tmp_path / "quiz.jsonl", [{"question": "q", "options": ["A)1", "B)2"], "answer": "B"}]),
+        jsonl(tmp_path / "aqua.jsonl", [row("A")]),
+    ]
+    mixed = load_splits(test=files, texts=task.texts)["test"]
+    assert [one["instruction"] for one in task.inputs(mixed.rows)] == ["q Answer Choices: (A) 1 (B) 2", "q"]
+
+
+def test_options_that_are_no_list_of_texts_are_refused(tmp_path, model):
+    with pytest.raises(DataError, match=r"line 2: 'options' is \[1\]; expected a list of texts"):
+        prepared(tmp_path, model, [row("A") | {"options": None}, row("B") | {"options": [1]}])
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "right", "wrong"),
+    [
+        ("gsm8k", "1,000 + 234 = <<1000+234=1234>>1,234\n#### 1,234", ["The answer is 1,234.00 dollars.", "**Answer:** $1,234$", "#### 1234"], ["1234.01", "234", "12"]),
+        ("svamp", "8.0", ["He has 8 hens left.", "16 / 2 = 8.0", "10 - 2 = 8."], ["-8", "80", "eight"]),
+        ("mawps", "1.8333333333333335", ["about 1.833", "1.83333333 inches"], ["1.83", "11/6"]),
+        ("singleeq", "-3", ["x = -3", "it is -3.0 degrees"], ["3"]),
+        ("aqua", "C", ["The answer is (C) 20.", "Therefore, the correct option is C.", "C"], ["The answer is (D)", "See"]),
+        ("boolq", "true", ["the correct answer is true", "true, not false"], ["the correct answer is false", ""]),
+        ("piqa", "solution2", ["the correct answer is solution2"], ["the correct answer is solution1"]),
+        ("social_iqa", "answer3", ["the correct answer is answer3", "answer3: they rest"], ["answer1"]),
+        ("winogrande", "option1", ["the correct answer is option1"], ["option2", "option"]),
+        ("arc_challenge", "answer4", ["the correct answer is answer4."], ["answer5"]),
+        ("openbookqa", "answer2", ["the correct answer is answer2"], ["solution2"]),
+    ],
+)  # fmt: skip
+def test_answers_in_the_words_of_each_set(tmp_path, name, answer, right, wrong):
+    """A text that is the record's own answer is right, and so is the answer in other words; another is not."""
+    texts = [answer, *right, *wrong]
+    split = load_splits(
+        test=folder_of(tmp_path, **{name: [row(answer)] * len(texts)}), texts=get_task("reasoning").texts
+    )["test"]
+    predictions = [{"completion": text} for text in texts]
+    get_task("reasoning").judge(split, predictions)
+    assert [one["right"] for one in predictions] == [True] * (1 + len(right)) + [False] * len(wrong)
+
+
+def test_texts_without_an_answer_are_counted(tmp_path):
+    """Not right, and told apart from answers that are wrong: the form failed, not the sum."""
+    split = load_splits(test=folder_of(tmp_path, boolq=[row("true")] * 4))["test"]
+    scores = get_task("reasoning").judge(
+        split, [{"completion": text} for text in ("True", "", "false", "true")]
+    )
+    assert (scores["accuracy"], scores["unread"]) == (0.25, 0.5)
+    assert "micro_accuracy" not in scores  # of one set it is the accuracy
 
 
 def test_the_recipe_may_say_how_answers_are_read(tmp_path):
@@ -269,6 +340,10 @@ def test_the_recipe_may_say_how_answers_are_read(tmp_path):
     assert task.judge(split, [{"completion": "I say no."}, {"completion": "no"}])["accuracy_mine"] == 0.5
     with pytest.raises(RecipeError, match="go together"):
         get_task("reasoning", read="choice")
+    with pytest.raises(
+        RecipeError, match=r"task\.choices=\[True, False\]: without quotes, YAML takes yes, no"
+    ):
+        get_task("reasoning", read="choice", choices=[True, False])
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------
@@ -277,8 +352,8 @@ def test_the_recipe_may_say_how_answers_are_read(tmp_path):
 def test_columns_and_answers_that_cannot_be_used_are_named(tmp_path, model):
     with pytest.raises(DataError, match=r"no column 'instruction'"):
         prepared(tmp_path, model, [{"task": "q", "answer": "1"}] * 4)
-    with pytest.raises(DataError, match="neither output"):
-        prepared(tmp_path, model, [{"instruction": "q", "reply": "1"}] * 4)
+    with pytest.raises(DataError, match=r"neither output.*\n.*\{answer: Answer\}"):
+        prepared(tmp_path, model, [{"instruction": "q", "Answer": "1", "reply": "1"}] * 4)
     with pytest.raises(DataError, match=r"train\.jsonl, line 2: no value for 'output'"):
         prepared(tmp_path, model, [row("1"), row(""), row("2")])
     with pytest.raises(DataError, match=r"line 3: 'instruction' is ' '"):
@@ -307,6 +382,12 @@ def test_tokenizers_without_what_the_task_needs_are_refused(tmp_path, byte_token
     unpadded.pad_token = None
     unpadded.save_pretrained(tmp_path / "no-pad")
     assert get_task("reasoning").load_processor(spec(tokenizer=str(tmp_path / "no-pad"))).pad_token == "<eos>"
+
+
+def test_questions_without_their_numbers_are_told(tmp_path, model):
+    rows = [row("9", "Tom has number0 hens and buys number1 .")] * 4
+    _, _, data = prepared(tmp_path, model, rows, max_length=512)
+    assert data.notes[0].startswith("4 of 4 questions of train have placeholders such as number0")
 
 
 def test_testing_on_what_was_trained_on_is_refused_or_told(tmp_path, model):
@@ -351,7 +432,7 @@ def recipe(tmp_path, byte_tokenizer_folder):
 def test_a_run_is_scored_by_its_answers_and_again_by_eval_and_predict(tmp_path, recipe, capsys, monkeypatch):
     result = run(load_recipe(recipe))
     assert set(result.metrics) == {
-        "loss", "perplexity", "token_accuracy", "accuracy", "accuracy_boolq", "accuracy_gsm8k",
+        "loss", "perplexity", "token_accuracy", "accuracy", "micro_accuracy", "unread", "accuracy_boolq", "accuracy_gsm8k",
     }  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     rights = [line["prediction"]["right"] for line in lines]

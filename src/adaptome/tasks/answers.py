@@ -53,18 +53,31 @@ class Number(Rule):
         return label is not None and abs(self.read(text) - label) <= self.tolerance
 
 
+_TEX = r"\\boxed\{|\\text\{|\\\("
+_GAP = rf"""(?:{_TEX}|[\s:*(\[{{$"'‘“])*"""  # what may stand between a phrase and its letter
+_PHRASE = re.compile(
+    rf"(?i:\b(?:ans(?:wer)?|(?:correct|right)\s+(?:option|choice))\b{_GAP}"
+    rf"(?:(?:is|will\s+be|would\s+be|must\s+be|=|-|–)(?!\w){_GAP})?(?:(?:the\s+)?(?:option|choice)\b{_GAP})?)"
+    r"([A-E])(?![\w'’])"
+)
+_ALONE = re.compile(rf"(?i:option|choice)?(?:{_TEX}|\W)*([A-E])\W*")
+_CALLED_RIGHT = re.compile(r"(?<![\w'’])([A-E])\W{0,3}\s(?i:is\s+(?:the\s+)?(?:correct|right|answer))\b")
+
+
 @dataclass(frozen=True)
 class Letter(Rule):
-    """The letter A to E in the last "answer is (X)", or a text that is a letter alone; '' when there is neither.
+    """The letter A to E that a text calls its answer; '' when it calls none so.
 
-    The source takes the first capital A to E anywhere, so that "All", "Based" and "Each" are answers. Its verdict is
-    reported as well, under `first_letter`.
+    First the last of "answer is (X)", "Answer: X", "correct option X" and their like, then a last line that is a letter
+    alone or "option X", then the last "X is correct". The source takes the first capital A to E anywhere, so that
+    "All", "Based" and "Each" are answers. Its verdict is reported as well, under `first_letter`.
     """
 
     def read(self, text: str) -> str:
-        found = re.findall(r"(?i:answer\s*(?:is|:)\s*:?)\s*[*(\[]*([A-E])(?![\w'])", text)
-        alone = re.fullmatch(r"\W*([A-E])\W*", text)
-        return found[-1] if found else alone[1] if alone else ""
+        lines = [line for line in text.splitlines() if line.strip()]
+        alone = _ALONE.fullmatch(lines[-1]) if lines else None
+        called = _PHRASE.findall(text) or ([alone[1]] if alone else _CALLED_RIGHT.findall(text))
+        return called[-1] if called else ""
 
     def also(self, text: str, answer: str) -> dict[str, bool]:
         first = re.search("[A-E]", text)
@@ -73,14 +86,31 @@ class Letter(Rule):
 
 @dataclass(frozen=True)
 class Choice(Rule):
-    """The first of the choices that stands in the text, in the case it is written in; '' when none does."""
+    """The first of the choices that stands in the text; '' when none does.
+
+    Args:
+        whole: only where it is a word of its own, so that "I know" holds no "no", and in whatever case, unless choices
+            differ by case alone. The source looks for its sets' choices as they are written, within words too.
+    """
 
     choices: tuple[str, ...]
+    whole: bool = False
 
     def read(self, text: str) -> str:
         longest_first = sorted(self.choices, key=len, reverse=True)  # 'answer10' before 'answer1'
-        found = re.search("|".join(map(re.escape, longest_first)), text)
-        return found[0] if found else ""
+        pattern = "|".join(
+            f"({_word(choice) if self.whole else re.escape(choice)})" for choice in longest_first
+        )
+        distinct = len({choice.casefold() for choice in self.choices}) == len(self.choices)
+        found = re.search(pattern, text, re.IGNORECASE if self.whole and distinct else 0)
+        return longest_first[found.lastindex - 1] if found and found.lastindex else ""
+
+
+def _word(choice: str) -> str:
+    """A pattern of the choice without letters or digits of its script's kind beside it."""
+    before = r"(?<![A-Za-z0-9_])" if re.match("[A-Za-z0-9_]", choice) else ""
+    after = r"(?![A-Za-z0-9_])" if re.search("[A-Za-z0-9_]$", choice) else ""
+    return f"{before}{re.escape(choice)}{after}"
 
 
 @dataclass(frozen=True)
@@ -134,13 +164,18 @@ def rule_for(name: str, answers: Iterable[str]) -> Rule:
         return Number()
     if all(re.fullmatch("[A-E]", answer) for answer in seen):
         return Letter()
-    return Choice(tuple(sorted(seen))) if len(seen) <= 20 else Text()
+    return Choice(tuple(sorted(seen)), whole=True) if len(seen) <= 20 else Text()
 
 
 def contaminated(train: Iterable[str], test: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs (training set, test set whose questions it holds) that are known."""
+    """Pairs (training set, test set whose questions it holds) that are known; `mawps_asdiv` is taken for one with MAWPS."""
     wanted = set(test)
-    return [(one, held) for one in sorted(set(train)) for held in HOLDS.get(one, ()) if held in wanted]
+    return [
+        (one, held)
+        for one in sorted(set(train))
+        for held in dict.fromkeys(held for key in HOLDS if f"_{key}_" in f"_{one}_" for held in HOLDS[key])
+        if held in wanted
+    ]
 
 
 def overlap(train: Sequence[str], test: Sequence[str]) -> int:

@@ -205,7 +205,8 @@ def _explain(name: str, options: type[TaskOptions], error: ValidationError) -> s
             hint = did_you_mean(key, known) or f" Its options: {', '.join(known)}."
             lines.append(f"unknown key 'task.{key}' for {name}.{hint}")
         else:
-            lines.append(f"task.{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}.")
+            said = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"task.{key}={problem['input']!r}: {said[0].lower()}{said[1:]}.")
     return "\n  ".join(lines)
 
 

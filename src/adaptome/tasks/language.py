@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.tasks.base import ModelSpec
-from adaptome.tasks.inference import chunks, evaluating, to_device
+from adaptome.tasks.inference import evaluating
 from adaptome.tasks.models import check_vocabulary, load_config, load_pretrained, load_tokenizer
 
 
@@ -42,6 +43,8 @@ def language_model(model: ModelSpec, processor: Any) -> tuple[nn.Module, list[st
     config = load_config(model)
     if processor is not None and getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = processor.pad_token_id
+    if processor is not None and model.from_config is not None and "eos_token_id" not in model.from_config:
+        config.eos_token_id = processor.eos_token_id  # the family's default may be a letter of this tokenizer
     built, new = load_pretrained(AutoModelForCausalLM, model, config)
     if model.from_config is None and new:
         raise RecipeError(
@@ -91,6 +94,15 @@ def perplexity(loss: float) -> float:
 
 # -- generation ----------------------------------------------------------------------------------------------------
 
+#: what it costs to read a token again among the others of its prompt, in tokens written one after the other
+READ_AGAIN = 1 / 8
+
+
+def left_padded(rows: Sequence[Sequence[int]], filler: int, width: int | None = None) -> torch.Tensor:
+    """The rows as one tensor, `filler` before them up to the longest, or to `width`."""
+    width = width or max(map(len, rows))
+    return torch.tensor([[filler] * (width - len(row)) + list(row) for row in rows])
+
 
 def generate(
     model: nn.Module,
@@ -98,40 +110,151 @@ def generate(
     prompts: Sequence[str],
     batch_size: int,
     special_tokens: bool = True,
+    stops: Sequence[str] = (),
+    *,
+    max_new_tokens: int,
     **settings: Any,
 ) -> list[str]:
     """What the model writes after each prompt, in their order.
 
-    Prompts of similar length share a batch and are padded on the left, so that every row ends where its answer
-    begins. On a terminal a bar tells how far it is.
+    Prompts of similar length share a batch and are padded on the left, so that every row ends where its answer begins.
+    A row ends with the tokenizer's or the model's end-of-sequence token, before any of `stops`, or with its last token.
+    Without beams, a batch is given up when what is still written for its ended rows costs more than to read the others
+    anew: these go on together with those of other batches. On a terminal a bar tells how far it is.
 
     Args:
         special_tokens: whether the tokenizer adds its own to the prompts; a rendered chat has them already.
-        settings: of the model's `generate`, such as max_new_tokens.
+        stops: texts that begin what is no part of an answer any more.
+        settings: of the model's `generate`, such as num_beams.
     """
     from tqdm.auto import tqdm
 
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    parts = list(chunks(order, batch_size))
-    made = [""] * len(prompts)
-    side, processor.padding_side = processor.padding_side, "left"
-    hidden = len(parts) < 2 or not sys.stderr.isatty()
-    try:
-        with evaluating(model) as device:
-            for part in tqdm(parts, desc="generating", unit="batch", file=sys.stderr, disable=hidden):
-                batch = processor(
-                    [prompts[i] for i in part],
-                    padding=True,
-                    return_tensors="pt",
-                    add_special_tokens=special_tokens,
-                )
-                batch.pop("token_type_ids", None)
-                moved = to_device(batch, device)
-                found = model.generate(**moved, pad_token_id=processor.pad_token_id, **settings)  # type: ignore[operator]
-                new = found[:, moved["input_ids"].shape[1] :]
-                texts = processor.batch_decode(new, skip_special_tokens=True)
-                for i, text in zip(part, texts, strict=True):
-                    made[i] = text
-    finally:
-        processor.padding_side = side
+    if not prompts:
+        return []
+    read = processor(list(prompts), add_special_tokens=special_tokens)["input_ids"]
+    waiting = [_Row(i, ids, []) for i, ids in enumerate(read)]
+    ends = _ends(model, processor)
+    settings |= {"eos_token_id": ends, "pad_token_id": processor.pad_token_id, "use_cache": True}
+    made, left = [""] * len(prompts), list[_Row]()
+    hidden = len(prompts) <= batch_size or not sys.stderr.isatty()
+    waiting.sort(key=len, reverse=True)
+    with (
+        evaluating(model) as device,
+        tqdm(total=len(prompts), desc="generating", file=sys.stderr, disable=hidden) as bar,
+    ):
+        while waiting or left:
+            source = left if len(left) >= batch_size or not waiting else waiting
+            part, source[:] = source[:batch_size], source[batch_size:]
+            ending = _Ending(part, processor, ends, stops, max_new_tokens, device)
+            ending.gives_up = bool(waiting or left) and settings.get("num_beams", 1) == 1
+            for row, ended in zip(part, _continue(model, part, ending, settings), strict=True):
+                if ended:
+                    made[row.place] = _before(processor.decode(row.written, skip_special_tokens=True), stops)
+                    bar.update()
+                else:
+                    left.append(row)
+            left.sort(key=len, reverse=True)
     return made
+
+
+@dataclass
+class _Row:
+    """A prompt and what is written after it, as tokens; `place` is its own among the prompts."""
+
+    place: int
+    prompt: list[int]
+    written: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.written)
+
+
+class _Ending:
+    """A stopping criterion of transformers' `generate` that keeps in mind where each of n rows ended.
+
+    Its state is tensors, so that a step waits for the device only where there are `stops`. gives_up: whether all rows
+    may be stopped before they end, which `over` then says was done.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[_Row],
+        processor: Any,
+        ends: Sequence[int],
+        stops: Sequence[str],
+        limit: int,
+        device: Any,
+    ):
+        def numbers(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, device=device)
+
+        self.processor, self.stops, self.gives_up = processor, stops, False
+        self.prompt = max(map(len, rows))
+        self.limit = max(limit - len(row.written) for row in rows)
+        self.room = numbers([limit - len(row.written) for row in rows])
+        self.read = numbers([len(row) for row in rows])
+        self.ends = numbers(ends)
+        self.ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        self.length = torch.zeros(
+            len(rows), dtype=torch.long, device=device
+        )  # of what is new, the end included
+        self.idle = numbers(0)  # tokens written for rows that had ended
+        self.over = numbers(False)
+
+    def __call__(self, tokens: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Which rows of tokens [n, length] end with their last one."""
+        new = tokens[:, self.prompt :]
+        last = torch.isin(new[:, -1], self.ends)
+        if self.stops:
+            last |= torch.tensor(self._stopped(new), device=new.device)
+        if len(new) != len(self.ended):  # beams change places at every step; `generate` keeps count of them
+            return last
+        written = new.shape[1]
+        self.idle += self.ended.sum()
+        running = ~(self.ended | self.over)
+        self.length = torch.where(running, written, self.length)
+        self.ended |= running & (last | (written >= self.room))
+        if self.gives_up:
+            self.over |= self.idle > READ_AGAIN * ((self.read + written) * ~self.ended).sum()
+        return self.ended | self.over
+
+    def _stopped(self, new: Tensor) -> list[bool]:
+        """Whether the texts end in what is no part of the answer; a token has at least one letter."""
+        tail = self.processor.batch_decode(new[:, -max(map(len, self.stops)) - 1 :])
+        return [any(stop in text for stop in self.stops) for text in tail]
+
+
+def _continue(
+    model: nn.Module, rows: Sequence[_Row], ending: _Ending, settings: Mapping[str, Any]
+) -> list[bool]:
+    """Write on after the rows; tells which ended."""
+    from transformers import StoppingCriteriaList
+
+    before, device = [row.prompt + row.written for row in rows], ending.room.device
+    ids = left_padded(before, settings["pad_token_id"]).to(device)
+    mask = left_padded([[1] * len(row) for row in before], 0).to(device)
+    found = model.generate(  # type: ignore[operator]
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=ending.limit,
+        stopping_criteria=StoppingCriteriaList([ending]),  # type: ignore[list-item]  # any callable will do
+        **settings,
+    )
+    greedy, over = settings.get("num_beams", 1) == 1, bool(ending.over)
+    lengths = ending.length.tolist() if greedy else [None] * len(rows)
+    for row, new, length in zip(rows, found[:, ids.shape[1] :].tolist(), lengths, strict=True):
+        row.written += new[:length]
+    return [ended or not over for ended in ending.ended.tolist()]
+
+
+def _ends(model: nn.Module, processor: Any) -> list[int]:
+    """The tokens that end a text: the tokenizer's, which training put there, and the model's own."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    several = own if isinstance(own, list) else [] if own is None else [own]
+    return sorted({processor.eos_token_id, *several})
+
+
+def _before(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first of `stops`."""
+    first = min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+    return text if first is None else text[:first].rstrip()

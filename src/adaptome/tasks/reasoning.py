@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
+import string
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from adaptome.core.errors import DataError, RecipeError
+from adaptome.core.errors import DataError, RecipeError, nearest
 from adaptome.data.splits import Split, Splits
 from adaptome.tasks import answers
 from adaptome.tasks.answers import RULES, Choice, Letter, Number, Rule, Text, rule_for
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
 from adaptome.tasks.inference import chunks
-from adaptome.tasks.language import counts, generate, language_model, language_tokenizer, likelihood
+from adaptome.tasks.language import (
+    counts,
+    generate,
+    language_model,
+    language_tokenizer,
+    left_padded,
+    likelihood,
+)
 
 IGNORED = -100  # positions that the loss passes over
 WITH_INPUT = (
@@ -60,20 +69,30 @@ class ReasoningOptions(TaskOptions):
         default=False, description="test on sets whose questions the training set is known to hold"
     )
 
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _quoted(cls, choices: Any) -> Any:
+        if isinstance(choices, list) and any(isinstance(choice, bool) for choice in choices):
+            raise ValueError(
+                "without quotes, YAML takes yes, no, true and false for truth values. Put the words in quotes, e.g. choices: ['yes', 'no']"
+            )
+        return choices
+
 
 @register_task("reasoning")
 class Reasoning(Task):
-    """Columns: instruction or question, input (may be absent), output (the text to learn), answer (what it is scored by).
+    """Columns: instruction or question, input and options (may be absent), output (the text to learn), answer (what it is scored by).
 
-    Without an output the answer is learned; without an answer it is read out of the output (GSM8K has both in one). Every file of a split is a
+    The options of a multiple-choice question are shown after it, lettered as in LLM-Adapters' AQuA files. Without an output the answer is learned; without an answer it is read out of the output (GSM8K has both in one). Every file of a split is a
     data set, named after the file, or its folder where the file is `test.json`; a column `dataset` names it row by row.
-    Metrics: the loss of the written output, and the exact accuracy of every set with its unweighted mean.
+    Metrics: the loss of the written output, the exact accuracy of every set with its unweighted mean (and, of several
+    sets, the share of all rows), and the share of rows whose text holds no answer.
     """
 
     Options = ReasoningOptions
     options: ReasoningOptions
     greater_is_better = False
-    texts = ("instruction", "question", "input", "output", "answer", "dataset")
+    texts = ("instruction", "question", "options", "input", "output", "answer", "dataset")
     judges = True
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):
@@ -118,7 +137,7 @@ class Reasoning(Task):
         made = {}
         for name, records in texts.items():
             made[name], told = self._dataset(records, splits[name], name, processor)
-            notes += told
+            notes += [*_masked(records, name), *told]
         for name in set(splits) - {"train"}:
             self._rules(splits[name])  # an answer that cannot be read is found before anything is trained
         return Prepared(made, partial(self._collate, processor), length_column="length", notes=notes)
@@ -200,7 +219,7 @@ class Reasoning(Task):
         width = -(-max(len(row["input_ids"]) for row in rows) // 8) * 8
 
         def padded(key: str, filler: int) -> Tensor:
-            return torch.tensor([[filler] * (width - len(row[key])) + list(row[key]) for row in rows])
+            return left_padded([row[key] for row in rows], filler, width)
 
         mask = padded("attention_mask", 0)
         batch = {
@@ -269,6 +288,7 @@ class Reasoning(Task):
             prompts,
             batch_size,
             options.template != "chat",
+            () if options.template == "chat" else ("### Instruction:", "### Response:"),
             max_new_tokens=options.max_new_tokens,
             num_beams=options.num_beams,
             do_sample=options.sample,
@@ -280,23 +300,33 @@ class Reasoning(Task):
         return [{"completion": text, "answer": _written(rule.read(text))} for text in texts]
 
     def judge(self, split: Split, predictions: list[Any]) -> dict[str, float]:
-        """accuracy_<set> of every set of the split, and accuracy, their mean; adds answer and right to each prediction."""
+        """accuracy_<set> of every set of the split, and accuracy, their mean; adds answer and right to each prediction.
+
+        Of several sets, micro_accuracy is over all rows. unread is the share of texts that no answer can be read from:
+        where it is high, the form of the answers is wrong, or `task.max_new_tokens` too small.
+        """
         verdicts: dict[str, list[bool]] = {}
+        unread, rights = 0, 0
         rules, sets = self._rules(split), _sets(split)
         truths = [record["answer"] for record in _records(split, "evaluated")]
         for name, truth, prediction in zip(sets, truths, predictions, strict=True):
             rule, text = rules[name], prediction["completion"]
             right = rule.right(text, truth)
+            unread += rule.label(text) is None
+            rights += right
             prediction |= {"dataset": name, "answer": _written(rule.read(text)), "right": right}
             for key, verdict in {"": right, **rule.also(text, truth)}.items():
                 verdicts.setdefault(f"accuracy_{name}{'_' * bool(key)}{key}", []).append(verdict)
         scores = {key: sum(found) / len(found) for key, found in verdicts.items()}
-        return {"accuracy": sum(scores[f"accuracy_{name}"] for name in rules) / len(rules), **scores}
+        found = {"accuracy": sum(scores[f"accuracy_{name}"] for name in rules) / len(rules)}
+        if len(rules) > 1:
+            found["micro_accuracy"] = rights / len(predictions)
+        return {**found, "unread": unread / len(predictions), **scores}
 
     def _rule(self) -> Rule | None:
         """The rule that the recipe names; None for auto."""
         if self.options.choices is not None:
-            return Choice(tuple(self.options.choices))
+            return Choice(tuple(self.options.choices), whole=True)
         return {"number": Number(), "letter": Letter(), "text": Text()}.get(self.options.read)
 
     def _rules(self, split: Split) -> dict[str, Rule]:
@@ -331,15 +361,21 @@ def _records(split: Split, name: str) -> list[dict[str, str]]:
     if "question" not in there:
         Splits({name: split}).require("instruction")
     if "output" not in there and "answer" not in there:
+        guess = (nearest("answer", there) or nearest("output", there) or there[-1:])[0]
         raise DataError(
-            f"{split.source}: the {name} split has neither output (the text to learn) nor answer.\n"
-            f"  Columns there: {', '.join(there)}. Say which one it is, e.g. data.columns: {{answer: {there[-1]}}}."
+            f"{split.source}: the {name} split has neither output (the text to learn) nor answer (what is scored).\n"
+            f"  Columns there: {', '.join(there)}. Say which one it is, e.g. data.columns: {{answer: {guess}}}."
         )
     made = []
     for row, record in enumerate(split.rows):
-        asked = _asked(record)
-        if not isinstance(asked, str) or not asked.strip():
-            raise DataError(f"{split.where(row)}: 'instruction' is {asked!r}; expected text.")
+        bare = record.get("instruction") or record.get("question")
+        if not isinstance(bare, str) or not bare.strip():
+            raise DataError(f"{split.where(row)}: 'instruction' is {bare!r}; expected text.")
+        options = record.get("options")
+        if options is not None and not (
+            isinstance(options, list) and all(isinstance(o, str) for o in options)
+        ):
+            raise DataError(f"{split.where(row)}: 'options' is {options!r}; expected a list of texts.")
         texts = {
             key: "" if record.get(key) is None else str(record[key]) for key in ("input", "output", "answer")
         }
@@ -347,8 +383,21 @@ def _records(split: Split, name: str) -> list[dict[str, str]]:
         texts["answer"] = texts["answer"] or texts["output"]
         if not texts["output"]:
             raise DataError(f"{split.where(row)}: no value for 'output' nor for 'answer'.")
-        made.append({"instruction": asked, **texts})
+        made.append({"instruction": _asked(record), **texts})
     return made
+
+
+def _masked(records: Sequence[Mapping[str, str]], name: str) -> list[str]:
+    """A note where questions have placeholders for their numbers, as files for equation solvers have."""
+    masked = [
+        found for record in records if (found := re.search(r"\b(?:number|N_)\d+\b", record["instruction"]))
+    ]
+    if 2 * len(masked) < len(records):
+        return []
+    return [
+        f"{len(masked)} of {len(records)} questions of {name} have placeholders such as {masked[0][0]} for their numbers: "
+        "fill these in, for no model can answer without them."
+    ]
 
 
 def _sets(split: Split) -> list[str]:
@@ -363,8 +412,14 @@ def _question(row: Mapping[str, Any]) -> str:
     return f"{_asked(row)} {row.get('input') or ''}"
 
 
-def _asked(row: Mapping[str, Any]) -> Any:
-    return row.get("instruction") or row.get("question")
+def _asked(row: Mapping[str, Any]) -> str:
+    """The question, with its options where it has some: `["A)21", "B)5"]` is shown as "Answer Choices: (A) 21 (B) 5"."""
+    asked = str(row.get("instruction") or row.get("question"))
+    options = [
+        f"({letter}) {re.sub(rf'^[( ]*{letter} *[).:] *', '', option)}"
+        for letter, option in zip(string.ascii_uppercase, row.get("options") or [], strict=False)
+    ]
+    return f"{asked} Answer Choices: {' '.join(options)}" if options else asked
 
 
 def _ended(ids: list[int], end: int) -> list[int]:
