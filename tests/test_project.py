@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import stat
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -97,3 +101,31 @@ def test_makefile_targets_that_pages_name_exist():
 @pytest.mark.skipif(sys.platform == "win32", reason="no executable bits")
 def test_the_check_of_the_server_can_be_run():
     assert (ROOT / ".ci" / "run").stat().st_mode & stat.S_IXUSR
+
+
+def test_the_wheel_holds_the_package_whole_and_its_recipes_run_by_name(tmp_path):
+    """Built from a copy, unpacked elsewhere, and asked from a folder that has nothing of ours."""
+    pytest.importorskip("setuptools", minversion="77")
+    source, unpacked = tmp_path / "source", tmp_path / "unpacked"
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    code = "from setuptools.build_meta import build_wheel; build_wheel('out')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with zipfile.ZipFile(next((source / "out").glob("adaptome-*.whl"))) as wheel:
+        held = {name for name in wheel.namelist() if name.startswith("adaptome/")}
+        wheel.extractall(unpacked)
+    files = (path for path in (source / "src").rglob("*") if path.is_file())
+    assert held == {str(path.relative_to(source / "src")) for path in files if ".egg-info" not in str(path)}
+    code = (
+        "import adaptome, sys; from adaptome.recipe import load_recipe, shipped_recipes\n"
+        "assert adaptome.__file__.startswith(sys.argv[1]), adaptome.__file__\n"
+        "print(*[name for name in shipped_recipes() if load_recipe(name, validate=False).title])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(unpacked)],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(unpacked)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == {path.stem for path in (ROOT / "src").rglob("recipes/*/*.yaml")}

@@ -14,7 +14,7 @@ from adaptome.recipe import load_recipe
 from adaptome.training import plans, run
 from tests.tasks.conftest import byte_tokenizer_folder  # noqa: F401  (a fixture)
 
-FOLDER = Path(__file__).parents[2] / "recipes" / "reasoning"
+FOLDER = Path(ad.__file__).parent / "recipes" / "reasoning"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 MODEL = "{model_type: llama, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, num_attention_heads: 2, vocab_size: 258}"
 SMALL = ["model.name=null", f"model.from_config={MODEL}", "model.dtype=float32", "task.max_new_tokens=2", "task.max_length=600", "task.num_beams=1",
@@ -78,7 +78,7 @@ def test_there_are_recipes():
 def test_the_recipe_is_valid_and_tells_how_to_run_it(path):
     recipe = load_recipe(path)
     assert recipe.methods or recipe.compare.methods
-    assert f"{'compare' if recipe.compare else 'train'} recipes/reasoning/{path.name}" in path.read_text()
+    assert f"adaptome {'compare' if recipe.compare else 'train'} {path.stem}" in path.read_text()
 
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.stem != "placement"], ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""Every recipe of `recipes/`: valid, opens with what it is for and how it is run, and takes two steps on small stand-ins."""
+"""Every recipe that comes with adaptome: valid, opens with what it is for and how it is run, and takes two steps on small stand-ins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adaptome.recipe import load_recipe
 from adaptome.training import run
 from tests.sounds import AST, WAV2VEC2, class_folders, esc50, urbansound8k
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(ad.__file__).parent / "recipes"
 ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
 SOUNDS = [name for name in ALL if name.startswith("audio-classification/")]
 SMALL = {
@@ -49,11 +49,11 @@ def test_every_recipe_is_run_by_a_test():
 @pytest.mark.parametrize("name", ALL)
 def test_a_recipe_is_valid_and_says_how_it_is_run(name):
     text = known(name).read_text(encoding="utf-8")
-    recipe = load_recipe(RECIPES / name)
-    assert recipe.title
+    recipe = load_recipe(Path(name).stem)
+    assert recipe.title and recipe == load_recipe(RECIPES / name)
     assert re.match(r"# [A-Z].*\.\n", text), "opens with what it is for, in a sentence"
     commands = re.findall(r"^# .+?(adaptome (?:train|compare) .*)$", text, re.MULTILINE)
-    assert len(commands) >= 2 and all(f"recipes/{name}" in command for command in commands)
+    assert len(commands) >= 2 and all(Path(name).stem in command.split() for command in commands)
     if "--folds" in text:
         assert recipe.data.folds is not None
 

@@ -20,7 +20,7 @@ from tests.methods.helpers import shake
 from tests.sounds import AST
 from tests.tasks.tiny import spec
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "audio-classification"
+RECIPES = Path(ad.__file__).parent / "recipes" / "audio-classification"
 NORMS, FINAL = 12 * 2 * 768, 2 * 768
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +12,8 @@ from adaptome.cli._output import JsonOption, print_json, print_table
 EXAMPLES = """Examples:
 
 adaptome compare recipe.yaml
+
+adaptome compare placement --seeds 1 training.max_steps=20 data.limit=64
 
 adaptome compare recipe.yaml --method lora --method series --budget lora:r=8 --seeds 5 training.epochs=1
 """
@@ -24,7 +25,13 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, with a section `compare`.", show_default=False)],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file with a section `compare`, or the name of such a recipe that comes with adaptome.",
+            show_default=False,
+        ),
+    ],
     changes: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, as compare.methods.0.r=16."),

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from adaptome.cli._output import JsonOption, print_json, print_table
 
+EXAMPLES = """Examples:
+
+adaptome train recipe.yaml
+
+adaptome train recipe.yaml method.r=16 training.epochs=2 output=runs/r16
+
+adaptome train gsm8k-lora training.max_steps=20 data.limit=64
+
+adaptome train esc50-conformer --folds
+"""
+
 
 def register(app: typer.Typer) -> None:
     """Put the command on the application."""
-    app.command("train")(train)
+    app.command("train", epilog=EXAMPLES)(train)
 
 
 def _print_schema(wanted: bool) -> None:
@@ -24,7 +34,12 @@ def _print_schema(wanted: bool) -> None:
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a recipe that comes with adaptome.", show_default=False
+        ),
+    ],
     changes: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, as method.r=16 training.epochs=2."),

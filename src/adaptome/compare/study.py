@@ -87,7 +87,7 @@ def compare(
     """Train every method of a recipe's `compare` section with every seed, and write the table.
 
     Args:
-        recipe: a recipe, or the path of one.
+        recipe: a recipe, its path, or the name of one that comes with adaptome.
         tell: is given a line before each run.
         callbacks: of each run, as `training.run` takes them.
 

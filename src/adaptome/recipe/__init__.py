@@ -3,9 +3,19 @@
     recipe = load_recipe("recipe.yaml", ["method.r=16", "training.epochs=2"])
     recipe.training.learning_rate
 
+`load_recipe("esc50-conformer")` reads one that comes with adaptome; `shipped_recipes()` has them all.
+
 A recipe names a model, a task, data, methods, an objective, the training, evaluation and output; whatever it
 does not say has a default. `recipe_json_schema()` is the same schema for editors.
 """
+
+from adaptome.core.errors import MissingExtraError
+
+try:
+    import pydantic  # noqa: F401
+    import yaml  # noqa: F401
+except ModuleNotFoundError as error:
+    raise MissingExtraError(str(error.name), "train") from error
 
 from adaptome.recipe.load import (
     load_recipe,
@@ -28,6 +38,7 @@ from adaptome.recipe.schema import (
     TaskSection,
     TrainingSection,
 )
+from adaptome.recipe.shipped import ShippedRecipe, shipped_recipe, shipped_recipes
 
 __all__ = [
     "CompareSection",
@@ -40,11 +51,14 @@ __all__ = [
     "ObjectiveSection",
     "OutputSection",
     "Recipe",
+    "ShippedRecipe",
     "TaskSection",
     "TrainingSection",
     "load_recipe",
     "recipe_from_yaml",
     "recipe_json_schema",
+    "shipped_recipe",
+    "shipped_recipes",
     "validate_methods",
     "validate_task",
 ]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from adaptome.core.errors import AdaptomeError, MethodError, RecipeError, did_you_mean, nearest
 from adaptome.recipe.schema import MethodSection, Recipe, Section
+from adaptome.recipe.shipped import shipped_recipe, shipped_recipes
 
 
 def load_recipe(
@@ -21,16 +22,17 @@ def load_recipe(
     """Read and check a recipe.
 
     Args:
-        source: a YAML file, or its content as a mapping.
+        source: a YAML file, its content as a mapping, or the name of a recipe that comes with adaptome. A file goes
+            before a recipe of its name; what has a folder or ends in .yaml is always a file.
         overrides: `key=value` strings with dotted keys, e.g. "training.epochs=2"; values are YAML. `method.` and a
             number of `methods.0.` both reach into the list of methods.
         validate: also check the task's options and the methods' settings against their registries.
 
     Raises:
-        RecipeError: the file cannot be read, or a key or value is not valid.
+        RecipeError: there is no such file or recipe, it cannot be read, or a key or value is not valid.
     """
     where = "the recipe" if isinstance(source, Mapping) else str(source)
-    content = dict(source) if isinstance(source, Mapping) else _read(Path(source))
+    content = dict(source) if isinstance(source, Mapping) else _parse(_text(source), where)
     return _build(content, where, list(overrides), validate)
 
 
@@ -111,16 +113,23 @@ _FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)(?:[eE][-+]?\d+)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _text(source: str | Path) -> str:
+    """The file's text, or that of the recipe that comes with adaptome under this name."""
+    path = Path(source)
+    if path.name == str(source) and path.suffix not in (".yaml", ".yml") and not path.is_file():
+        return shipped_recipe(path.name).text
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        there = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        there = sorted(p.name for p in path.parent.glob("[!.]*.y*ml")) if path.parent.is_dir() else []
         hint = did_you_mean(path.name, there) or (f" Recipes there: {', '.join(there[:8])}." if there else "")
+        if path.stem in shipped_recipes():
+            hint += (
+                f"\n  A recipe of that name comes with adaptome: say {path.stem}, without folder and ending."
+            )
         raise RecipeError(f"{path}: no such file.{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from error
-    return _parse(text, str(path))
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:

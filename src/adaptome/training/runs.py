@@ -93,7 +93,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     """Train as a recipe says.
 
     Args:
-        recipe: a recipe, or the path of one.
+        recipe: a recipe, its path, or the name of one that comes with adaptome.
         callbacks: transformers callbacks beside the recipe's own; None for a progress bar on standard error.
 
     Raises:
