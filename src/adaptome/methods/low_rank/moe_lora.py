@@ -69,6 +69,8 @@ class MoELoRA(Method):
 class MoELoRAAdapter(Adapter):
     """The experts and the router of one layer."""
 
+    own_strength = True
+
     def __init__(self, method: MoELoRA, host: Host):
         super().__init__(host)
         E, r = method.experts, method.r
@@ -97,7 +99,7 @@ class MoELoRAAdapter(Adapter):
         A, B = _Riemann.apply(self.A, self.B, self.damping) if self.riemann else (self.A, self.B)
         z = F.linear(x, A.flatten(0, 1).to(x.dtype)).unflatten(-1, (-1, A.shape[1]))
         z = (z * g.to(z.dtype)[..., None]).flatten(-2)
-        return self.host.add_expanded(y, z, B.transpose(0, 1).flatten(1), self.scale)
+        return self.host.add_expanded(y, z, B.transpose(0, 1).flatten(1), self.scale * self.strength)
 
     def take_balance(self) -> Tensor | None:
         """The load balance of the last forward in training, once."""
