@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adaptome.core.errors import HostError, MergeError
+from adaptome.core.errors import HostError, MergeError, StateError
 from adaptome.core.hosts import Host, at_hand
 
 ATTRIBUTE = "adaptome"
+#: arguments under which models are handed what they fill; those of today have `get_seq_length` besides
+CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "state")
 
 
 class Adapter(nn.Module):
@@ -46,7 +48,7 @@ class Adapter(nn.Module):
     may_idle: bool = False
     #: the share of the adapter's effect, set by `activate(weights=...)`
     strength: float = 1.0
-    #: whether it takes its strength into account itself; else the output is mixed with the one without it
+    #: whether it takes its strength into account itself; else the layer is run once more without it, and the outputs are mixed
     own_strength: ClassVar[bool] = False
 
     def __init__(self, host: Host, shared: nn.Module | None = None):
@@ -63,6 +65,10 @@ class Adapter(nn.Module):
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
         """Run the layer with the adapter around it."""
         raise HostError(f"{type(self).__name__} defines no forward.")
+
+    def share(self, added: Tensor) -> Tensor:
+        """What it adds to activations, times its strength."""
+        return added if self.strength == 1.0 else added * self.strength
 
     def extra_repr(self) -> str:
         return repr(self.host)
@@ -113,6 +119,7 @@ class Frozen:
         adapter, frozen = self.below[-1], Frozen(self.layer, self.below[:-1])
         if adapter.strength == 1.0 or adapter.own_strength:
             return adapter(frozen, *args, **kwargs)
+        _refuse_cache(adapter, args, kwargs)
         return _mix(frozen(*args, **kwargs), adapter(frozen, *args, **kwargs), adapter.strength)
 
     @property
@@ -146,13 +153,29 @@ class Frozen:
         return self.weight("bias")
 
 
+def _refuse_cache(adapter: Adapter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise StateError for a share of the effect beside a cache: two runs of the layer would both fill it."""
+    named = any(kwargs.get(name) is not None for name in CACHES)
+    if named or any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values())):
+        raise StateError(
+            f"{adapter.host.name or 'the root'} runs with weight {adapter.strength} and a cache, which base and adapter would both fill.\n"
+            "  Run it with use_cache=False, or with weight 1."
+        )
+
+
 def _mix(before: Any, after: Any, share: float) -> Any:
-    """Interpolate tensor outputs; of tuples and of models' outputs, the first element."""
+    """Interpolate tensor outputs; of tuples the first element, of models' outputs the tensors that both have in one shape."""
     if isinstance(after, tuple):
         return (_mix(before[0], after[0], share), *after[1:])
     if isinstance(after, dict):
-        first = next(iter(after))
-        return type(after)(**{**after, first: _mix(before[first], after[first], share)})
+        mixed = {
+            key: torch.lerp(before[key], value, share)
+            for key, value in after.items()
+            if isinstance(value, Tensor)
+            and value.is_floating_point()
+            and getattr(before.get(key), "shape", None) == value.shape
+        }
+        return type(after)(**{**after, **mixed})
     return torch.lerp(before, after, share)
 
 

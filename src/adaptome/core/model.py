@@ -91,7 +91,7 @@ def activate(
         model: with adapters.
         names: of the adapters; an empty list runs the base.
         weights: share of each adapter's effect, 1 unless given: the delta of a weight adapter, the change of the
-            output of an activation adapter.
+            output of an activation adapter (of the input, where that is what it changes).
 
     Raises:
         StateError: unknown name, or a weight for an adapter that is not named.

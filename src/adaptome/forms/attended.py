@@ -10,10 +10,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from adaptome.core.adapter import Adapter, Frozen
-from adaptome.core.errors import HostError, StateError
+from adaptome.core.errors import HostError
 from adaptome.core.hosts import Host
 from adaptome.core.roles import attention_part
 
@@ -25,7 +26,12 @@ Attention = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 class Attending(Adapter):
-    """Base of adapters on an attention module that implement `attend`, where they call the attention below them."""
+    """Base of adapters on an attention module that implement `attend`, where they call the attention below them.
+
+    With a strength other than 1 the scores' result is moved by it from the attention's own; the maps and the cache run once.
+    """
+
+    own_strength = True
 
     def __init__(self, host: Host, shared: nn.Module | None = None):
         super().__init__(host, shared)
@@ -53,11 +59,19 @@ class Attending(Adapter):
         """Compute the attention; `attention`, called with the same arguments, computes it as it was."""
         raise HostError(f"{type(self).__name__} defines no attend.")
 
+    def attend_with_strength(
+        self, attention: Attention, module: nn.Module, *args: Any, **more: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """`attend`, by the adapter's strength."""
+        output, weights = self.attend(attention, module, *args, **more)
+        if self.strength != 1.0:
+            output = torch.lerp(attention(module, *args, **more)[0], output, self.strength)
+        return output, weights
+
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
-        check_share(self, kwargs)
         inner: Any = self._inner[0]
         before = inner.config
-        inner.config = StandIn(before, self.attend)
+        inner.config = StandIn(before, self.attend_with_strength)
         try:
             return frozen(*args, **kwargs)
         finally:
@@ -188,13 +202,3 @@ def width_of(linear: nn.Module) -> int:
 
 def _first(owner: Any, *names: str) -> int | None:
     return next((value for name in names if isinstance(value := getattr(owner, name, None), int)), None)
-
-
-def check_share(adapter: Adapter, kwargs: dict[str, Any]) -> None:
-    """Raise StateError for a share of the effect beside a cache: base and adapter run in turn, and both would fill it."""
-    cached = any(kwargs.get(name) is not None for name in ("past_key_values", "layer_past", "past_key_value"))
-    if adapter.strength != 1.0 and cached:
-        raise StateError(
-            f"{adapter.host.name} runs with weight {adapter.strength} and a cache, which base and adapter would both fill.\n"
-            "  Run it with use_cache=False, or with weight 1."
-        )

@@ -137,6 +137,7 @@ class SublayerMethod(InsertedMethod):
 class Droppable(Adapter):
     """Base of adapters that are skipped in the first blocks: as drawn in training, and as steered (`ad.steer(drop=n)`) always."""
 
+    own_strength = True
     drawn: int = 0
 
     def skipped(self) -> bool:
@@ -181,8 +182,12 @@ class Inserted(Droppable):
         return made if self.s == 1.0 else made * self.s
 
     def with_residual(self, h: Tensor) -> Tensor:
-        """What meets the layer: `s A(h)`, with h itself where the insertion keeps it."""
-        return h + self.bypass(h) if self.how.residual else self.bypass(h)
+        """What meets the layer: `s A(h)`, with h itself where the insertion keeps it; by the adapter's strength."""
+        new = h + self.bypass(h) if self.how.residual else self.bypass(h)
+        if self.strength == 1.0:
+            return new
+        # beside the layer nothing is what leaves it as it was; in series, h
+        return self.share(new) if self.how.parallel else torch.lerp(h, new.to(h.dtype), self.strength)
 
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
         how = self.how

@@ -12,7 +12,7 @@ from adaptome.core.adapter import Adapter, Frozen
 from adaptome.core.errors import HostError
 from adaptome.core.hosts import Host
 from adaptome.forms import attended
-from adaptome.forms.attended import Attending, Attention, check_share, heads, inner_attention
+from adaptome.forms.attended import Attending, Attention, heads, inner_attention
 from adaptome.forms.sharded import write
 
 #: attentions with a way of their own, whose cache can be stood in for: their scores follow the keys that it returns
@@ -112,7 +112,6 @@ class CachedPrefix(Pair):
     """The prefix of one attention that has a way of its own: what its cache returns begins with the prefix."""
 
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
-        check_share(self, kwargs)
         mask, p = kwargs.get("attention_mask"), 0 if self.recording else self.p
         if mask is None:
             raise HostError(f"{self.host.name} was called without its causal mask, which a prefix extends.")

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from adaptome.core.adapter import Adapter, Frozen
 from adaptome.core.errors import HostError, StateError
 from adaptome.core.hosts import Host
-from adaptome.forms.attended import check_share
 
 Place = Literal["auto", "front", "after-first"]
 #: arguments of a backbone with one entry a token that we know how to extend; what concerns an encoder is not about its own tokens
@@ -47,7 +46,6 @@ class InputPrompts(Adapter):
         """The vectors `[p, width]`."""
 
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
-        check_share(self, kwargs)
         kwargs |= dict(zip(self.names, args, strict=False))
         ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         given = ids if ids is not None else embeds

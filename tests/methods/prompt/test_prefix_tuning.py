@@ -211,10 +211,17 @@ def test_every_packed_sequence_sees_the_prefix():
     torch.testing.assert_close(packed, torch.cat(apart, 1), **CLOSE)
 
 
-def test_a_share_of_the_effect_is_refused_beside_a_cache():
-    model = prefixed("llama")
+@pytest.mark.parametrize("name", ["llama", "gptj"])
+def test_a_share_of_the_effect_beside_a_cache(name):
+    """An attention whose prefix enters by what stands in for its cache has no share beside one."""
+    model = prefixed(name)
     ad.activate(model, "default", weights={"default": 0.5})
-    logits(model, use_cache=False)
+    plain = logits(model, use_cache=False)
+    if name == "llama":
+        torch.testing.assert_close(
+            logits(model, past_key_values=DynamicCache(), use_cache=True), plain, **CLOSE
+        )
+        return
     with pytest.raises(StateError, match="use_cache=False"):
         logits(model, past_key_values=DynamicCache(), use_cache=True)
 

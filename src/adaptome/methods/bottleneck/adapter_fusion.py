@@ -58,7 +58,7 @@ class AdapterFusion(Method):
 
 
 class Fusion(Droppable):
-    """Q, K and V of one layer."""
+    """Q, K and V of one layer. A share of its effect is counted from the layer without the adapters that it fuses."""
 
     def __init__(self, method: AdapterFusion, host: Host):
         super().__init__(host)
@@ -97,4 +97,4 @@ class Fusion(Droppable):
         z = hidden(output)
         made = torch.stack([adapter.bypass(z) for adapter in fused], -2)
         mixed = (self.weights(z, made)[..., None, :] @ made).squeeze(-2)
-        return with_hidden(output, z + affine(mixed, self.V, None))
+        return with_hidden(output, z + self.share(affine(mixed, self.V, None)))

@@ -59,4 +59,4 @@ class CLIPAdapterAdapter(Bottleneck):
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
         output = frozen(*args, **kwargs)
         f = hidden(output)
-        return with_hidden(output, torch.lerp(f, self.bypass(f).relu(), self.ratio))
+        return with_hidden(output, torch.lerp(f, self.bypass(f).relu(), self.ratio * self.strength))

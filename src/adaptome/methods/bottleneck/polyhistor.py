@@ -179,6 +179,8 @@ class Hypernetworks(nn.Module):
 class PolyhistorAdapter(Adapter):
     """The biases of one layer; its matrices are generated."""
 
+    own_strength = True
+
     def __init__(self, method: Polyhistor, host: Host, shared: Hypernetworks):
         super().__init__(host, shared)
         self.activation, width = ACTIVATIONS[method.activation], host.fan_out
@@ -192,7 +194,8 @@ class PolyhistorAdapter(Adapter):
         x = by_sample(h, len(task), "task") if isinstance(task, Tensor) and task.dim() else h.flatten(0, -2)
         z = product(x, *D)
         z = product(self.activation(z if self.d is None else z + self.d.to(z.dtype)), *U)
-        return with_hidden(output, h + (z if self.u is None else z + self.u.to(z.dtype)).view(h.shape))
+        z = z if self.u is None else z + self.u.to(z.dtype)
+        return with_hidden(output, h + self.share(z).view(h.shape))
 
 
 def product(x: Tensor, K: Tensor | None, factors: Sequence[Tensor]) -> Tensor:

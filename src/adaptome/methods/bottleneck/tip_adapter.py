@@ -61,6 +61,8 @@ class TipAdapter(Method):
 class TipAdapterAdapter(Adapter):
     """The cache of one classifier."""
 
+    own_strength = True
+
     K: Tensor
     labels: Tensor
 
@@ -79,7 +81,7 @@ class TipAdapterAdapter(Adapter):
     def forward(self, frozen: Frozen, f: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = frozen(f, *args, **kwargs)
         near = F.linear(F.normalize(f, dim=-1), self.K.to(f.dtype))
-        votes = self.alpha * torch.exp(self.beta * (near - 1))
+        votes = self.alpha * self.strength * torch.exp(self.beta * (near - 1))
         return y.index_add(-1, self.labels, votes.to(y.dtype))
 
 

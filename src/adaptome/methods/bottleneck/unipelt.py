@@ -82,6 +82,8 @@ class Gate(nn.Module):
 class GatedLoRA(Adapter):
     """The update of q or v. Its gate reads the sample, so there is no one weight into which it could merge."""
 
+    own_strength = True
+
     def __init__(self, method: UniPELT, host: Host):
         super().__init__(host)
         self.scale = method.alpha / method.r
@@ -92,11 +94,15 @@ class GatedLoRA(Adapter):
     def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = frozen(x, *args, **kwargs)
         x = x.to(y.dtype)
-        return self.host.add_expanded(y, self.host.reduce(x, self.A) * self.gate(x), self.B, self.scale)
+        return self.host.add_expanded(
+            y, self.host.reduce(x, self.A) * self.gate(x), self.B, self.scale * self.strength
+        )
 
 
 class GatedBottleneck(Adapter):
     """The bottleneck behind an MLP's last map."""
+
+    own_strength = True
 
     def __init__(self, method: UniPELT, host: Host):
         super().__init__(host)
@@ -110,7 +116,7 @@ class GatedBottleneck(Adapter):
         output = frozen(*args, **kwargs)
         z = hidden(output)
         made = affine(self.activation(affine(z, self.D, self.d)), self.U, self.u)
-        return with_hidden(output, z + self.gate(z) * made)
+        return with_hidden(output, z + self.share(self.gate(z) * made))
 
 
 class Gated(prefix.Pair):

@@ -75,6 +75,8 @@ class MoELoRA(Method):
 class MoELoRAAdapter(Adapter):
     """The experts and the router of one layer."""
 
+    own_strength = True
+
     def __init__(self, method: MoELoRA, host: Host):
         super().__init__(host)
         E, r = method.experts, method.r
@@ -104,9 +106,9 @@ class MoELoRAAdapter(Adapter):
         A, B, g = A.flatten(0, 1).to(x.dtype), B.transpose(0, 1).flatten(1), g.to(x.dtype)
         if self.rescale != "none" and torch.is_grad_enabled():
             h = (g > 0).to(g.dtype) if self.rescale == "inverse" else g.detach().sqrt()
-            return self.host.add(y, _Rescaled.apply(x, A, B.to(x.dtype), g, h), self.scale)
+            return self.host.add(y, _Rescaled.apply(x, A, B.to(x.dtype), g, h), self.scale * self.strength)
         z = F.linear(x, A).unflatten(-1, (g.shape[-1], -1)) * g[..., None]
-        return self.host.add_expanded(y, z.flatten(-2), B, self.scale)
+        return self.host.add_expanded(y, z.flatten(-2), B, self.scale * self.strength)
 
     def take_balance(self) -> Tensor | None:
         """The load balance of the last forward in training, once."""

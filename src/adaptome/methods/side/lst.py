@@ -88,6 +88,8 @@ class LST(Method):
 class LSTAdapter(Adapter):
     """The side network of one transformer."""
 
+    own_strength = True
+
     def __init__(self, method: LST, host: Host):
         super().__init__(host)
         d, w, self.beside = host.width, method.width(host), method.beside(host)
@@ -121,7 +123,7 @@ class LSTAdapter(Adapter):
         for number, (block, h) in enumerate(zip(self.blocks, [left[i] for i in self.beside], strict=True)):
             fused = torch.lerp(F.linear(h, self.D[number + 1].to(h)), s, mu[number].to(h))
             s = block(fused, mask, self.causal)
-        return self.with_added(output, F.linear(normed(s, self.norm), self.U.to(s)))
+        return self.with_added(output, self.share(F.linear(normed(s, self.norm), self.U.to(s))))
 
     def with_added(self, output: Any, added: Tensor) -> Any:
         """The transformer's output with its last hidden state changed, and what its pooler makes of that.
