@@ -78,7 +78,7 @@ def test_the_input_is_the_extractors_own_of_the_resampled_clip(tmp_path, ast):
     )["input_values"][0]
     np.testing.assert_allclose(data["train"][1]["audio"], expected, atol=1e-5)
     assert data.notes[0] == (
-        "train: 2 of 2 clips are resampled from 8,000 Hz to 16,000 Hz. Nothing is there above half the lower rate."
+        "clips are resampled from 8,000 Hz to 16,000 Hz: 2 of 2 in train, 2 of 2 in validation. Nothing is there above half the lower rate."
     )
 
 

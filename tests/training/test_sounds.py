@@ -55,7 +55,7 @@ def test_a_run_on_files_is_scored_predicts_and_resumes_to_the_bit(tmp_path):
     whole = run(recipe(tmp_path / "whole", data, evaluation={"predictions": True}))
     assert set(whole.metrics) == {"loss", "accuracy", "macro_f1", "mcc"} and whole.split == "test"
     assert evaluate(tmp_path / "whole") == pytest.approx(whole.metrics)
-    assert whole.notes[0].startswith("train: 8 of 8 clips are resampled from 8,000 Hz to 16,000 Hz")
+    assert whole.notes[0].startswith("clips are resampled from 8,000 Hz to 16,000 Hz: 8 of 8 in train")
     lines = [json.loads(line) for line in (tmp_path / "whole" / "predictions.jsonl").read_text().splitlines()]
     assert lines[0]["where"].endswith(".wav")
     again = predict(tmp_path / "whole", [line["where"] for line in lines], batch_size=1)

@@ -6,6 +6,7 @@ import importlib
 import logging
 import pkgutil
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -74,3 +75,20 @@ def _common(
     del version, debug
     for library in _CHATTY:
         logging.getLogger(library).setLevel(logging.ERROR)
+    _tell_progress()
+
+
+class _Lines(logging.Handler):
+    """Messages as plain lines on standard error, whatever it is by then."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+def _tell_progress() -> None:
+    """Let training tell how it goes where there is no terminal for a bar: a log file, a batch job."""
+    progress = logging.getLogger("adaptome.training.progress")
+    if not any(isinstance(handler, _Lines) for handler in progress.handlers):
+        progress.addHandler(_Lines())
+        progress.setLevel(logging.INFO)
+        progress.propagate = False

@@ -30,13 +30,16 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     from rich.table import Table
 
     rows = [list(row) for row in rows]
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric or index == 0)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    Console(markup=False, highlight=False, soft_wrap=False).print(table)
+    console = Console(markup=False, highlight=False, soft_wrap=False)
+    if title:  # not rich's own title, which is broken at the table's width
+        console.print(title, style="italic", soft_wrap=True)
+    console.print(table)
 
 
 def _is_number(value: Any) -> bool:

@@ -87,6 +87,12 @@ def _hosts(
     heads: Mapping[str, Any],
 ) -> list[Host]:
     wanted = targets if targets is not None else method.default_targets
+    if not (targets or method.default_targets):  # a method of no layer
+        if not heads:
+            raise TargetError(
+                f"{method.name} trains what `train` names and nothing else, and nothing is named.\n  Name the head: train='classifier'."
+            )
+        return []
     matches: list[Match] = resolve(model, wanted, exclude=exclude, layers=layers)
     whole = [path for path, rows in heads.items() if rows is None]
     kept = [m for m in matches if not any(m.path == h or m.path.startswith(f"{h}.") for h in whole)]
@@ -282,6 +288,8 @@ def _build(
     method: Method, hosts: Sequence[Host], methods: Mapping[str, Method], seed: int, dtype: torch.dtype | None
 ) -> tuple[dict[str, Adapter], nn.Module | None]:
     """The adapters by host name and the shared state, initialised from seed and host name alone."""
+    if not hosts:
+        return {}, None
     with torch.random.fork_rng(devices=[]):
         _seed(seed, "")
         with _device(hosts[0]):

