@@ -59,12 +59,13 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_a_loop_of_ones_own(steps):
     net = adapted()
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.1)
+    callbacks.before_training(net, 0, 2)
     for step in (1, 2):
         net(torch.randn(5, 3)).sum().backward()
         callbacks.after_backward(net, step)
         optimizer.step()
         callbacks.after_step(net, step, 2)
-    assert steps == [(1, 2), (2, 2)]
+    assert steps == [(0, 2), (1, 2), (2, 2)]
 
 
 def test_missing_gradients_are_told_at_the_first_step_only():
@@ -78,11 +79,12 @@ def test_missing_gradients_are_told_at_the_first_step_only():
 def test_the_trainers_callback_drives_every_optimizer_step(steps):
     callback, net = callbacks.AdaptomeCallback(), adapted()
     net(torch.randn(5, 3)).sum().backward()
-    for step in (1, 2, 3):
-        state = types.SimpleNamespace(global_step=step, max_steps=3)
+    callback.on_train_begin(None, types.SimpleNamespace(global_step=4, max_steps=7), None, model=net)
+    for step in (5, 6, 7):
+        state = types.SimpleNamespace(global_step=step, max_steps=7)
         callback.on_pre_optimizer_step(None, state, None, model=net)
         callback.on_step_end(None, state, None, model=net)
-    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert steps == [(4, 7), (5, 7), (6, 7), (7, 7)]
 
 
 def test_lightnings_callback_counts_optimizer_steps_not_batches(steps, monkeypatch):
@@ -95,11 +97,12 @@ def test_lightnings_callback_counts_optimizer_steps_not_batches(steps, monkeypat
     callback, net = callbacks.LightningCallback(), adapted()
     del callbacks.LightningCallback  # made on the stand-in: the next test wants the real one
     net(torch.randn(5, 3)).sum().backward()
+    callback.on_train_start(types.SimpleNamespace(global_step=0, estimated_stepping_batches=2), net)
     for batch, step in enumerate([0, 1, 1, 2]):
         trainer = types.SimpleNamespace(global_step=step, estimated_stepping_batches=2)
         callback.on_after_backward(trainer, net)
         callback.on_train_batch_end(trainer, net, None, None, batch)
-    assert steps == [(1, 2), (2, 2)]
+    assert steps == [(0, 2), (1, 2), (2, 2)]
 
 
 def test_lightning_itself(steps):
@@ -121,4 +124,4 @@ def test_lightning_itself(steps):
         accumulate_grad_batches=2, callbacks=[callbacks.LightningCallback()],
     )  # fmt: skip
     trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(8, 3), batch_size=2))
-    assert steps == [(1, 2), (2, 2)]
+    assert steps == [(0, 2), (1, 2), (2, 2)]

@@ -1,12 +1,13 @@
 """What an adapted model needs from a training loop: for transformers, for Lightning, and for a loop of your own.
 
+    before_training(model, step, total)    own loop, before its first step
     after_backward(model, step)            own loop, between backward and the optimizer's step
     after_step(model, step, total)         own loop, after the optimizer's step
     AdaptomeCallback()                     transformers.Trainer(callbacks=[...]); `AdaptomeTrainer` has it already
     LightningCallback()                    lightning.Trainer(callbacks=[...])
 
-Both do two things: after the first backward they check that a gradient reached every adapter, and after every
-optimizer step they drive the methods' schedules.
+Both do two things: after the first backward they check that a gradient reached every adapter, and they drive the methods'
+schedules, before the first step (of a resumed run, the step it goes on from) and after every optimizer step.
 """
 
 from __future__ import annotations
@@ -22,7 +23,19 @@ from adaptome.core.errors import MissingExtraError
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["AdaptomeCallback", "LightningCallback", "after_backward", "after_step"]  # noqa: F822, made when asked for
+# the callbacks are made when asked for
+__all__ = ["AdaptomeCallback", "LightningCallback", "after_backward", "after_step", "before_training"]  # noqa: F822
+
+
+def before_training(model: nn.Module, step: int, total: int) -> None:
+    """Let the methods' schedules begin.
+
+    Args:
+        model: with its adapters; may be wrapped.
+        step: optimizer steps made already: 0, or more in a resumed run.
+        total: optimizer steps planned.
+    """
+    ad.on_step(model, step, total)
 
 
 def after_backward(model: nn.Module, step: int) -> None:
@@ -62,6 +75,11 @@ def _transformers_callback() -> type:
         def __init__(self) -> None:
             self._checked = False
 
+        def on_train_begin(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
+            before_training(kwargs["model"], state.global_step, state.max_steps)
+
         def on_pre_optimizer_step(
             self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
         ) -> None:
@@ -97,6 +115,10 @@ def _lightning_callback() -> type:
             super().__init__()
             self._checked = False
             self._driven = 0
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self._driven = int(trainer.global_step)
+            before_training(pl_module, self._driven, int(trainer.estimated_stepping_batches))
 
         def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
             if not self._checked:

@@ -94,6 +94,24 @@ def test_gradients_reach_what_it_declares_and_nothing_else(method, site, dtype):
             assert parameter.grad is None, name
 
 
+@pytest.mark.parametrize("half", ["autocast", "adapters", "base"])
+@on_every_host
+def test_it_trains_in_mixed_precision(method, site, half):
+    """Under autocast; with adapters in half precision on a full-precision base; and the other way round."""
+    model = fresh(site, torch.bfloat16 if half == "base" else torch.float32)
+    kept = torch.bfloat16 if half == "adapters" else torch.float32
+    ad.attach(model, small(method), targets=SITES[site].targets, seed=3, dtype=kept)
+    move(model)
+    x = example(site, torch.bfloat16 if half == "base" else torch.float32)
+    for facts in small(method).example_facts():
+        with ad.steer(**facts), torch.autocast("cpu", torch.bfloat16, enabled=half == "autocast"):
+            loss = model.train()(x).float().square().mean()
+        loss.backward()
+    trained = [p.grad for p in ad.parameters_of(model).values() if p.requires_grad]
+    assert torch.isfinite(loss) and all(g is None or torch.isfinite(g).all() for g in trained)
+    assert not trained or any(g is not None and g.any() for g in trained)
+
+
 @pytest.mark.parametrize("method", [m for m, s in CASES if s == "linear"])
 def test_away_from_its_start_every_trained_tensor_has_a_gradient(method):
     model = adapted(method, "linear")

@@ -75,7 +75,9 @@ class Run:
 
     @property
     def final(self) -> bytes:
-        return (self.folder / "final" / "adapter.safetensors").read_bytes()
+        """The stored tensors of its adapters, each in a folder of its own where there are several."""
+        files = (self.folder / "final").rglob("adapter.safetensors")
+        return b"".join(file.read_bytes() for file in sorted(files))
 
 
 class Examples(Dataset):
@@ -122,7 +124,13 @@ def model_of(kind: str, dropout: float = 0.2) -> torch.nn.Module:
     else:
         shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
         model = LlamaForCausalLM(LlamaConfig(vocab_size=30, attention_dropout=dropout, **shape))
-        ad.attach(model, "lora", r=3, dropout=dropout, targets=["q", "v"], seed=2)
+        if kind == "scheduled":  # what they do in a step depends on its number
+            ad.attach(model, "dylora", r=4, update="frozen", targets=["q", "v"], seed=2)
+            turns = {"coefficient_steps": 1, "location_steps": 2, "location_share": 1.0}
+            ad.attach(model, "loca", "places", n=12, targets="up", seed=2, **turns)
+            ad.attach(model, "pfeiffer", "behind", size=3, drop=1, seed=2)
+        else:
+            ad.attach(model, "lora", r=3, dropout=dropout, targets=["q", "v"], seed=2)
     return model
 
 

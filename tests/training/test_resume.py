@@ -66,6 +66,14 @@ def test_killed_with_other_samplers_and_evaluations(tmp_path, reference, step, s
     dies_and_resumes(Run(tmp_path, "llama", kill_step=step, settings=settings), reference("llama", settings))
 
 
+@pytest.mark.parametrize("step", [1, 7])
+def test_killed_with_methods_that_follow_a_schedule(tmp_path, reference, step):
+    settings = (("weight_decay", 0.1),)
+    dies_and_resumes(
+        Run(tmp_path, "scheduled", kill_step=step, settings=settings), reference("scheduled", settings)
+    )
+
+
 def test_killed_twice(tmp_path, reference):
     assert Run(tmp_path, kill_step=4).start() == KILLED
     assert Run(tmp_path, kill_step=8, resume=True).start() == KILLED

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adaptome.core.adapter import Frozen
-from adaptome.core.hosts import Host
+from adaptome.core.hosts import Host, autocasting
 from adaptome.forms.reparametrization import Reparametrization
 
 
@@ -31,7 +31,9 @@ class Rotation(Reparametrization):
         raise TypeError(f"{type(self).__name__} defines no blocks.")
 
     def rotated(self, x: Tensor) -> Tensor:
-        """`R x` for x `[..., in]`."""
+        """`R x` for x `[..., in]`, under autocast in its type: the backward, outside of it, must meet one type."""
+        if autocasting(x) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         for R, order in self.blocks(x.dtype):
             x = _Rotated.apply(x, R, order)
         return x
@@ -39,7 +41,7 @@ class Rotation(Reparametrization):
     def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         z = self.rotated(x)
         if self.strength != 1.0:
-            z = torch.lerp(x, z, self.strength)
+            z = torch.lerp(x.to(z.dtype), z, self.strength)
         y: Tensor = frozen(z, *args, **kwargs)
         return y
 

@@ -39,9 +39,10 @@ def test_at_full_rank_it_is_lora_bit_for_bit():
     assert torch.equal(model(x), other(x))
 
 
-@pytest.mark.parametrize("update", ["normal", "frozen"])
-def test_a_step_moves_only_the_rows_it_trains(update):
-    method = ad.DyLoRA(r=6, update=update)
+@pytest.mark.parametrize(("update", "unit"), [("normal", 1), ("frozen", 1), ("frozen", 4)])
+def test_a_step_moves_only_the_rows_it_trains(update, unit):
+    """With unit = 4 and r = 6 the ranks are 6 and 2, the smaller one below the unit."""
+    method = ad.DyLoRA(r=6, update=update, unit=unit)
     model, a = adapted(linear(), method)
     shake(model)
     model.train()
@@ -53,7 +54,7 @@ def test_a_step_moves_only_the_rows_it_trains(update):
         before_A, before_B = a.A.detach().clone(), a.B.detach().clone()
         optimizer.zero_grad()
         model(batch(4, 12)).square().sum().backward()
-        trained = slice(b - 1 if update == "frozen" else 0, b)
+        trained = slice(max(b - unit, 0) if update == "frozen" else 0, b)
         assert (a.A.grad[trained].abs().sum(1) > 0).all() and a.A.grad[b:].abs().sum() == 0
         optimizer.step()
         ad.on_step(model, step, 10)

@@ -105,11 +105,15 @@ class DyLoRAAdapter(LowRank):
             raise MethodError(f"dylora: rank {rank} is not between 1 and r = {self.r}.")
         return int(rank)
 
+    def first(self, b: int) -> int:
+        """The first of the components that 'frozen' trains at rank b; the smallest rank may be below `unit`."""
+        return max(b - self.unit, 0)
+
     def factors(self) -> tuple[Tensor, Tensor]:
         b = self.rank
         A, B = self.A[..., :b, :], self.B[..., :b]
         if self.detached and self.training and torch.is_grad_enabled():
-            first = b - self.unit
+            first = self.first(b)
             A = torch.cat([A[..., :first, :].detach(), A[..., first:, :]], -2)
             B = torch.cat([B[..., :first].detach(), B[..., first:]], -1)
         return A, B * (self.r / b)
@@ -119,7 +123,7 @@ class DyLoRAAdapter(LowRank):
         """Put the components back that this step did not train."""
         if self._before is not None and self._before[0].shape == self.A.shape:
             b = self.shared.rank
-            first = b - self.unit if self.detached else 0
+            first = self.first(b) if self.detached else 0
             A, B = (t.to(self.A.device) for t in self._before)
             A[..., first:b, :], B[..., first:b] = self.A[..., first:b, :], self.B[..., first:b]
             self.A.copy_(A)

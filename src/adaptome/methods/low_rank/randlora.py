@@ -114,10 +114,6 @@ class RandLoRAAdapter(LowRank):
             return super().forward(frozen, x, *args, **kwargs)
         return run_changed(self, frozen, x)
 
-    def changed(self, name: str, value: Tensor) -> Tensor:
-        A, B = self.factors()
-        return value + self.scale * (B.to(value.dtype) @ A.to(value.dtype))
-
     def as_lora(self) -> Any:
         """None: its rank is min(in, out); exported by SVD."""
         return None

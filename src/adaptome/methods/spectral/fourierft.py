@@ -72,13 +72,20 @@ class FourierFTAdapter(SparseSpectrum):
         c = torch.randn if method.init == "normal" else torch.zeros
         self.c = nn.Parameter(c(*host.lead, method.n))
 
+    @property
+    def coefficients(self) -> Tensor:
+        """c in at least float32: FFTs know no half precision."""
+        return self.c.to(torch.promote_types(self.c.dtype, torch.float32))
+
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
         signs: Any = self.signs
-        return self.get_buffer("rows"), self.get_buffer("columns"), torch.cat([self.c, self.c], -1) * signs
+        c = self.coefficients
+        return self.get_buffer("rows"), self.get_buffer("columns"), torch.cat([c, c], -1) * signs
 
     def delta(self) -> Tensor:
         M, N = self.host.fan_out, self.host.fan_in
-        values = self.c * (self.get_buffer("weights").to(self.c.dtype) * (self.scale * M * N))
+        c = self.coefficients
+        values = c * (self.get_buffer("weights").to(c.dtype) * (self.scale * M * N))
         S = values.new_zeros(*self.host.lead, M * (N // 2 + 1)).index_add(
             -1, self.get_buffer("cells"), values
         )

@@ -135,7 +135,8 @@ class PYRABlock(Merging):
     def modulated(self, source: Tensor, target: Tensor) -> Tensor:
         if not self.trained:
             return source
-        M = self.LN(source + target).to(source.dtype)
+        weight, bias = (None if p is None else p.to(source.dtype) for p in (self.LN.weight, self.LN.bias))
+        M = F.layer_norm(source + target, self.LN.normalized_shape, weight, bias, self.LN.eps)
         W_r, W_D = self.W_r[: source.shape[1]].to(M.dtype), self.W_D.to(M.dtype)
         channel = 2 * torch.sigmoid(W_r.t() @ M)  # [batch, 1, D]
         pair = 2 * torch.sigmoid(F.linear(M, W_D)) - 1  # [batch, r, 1]
