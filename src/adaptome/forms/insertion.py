@@ -134,6 +134,18 @@ class SublayerMethod(InsertedMethod):
         return Insertion(parallel, before, residual, across=parallel and before)
 
 
+@settings
+class BesideMethod(SublayerMethod):
+    """Base of those whose paper puts the network beside the whole sub-layer."""
+
+    form: Literal["series", "parallel"] = option(
+        "parallel", help="in series with the sub-layer, or beside it"
+    )
+    place: Literal["after", "before"] = option(
+        "before", help="whether the network reads the output or the input"
+    )
+
+
 class Droppable(Adapter):
     """Base of adapters that are skipped in the first blocks: as drawn in training, and as steered (`ad.steer(drop=n)`) always."""
 

@@ -6,13 +6,14 @@ from typing import Literal
 
 from adaptome.core.method import option, register
 from adaptome.forms.bottleneck import Activation, SublayerBottleneck
+from adaptome.forms.insertion import BesideMethod
 
 
 @register(
     "adaptformer", category="additive", subcategory="bottleneck adapter", merge="none", export="none", inference_overhead="extra modules",
     hosts=("module",), default_targets=("up", "down"), source="Chen et al. 2022, arXiv:2205.13535",
 )  # fmt: skip
-class AdaptFormer(SublayerBottleneck):
+class AdaptFormer(BesideMethod, SublayerBottleneck):
     r"""AdaptFormer: a scaled bottleneck beside the MLP.
 
         y = MLP(x) + s A(x),    A(x) = U f(D x + d) + u,    x what the MLP reads
@@ -33,10 +34,4 @@ class AdaptFormer(SublayerBottleneck):
     scale: float | Literal["learned"] = option(0.1, help="s; 'learned' trains one number per adapter")
     dropout: float = option(
         0.0, at_least=0, below=1, help="on the adapter's input; the paper trains with 0.1, behind f"
-    )
-    form: Literal["series", "parallel"] = option(
-        "parallel", help="in series with the sub-layer, or beside it"
-    )
-    place: Literal["after", "before"] = option(
-        "before", help="whether the network reads the output or the input"
     )

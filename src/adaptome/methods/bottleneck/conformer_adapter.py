@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 from adaptome.core.hosts import Host
 from adaptome.core.method import option, register
 from adaptome.forms.bottleneck import affine
-from adaptome.forms.insertion import Inserted, SublayerMethod
+from adaptome.forms.insertion import BesideMethod, Inserted
 from adaptome.forms.tokens import as_batch, channels_last, depthwise
 
 
@@ -20,7 +19,7 @@ from adaptome.forms.tokens import as_batch, channels_last, depthwise
     "conformer-adapter", category="additive", subcategory="bottleneck adapter", merge="none", export="none", inference_overhead="extra modules",
     hosts=("module",), default_targets=("up", "down"), source="Cappellazzo et al. 2023, arXiv:2312.03694",
 )  # fmt: skip
-class ConformerAdapter(SublayerMethod):
+class ConformerAdapter(BesideMethod):
     r"""Conformer adapter: a bottleneck that convolves over time, beside the MLP.
 
         y = MLP(x) + s A(x),    A(x) = U silu(BN(K * GLU(D LN(x) + d) + c)) + u
@@ -42,12 +41,6 @@ class ConformerAdapter(SublayerMethod):
     kernel: int = option(31, at_least=1, help="k, in tokens")
     pre_norm: bool = option(True, help="a layer norm on the adapter's input")
     dropout: float = option(0.0, at_least=0, below=1, help="on the adapter's output")
-    form: Literal["series", "parallel"] = option(
-        "parallel", help="in series with the sub-layer, or beside it"
-    )
-    place: Literal["after", "before"] = option(
-        "before", help="whether the network reads the output or the input"
-    )
 
     def numbers(self, host: Host, fan_in: int, fan_out: int) -> int:
         b, norm = self.bottleneck(fan_in), 2 * fan_in * self.pre_norm

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from adaptome.core.hosts import Host
 from adaptome.core.method import option, register
 from adaptome.forms.bottleneck import affine
-from adaptome.forms.insertion import Inserted, SublayerMethod
+from adaptome.forms.insertion import BesideMethod, Inserted
 from adaptome.forms.tokens import as_batch, channels_last, conv, grid_of
 
 
@@ -19,7 +19,7 @@ from adaptome.forms.tokens import as_batch, channels_last, conv, grid_of
     "convpass", category="additive", subcategory="bottleneck adapter", merge="none", export="none", inference_overhead="extra modules",
     hosts=("module",), default_targets=("q", "o", "up", "down"), source="Jie and Deng 2022, arXiv:2207.07039",
 )  # fmt: skip
-class Convpass(SublayerMethod):
+class Convpass(BesideMethod):
     r"""Convpass: a bottleneck that convolves over the tokens' grid, beside the sub-layers.
 
         y = f(x) + s A(x),    A(x) = U g(K * g(D x + d) + c) + u,    g = QuickGELU, f the attention and the MLP
@@ -41,12 +41,6 @@ class Convpass(SublayerMethod):
     dims: Literal[1, 2] = option(2, help="convolve over the grid, or over the line of all tokens")
     rows: int = option(0, at_least=0, help="height of the grid; 0: it is a square")
     dropout: float = option(0.1, at_least=0, below=1, help="in front of U")
-    form: Literal["series", "parallel"] = option(
-        "parallel", help="in series with the sub-layer, or beside it"
-    )
-    place: Literal["after", "before"] = option(
-        "before", help="whether the network reads the output or the input"
-    )
 
     def numbers(self, host: Host, fan_in: int, fan_out: int) -> int:
         b = self.bottleneck(fan_in)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adaptome.core.hosts import Host
 from adaptome.core.method import option, register
 from adaptome.forms.bottleneck import ACTIVATIONS, Activation, affine
-from adaptome.forms.insertion import Inserted, SublayerMethod
+from adaptome.forms.insertion import BesideMethod, Inserted
 from adaptome.forms.tokens import as_batch
 
 
@@ -19,7 +19,7 @@ from adaptome.forms.tokens import as_batch
     "soft-moa", category="additive", subcategory="mixture of bottleneck adapters", merge="none", export="none",
     inference_overhead="extra modules", hosts=("module",), default_targets=("q", "o"), source="Cappellazzo et al. 2024, arXiv:2402.00828",
 )  # fmt: skip
-class SoftMoA(SublayerMethod):
+class SoftMoA(BesideMethod):
     r"""Soft mixture of adapters: many bottlenecks, each working on a few weighted means of the tokens.
 
         soft    y = f(X) + s C [A_e(slot)],  slots = softmax_tokens(X P)^T X,  C = softmax_slots(X P)
@@ -39,12 +39,6 @@ class SoftMoA(SublayerMethod):
     slots: int = option(1, at_least=1, help="p, means of the tokens for each adapter ('soft')")
     routing: Literal["soft", "dense"] = option("soft", help="means of tokens, or a weight for every token")
     activation: Activation = option("gelu", help="g")
-    form: Literal["series", "parallel"] = option(
-        "parallel", help="in series with the sub-layer, or beside it"
-    )
-    place: Literal["after", "before"] = option(
-        "before", help="whether the network reads the output or the input"
-    )
 
     def numbers(self, host: Host, fan_in: int, fan_out: int) -> int:
         b, n = self.bottleneck(fan_in), self.adapters
