@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import datetime
 import json
 import statistics
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -213,6 +215,16 @@ def text(row: dict[str, Any]) -> str:
     return f"{row['method']:20} {row['trainable']:11,} | {row['ours_time']:8.2f} {row['ours_products']:8.2f} {row['ours_bytes']:6.2f} | {theirs}"
 
 
+def conditions(args: argparse.Namespace) -> str:
+    """What the figures below it were measured with."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
+    device = (
+        torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    )
+    how = "compiled" if args.compile else "eager"
+    return f"{datetime.date.today()}, {device}, {args.dtype}, {args.shape}, {how}, {args.rounds} rounds; {versions}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -231,6 +243,7 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
     frozen, inputs = base(args.shape, args.device, dtype), batch(args.shape, args.device, dtype)
     if not args.json:
+        print(conditions(args))
         print(f"{'multiples of the floor':20} {'':11} | {'ours':>24} | {'PEFT':>15}")
         print(
             f"{'method':20} {'trainable':>11} | {'time':>8} {'products':>8} {'kept':>6} | {'time':>8} {'kept':>6}"
