@@ -70,7 +70,8 @@ def _factors(adapter: Adapter, attachment: Attachment, rank: int | None) -> Fact
     delta = adapter.changed(adapter.host.parameter, W) - W
     if adapter.strength != 1.0:
         delta = delta * adapter.strength
-    A, B, _ = truncated(*torch.linalg.svd(delta, full_matrices=False), rank)
+    U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+    A, B, _ = truncated(U, S, Vh, rank)
     error = float((B @ A - delta).norm() / delta.norm().clamp_min(1e-30))
     return Factors(A.contiguous().cpu(), B.contiguous().cpu(), error)
 
