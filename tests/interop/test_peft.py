@@ -141,6 +141,44 @@ def test_a_full_rank_method_is_truncated_and_its_error_told(tmp_path):
     torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-4, atol=1e-4)
 
 
+BOUNDED = {
+    "hydra": ({"r": 2, "q": 3}, 5),
+    "loha": ({"r": 3}, 9),
+    "loha, wide": ({"r": 5}, 12),  # 25 is above the smaller side
+    "clip-svd": ({"ratio": 1.0}, 12),
+    "clip-svd, part": ({"ratio": 0.7}, 8),
+    "loldu": ({"r": 5, "init": "uniform"}, 5),
+    "lora": ({"r": 4, "init": "pissa"}, 8),
+}
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
+@pytest.mark.parametrize("case", BOUNDED)
+def test_updates_of_bounded_rank_are_exported_exactly_and_truncated_when_asked(case, shape, tmp_path):
+    settings, rank = BOUNDED[case]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(*shape, bias=False))
+    ad.attach(model, case.partition(",")[0], targets="0", **settings)
+    shake(ad.parameters_of(model).values())
+    ad.activate(model, "default", weights={"default": 0.7})
+    (adapter,) = ad.adapters(model)["default"].adapters.values()
+    W = adapter.host.weight()
+    dW = (0.7 * (adapter.changed("weight", W) - W)).detach()  # dense, as merging has it
+    whole = ad.export(model, tmp_path / "whole")
+    assert whole.worst == 0 and whole.rank == rank
+    S = torch.linalg.svdvals(dW)
+    for k in (rank, rank - 1, 2):
+        report = ad.export(model, tmp_path / str(k), rank=k)
+        assert report.rank == k
+        best = float(S[k:].norm() / S.norm()) if k < rank else 0.0  # no rank-k matrix is nearer
+        assert report.worst == pytest.approx(best, rel=1e-3, abs=1e-6)
+        other = nn.Sequential(nn.Linear(*shape, bias=False))
+        other.load_state_dict({"0.weight": W})
+        ad.load(other, tmp_path / str(k))
+        (read,) = ad.adapters(other)["default"].adapters.values()
+        assert float((read.delta() - dW).norm() / dW.norm()) == pytest.approx(best, rel=1e-3, abs=1e-5)
+
+
 @pytest.mark.parametrize("method", ["series", "parallel"])
 def test_what_is_no_weight_update_is_refused(method, tmp_path):
     model = bert()

@@ -1,4 +1,4 @@
-"""Any weight adapter as LoRA factors: exact where it is low-rank, else by truncated SVD with its measured error."""
+"""Any weight adapter as LoRA factors: exact where it is low-rank, else, or at a smaller rank that is asked for, by truncated SVD with its error."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from adaptome.core.adapter import Adapter, WeightAdapter
 from adaptome.core.errors import MergeError
 from adaptome.core.state import Attachment
+from adaptome.forms.singular import singular, truncated
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def lora_factors(attachment: Attachment, rank: int | None = None) -> dict[str, F
 
     Args:
         attachment: of a model, see `ad.adapters`.
-        rank: of the truncated SVD, for methods that are not low-rank; low-rank ones keep their own.
+        rank: of the truncated SVD; needed for methods that are not low-rank, while factors of low-rank ones that are no larger stay exact.
 
     Raises:
         MergeError: an adapter is no update of the weight alone, or a rank is needed and not given.
@@ -47,7 +48,10 @@ def _factors(adapter: Adapter, attachment: Attachment, rank: int | None) -> Fact
     as_lora: Any = getattr(adapter, "as_lora", None)
     exact = as_lora() if as_lora is not None else None
     if exact is not None:
-        A, B = exact
+        A, B = _no_larger(*exact)
+        if rank is not None and rank < A.shape[-2]:
+            A, B, error = truncated(*singular(A.float(), B.float()), rank)
+            return Factors(A.contiguous().cpu(), B.contiguous().cpu(), error)
         return Factors(A.float().cpu(), B.float().cpu(), 0.0)
     if not isinstance(adapter, WeightAdapter):
         raise MergeError(
@@ -67,7 +71,15 @@ def _factors(adapter: Adapter, attachment: Attachment, rank: int | None) -> Fact
     if adapter.strength != 1.0:
         delta = delta * adapter.strength
     U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
-    root = S[..., :rank].sqrt()
-    A, B = root[..., None] * Vh[..., :rank, :], U[..., :rank] * root[..., None, :]
+    A, B, _ = truncated(U, S, Vh, rank)
     error = float((B @ A - delta).norm() / delta.norm().clamp_min(1e-30))
     return Factors(A.contiguous().cpu(), B.contiguous().cpu(), error)
+
+
+def _no_larger(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors, or the update itself beside an identity where they have more rows than its smaller side."""
+    out, r, width = B.shape[-2], A.shape[-2], A.shape[-1]
+    if r <= min(out, width):
+        return A, B
+    eye = torch.eye(min(out, width), dtype=A.dtype, device=A.device).expand(*A.shape[:-2], -1, -1)
+    return (B @ A, eye) if out <= width else (eye, B @ A)

@@ -94,7 +94,7 @@ def export(
         folder: made or replaced.
         name: of the adapter.
         format: 'peft-lora' for any weight method, 'peft-dora', 'peft-loha' and 'peft-lokr' for DoRA, LoHa and LoKr as they are.
-        rank: truncate the update of a method that is not low-rank to this rank.
+        rank: truncate updates of a higher rank to this one; a method that is not low-rank needs it.
         tolerance: refuse when an update's relative error is above it.
         task_type: PEFT's ('CAUSAL_LM', 'SEQ_CLS', ...), for `AutoPeftModel`.
 

@@ -18,6 +18,7 @@ from adaptome.core.adapter import Adapter
 from adaptome.core.errors import StateError
 from adaptome.core.state import attachment_of
 from adaptome.forms.rescaled import Rescaled
+from adaptome.forms.singular import singular
 from adaptome.interpretation.update import update_of, weight_adapter
 
 
@@ -138,6 +139,4 @@ def _singular(adapter: Adapter) -> tuple[Tensor, Tensor, Tensor]:
     if factors is None:
         return torch.linalg.svd(update_of(adapter), full_matrices=False)
     A, B = (factor.float() for factor in factors)
-    (Q, R), (P, T) = torch.linalg.qr(B), torch.linalg.qr(A.mT)
-    U, c, Vt = torch.linalg.svd(R @ T.mT, full_matrices=False)
-    return Q @ U, c, Vt @ P.mT
+    return singular(A, B)

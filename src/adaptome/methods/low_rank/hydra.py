@@ -18,6 +18,7 @@ from adaptome.forms.low_rank import kaiming
 @register(
     "hydra",
     subcategory="low-rank, parallel and sequential",
+    export="low-rank",
     hosts=("linear",),
     default_targets="down",
     source="Kim et al. 2023, arXiv:2309.06922",
@@ -32,7 +33,7 @@ class Hydra(Method):
     init        Bp, Bs and all branch biases 0: starts as the base; Ap, As 'kaiming' (a = sqrt 5), 'normal' N(0, 0.02^2) or 'xavier'
     parameters  r (in + out) + 2 q out, and r + q + 2 out with `bias`: 331,776 for RoBERTa-base, down, r = 4, q = 8
     special     q = 0 is LoRA, r = 0 is a sequential low-rank adapter
-    merge       exact; export: LoRA of rank r + q, exact on layers without bias (the sequential branch changes the bias too)
+    merge       exact; export: peft-lora of rank r + q, exact, on layers without bias (the sequential branch changes the bias too)
     source      Kim et al. 2023, arXiv:2309.06922
     """
 

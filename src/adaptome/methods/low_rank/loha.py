@@ -17,7 +17,7 @@ from adaptome.forms.low_rank import LowRank, kaiming
 @register(
     "loha",
     subcategory="Hadamard product of low ranks",
-    export="delta",
+    export="low-rank",
     source="Hyeon-Woo et al. 2021 (FedPara), arXiv:2108.06098; Yeh et al. 2023 (LyCORIS), arXiv:2309.14859",
 )
 class LoHa(Method):
@@ -30,7 +30,7 @@ class LoHa(Method):
     parameters  2 r (in + out) per layer: 8,388,608 for LLaMA-2-7B, q and v, r = 8
     forward     as B A while that costs less than a dense update's, 3 r^2 (in + out) < in out a token with the backward; else
                 linear layers form W + dW, again in the backward, so that no [out, in] matrix is kept
-    merge       exact; the export to LoRA has rank r^2, or less by SVD
+    merge       exact; export: peft-loha; peft-lora, exact, of rank r^2 or the layer's smaller side, or less by SVD
     source      Hyeon-Woo et al. 2021 (FedPara), arXiv:2108.06098; Yeh et al. 2023 (LyCORIS), arXiv:2309.14859
     """
 
@@ -81,11 +81,6 @@ class LoHaAdapter(LowRank):
         if not self.dense or 2 * x.numel() // x.shape[-1] <= x.shape[-1]:
             return super().forward(frozen, x, *args, **kwargs)
         return run_changed(self, frozen, x)
-
-    def as_lora(self) -> Any:
-        """Exact factors of rank r^2; None where that is no low rank, to be exported by SVD."""
-        A = self.factors()[0]
-        return super().as_lora() if A.shape[-2] < min(A.shape[-1], self.host.fan_out) else None
 
 
 class _Hadamard(torch.autograd.Function):

@@ -13,7 +13,7 @@ from adaptome.forms.rescaled import Rescaled
 @register(
     "clip-svd",
     subcategory="spectral, singular values",
-    export="delta",
+    export="low-rank",
     source="Koleilat et al. 2025, arXiv:2509.03740",
 )
 class ClipSVD(Method):
@@ -27,7 +27,7 @@ class ClipSVD(Method):
     forward     U ((S + dS) * (V^T x)): r (in + out) products a token in place of in out; with ratio < 1, in half precision, on
                 quantised layers and after other adapters W x + U (dS * (V^T x)); keeps r numbers a token
     keeps       the singular subspaces of W
-    merge       exact
+    merge       exact; export: peft-lora of rank r, exact, or less by SVD
     source      Koleilat et al. 2025, arXiv:2509.03740
 
     The SVD is computed once, when the adapter is built; the file holds dS alone, and loading factorises the base again. The sign

@@ -17,7 +17,7 @@ Init = Literal["lu", "uniform", "constant", "normal", "s_uniform", "s_normal", "
 @register(
     "loldu",
     subcategory="spectral, LDU",
-    export="delta",
+    export="low-rank",
     source="Shi et al. 2024, arXiv:2410.13618, section 3",
 )
 class LoLDU(Method):
@@ -31,7 +31,7 @@ class LoLDU(Method):
     parameters  r + 1 per layer (r without `train_scale`): 18,456 for RoBERTa-base, q and v, r = 768; r at most min(in, out)
     forward     W x + P L_r (d * (U_r x)), r (in + out) products a token; with r = min(in, out) the factors replace W x
     guard       a pivot below 1e-12 of the largest leaves U's row as it is, and 1 in D
-    merge       exact
+    merge       exact; export: peft-lora of rank r, exact, or less by SVD
     source      Shi et al. 2024, arXiv:2410.13618, section 3
 
     The paper's residual is W - sigma0 P L_r diag(z0) U_r, which is the same update. The file holds z and sigma; loading factorises the
