@@ -386,10 +386,7 @@ def test_a_clips_directions_are_told_by_the_texts_their_projection_points_at(tow
     assert direction_changes(model, top=1)[0].role == "v"
     assert describe(direction_changes(model, top=1), space)[0].towards == ()  # it writes into its head
     told = interpret(model, space=space, top=3)
-    assert {d.role for d in told.directions} == {"down"} and set(told.chance) == {
-        "vision_model",
-        "text_model",
-    }
+    assert {d.role for d in told.directions} == {"down"} and set(told.chance) == {f"{tower}_model"}
 
 
 def test_the_texts_of_a_clip_are_the_bases_whatever_the_adapter_learned():

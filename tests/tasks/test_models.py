@@ -109,3 +109,15 @@ def test_names_that_lead_nowhere_are_told(folder, monkeypatch):
     monkeypatch.setitem(models.PACKAGED, "absent", ("no_such_module", "model", "no-such-package"))
     with pytest.raises(MissingExtraError, match=r"no-such-package is not installed"):
         resolve("absent")
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "siglip2"])
+def test_the_vision_tower_of_a_two_tower_model_is_no_head(kind):
+    """Its classifier keeps the tower under the name it has in the whole model, which is not the class's prefix."""
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        kind, vision_config={"image_size": 16, "patch_size": 8, **sizes}, text_config=sizes
+    )
+    assert head_modules(AutoModelForImageClassification.from_config(config)) == ["classifier"]

@@ -27,7 +27,7 @@ class Interpretation:
         adapter: its name, and `method` the method's.
         heads: the most changed attention heads; `total` of them were ranked.
         directions: the most changed directions.
-        chance: backbone -> the cosine of a random direction with its nearest text, where texts were given.
+        chance: backbone of directions with texts -> the cosine of a random direction with its nearest text.
         note: why something is missing.
     """
 
@@ -151,7 +151,8 @@ def interpret(
     chance = {}
     if space is not None:
         directions = describe(directions, space)
-        chance = {path: space.chance(reader) for path, reader in space.readers.items()}
+        told = [space.reader(d.layer) for d in directions if d.towards]
+        chance = {path: space.chance(r) for path, r in space.readers.items() if any(r is t for t in told)}
         if not any(d.towards for d in directions):
             note = f"{note}\nNo texts: none of these directions is written into a residual stream by an attention output or an MLP's down map.".strip()
     method = attachment_of(model, name).method.name

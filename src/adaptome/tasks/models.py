@@ -178,11 +178,14 @@ def _tell_left_out(model: ModelSpec, loaded: nn.Module, unexpected: Iterable[str
         )  # fmt: skip
 
 
+#: the base, under its name in the whole model, of a classifier that keeps a part of one: Whisper's, CLIP's and SigLIP's
+PARTS_KEPT = ("encoder", "vision_model")
+
+
 def head_modules(model: nn.Module) -> list[str]:
     """Children with parameters outside the base model: 'classifier', 'score', 'classification_head', ..."""
-    base = getattr(model, "base_model_prefix", "")
-    if not hasattr(model, base):
-        base = "encoder"  # of Whisper's audio classifier, which keeps the encoder alone
+    named = getattr(model, "base_model_prefix", "")
+    base = next((name for name in (named, *PARTS_KEPT) if hasattr(model, name)), "")
     return [
         name
         for name, child in model.named_children()

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import adaptome as ad
-from adaptome.core.errors import MergeError, MethodError, StateError
+from adaptome.core.errors import HostError, MergeError, MethodError, StateError
 from tests.methods.helpers import adapted, batch, linear, shake
 
 THREE = ("rgb", "depth", "touch")
@@ -324,3 +324,145 @@ def test_a_bank_of_vilt_is_two_vectors_a_layer():
     outside = ["=layernorm", "LayerNorm"]  # the last norm and the text embeddings'
     plan = ad.plan(vilt, "missing-modality", sets=["rgb"], targets=["all-linear", "norms"], exclude=outside)
     assert plan.trainable == 12 * 22 * 768 == 202_752
+
+
+# -- absent="skip" -------------------------------------------------------------------------------------------------
+
+ZEROS = RGB * 0, DEPTH * 0
+WITH_ROOTS = ["rgb", "depth", "rgb.layers.*", "depth.layers.*", "fusion"]
+
+
+class Encoder(nn.Module):
+    """What nn.Sequential does, in a module with a forward of its own."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def encoders():
+    model = Fusion().double().eval()
+    model.rgb, model.depth = Encoder(model.rgb), Encoder(model.depth)
+    return model
+
+
+def skipping():
+    """The same model twice, one that runs absent branches and one that skips them, with the same banks."""
+    models = []
+    for absent, targets in (("zero_input", WITH_ROOTS[2:]), ("skip", WITH_ROOTS)):
+        model, branches = encoders(), {"rgb": "rgb.*", "depth": "depth.*"}
+        ad.attach(model, "missing-modality", targets=targets, branches=branches, absent=absent)
+        shake(model)
+        models.append(model)
+    return models
+
+
+def rows_run(model, branch, *inputs):
+    """How many rows a branch's first layer was run on."""
+    seen = []
+    hook = (
+        getattr(model, branch).layers[0].register_forward_hook(lambda _m, args, _y: seen.append(len(args[0])))
+    )
+    model(*inputs)
+    hook.remove()
+    return sum(seen)
+
+
+@pytest.mark.parametrize(("available", "absent"), [("rgb", "depth"), ("depth", "rgb")])
+def test_a_skipped_branch_gives_what_it_makes_of_zeros_and_runs_for_one_row(available, absent):
+    runs, skips = skipping()
+    inputs = [
+        x if name == available else z
+        for name, x, z in zip(("rgb", "depth"), (RGB, DEPTH), ZEROS, strict=True)
+    ]
+    with ad.steer(available=available):
+        torch.testing.assert_close(skips(*inputs), runs(*inputs), rtol=1e-12, atol=1e-12)
+        assert rows_run(runs, absent, *inputs) == rows_run(skips, available, *inputs) == 4
+        assert rows_run(skips, absent, *inputs) == 1
+    assert torch.equal(skips(RGB, DEPTH), encoders()(RGB, DEPTH))
+    assert rows_run(skips, absent, RGB, DEPTH) == 4
+
+
+def test_skipping_trains_the_same_bank_with_the_same_gradients():
+    found = []
+    for model in skipping():
+        with ad.steer(available="rgb"):
+            model(RGB, ZEROS[1]).square().sum().backward()
+            ad.check_gradients(model)
+        found.append({k: p.grad for k, p in ad.parameters_of(model).items() if p.grad is not None})
+    assert set(found[0]) == set(found[1]) and found[0]
+    for key, grad in found[0].items():
+        torch.testing.assert_close(found[1][key], grad)
+
+
+def test_skipping_costs_no_parameter_and_goes_with_saving_merging_and_masks(tmp_path):
+    runs, skips = skipping()
+    assert ad.trainable(runs).count == ad.trainable(skips).count
+    ad.save(skips, tmp_path / "skips")
+    other = encoders()
+    ad.load(other, tmp_path / "skips")
+    mask = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 1]]).bool()
+    with ad.steer(available=mask):  # rows that differ: every branch runs on all
+        assert torch.equal(skips(RGB, DEPTH), runs(RGB, DEPTH))
+    with ad.steer(available="rgb"):
+        before = skips(RGB, ZEROS[1])
+        assert torch.equal(other(RGB, ZEROS[1]), before)
+        ad.merge(skips)
+    torch.testing.assert_close(skips(RGB, ZEROS[1]), before)
+
+
+def test_a_branch_may_give_and_take_more_than_one_tensor():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 8)
+
+        def forward(self, x, positions=None, *, options):
+            y = self.layer(x[0]) + positions
+            return {"tokens": y, "pooled": (y.mean(1), options)}
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.depth = Branch()
+
+        def forward(self, x, positions):
+            return self.depth((x,), positions, options={"mode": "plain"})
+
+    model, positions = Whole().double(), batch(1, 3, 8)
+    x = torch.zeros(4, 3, 5).double()
+    expected = model(x, positions)
+    ad.attach(
+        model, "missing-modality", targets=["depth", "depth.*"], branches={"depth": "depth.*"}, absent="skip"
+    )
+    with ad.steer(available="rgb"):
+        found = model(x, positions)
+    assert found["pooled"][1] == {"mode": "plain"} and found["tokens"].shape == (4, 3, 8)
+    torch.testing.assert_close(found["tokens"], expected["tokens"])
+    torch.testing.assert_close(found["pooled"][0], expected["pooled"][0])
+
+
+def test_what_cannot_be_skipped_is_told():
+    _, skips = skipping()
+    with (
+        ad.steer(available="rgb"),
+        pytest.raises(StateError, match="'depth' is absent, but the rows of its input differ"),
+    ):
+        skips(RGB, DEPTH)
+    with pytest.raises(MethodError, match="give branches"):
+        ad.MissingModality(absent="skip")
+    branches = {"rgb": "rgb.*", "depth": "depth.*"}
+    with pytest.raises(MethodError, match=r"branches of \['rgb'\] are no targets.*\n.*Add \['rgb'\]"):
+        ad.attach(encoders(), "missing-modality", targets=WITH_ROOTS[1:], branches=branches, absent="skip")
+    with pytest.raises(HostError, match="this is a module"):
+        ad.attach(encoders(), "missing-modality", targets=WITH_ROOTS, branches=branches)
+    with pytest.raises(MethodError, match="Did you mean 'skip'"):
+        ad.MissingModality(absent="skipp")
+    with pytest.raises(HostError, match="a Sequential runs or lists all it holds"):
+        ad.attach(Fusion(), "missing-modality", targets=["rgb", "depth"], branches=branches, absent="skip")

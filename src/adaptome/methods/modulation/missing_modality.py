@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
+from adaptome.core.adapter import Frozen, WeightAdapter
 from adaptome.core.errors import MethodError, StateError, did_you_mean
 from adaptome.core.hosts import Host
 from adaptome.core.method import option, register
@@ -38,6 +40,9 @@ class MissingModality(ModulationMethod):
                 `[batch, modalities]`, in the order of `modalities` (banks that no row uses then get zero gradients, not none).
                 The inputs of absent modalities are yours to fill, with zeros after normalisation
     branches    {"depth": "depth_encoder.*"}: what lies in the branch of an absent modality has no bank for that set
+    absent      'zero_input': the branch of an absent modality runs on what you filled in, for the fusion expects what it makes of that;
+                'skip': it runs for one row, whose output stands for the batch: the same numbers, since the rows are alike, without
+                the work. Its module is a target then too ("depth_encoder"); where rows differ in what they have, all run
     parameters  2 out per layer and set: 141,440 for SegFormer MiT-B2 (every linear layer, convolution and norm), one set
     merge       exact, inside `ad.steer(available=...)`, for that set; not for sets that differ between samples
     export      none: LoRA has no place for a bias (with shift=False by SVD, on layers without one)
@@ -49,6 +54,9 @@ class MissingModality(ModulationMethod):
         (), help="the sets with a bank, as 'rgb+depth'; none named: every proper one"
     )
     branches: dict[str, str] | None = option(None, help="modality -> pattern of the paths of its own layers")
+    absent: Literal["zero_input", "skip"] = option(
+        "zero_input", help="run an absent modality's branch on every row, or once for the batch ('skip')"
+    )
 
     def validate(self) -> None:
         super().validate()
@@ -61,6 +69,10 @@ class MissingModality(ModulationMethod):
         if self.key(self.modalities) in self.set_names():
             raise MethodError(
                 "missing-modality: the set of all modalities has no bank; leave it out of sets."
+            )
+        if self.absent == "skip" and not self.branches:
+            raise MethodError(
+                "missing-modality: absent='skip' must know what to skip; give branches, as {'depth': 'depth_encoder.*'}."
             )
 
     def check_modality(self, name: str) -> None:
@@ -86,14 +98,39 @@ class MissingModality(ModulationMethod):
         own = [m for m, path in (self.branches or {}).items() if fnmatch.fnmatchcase(host.path, path)]
         return [key for key in self.set_names() if all(m in key.split("+") for m in own)]
 
+    def root_of(self, host: Host) -> str | None:
+        """The modality whose whole branch this module is, where absent ones are skipped."""
+        if self.absent != "skip" or host.kind not in ("module", "backbone"):
+            return None
+        roots = {m: path.removesuffix(".*") for m, path in (self.branches or {}).items()}
+        return next((m for m, root in roots.items() if fnmatch.fnmatchcase(host.path, root)), None)
+
+    def admits(self, host: Host) -> str | None:
+        if not self.root_of(host):
+            return super().admits(host)
+        if isinstance(host.layer, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            return f"a {type(host.layer).__name__} runs or lists all it holds; give the branch a module with a forward of its own"
+        return None
+
+    def shared(self, hosts: Sequence[Host]) -> None:
+        found = {self.root_of(host) for host in hosts}
+        lacking = [m for m in self.branches or {} if self.absent == "skip" and m not in found]
+        if lacking:
+            named = [(self.branches or {})[m].removesuffix(".*") for m in lacking]
+            raise MethodError(
+                f"missing-modality: absent='skip', but the modules of the branches of {lacking} are no targets.\n"
+                f"  Add {named} to targets: modules that hold a branch whole."
+            )
+
     def example_facts(self) -> tuple[dict[str, Any], ...]:
         return tuple({"available": key} for key in self.set_names())
 
     def parameters(self, host: Host) -> int:
-        return self.vectors_on(host) * len(self.keys_on(host))
+        return 0 if self.root_of(host) else self.vectors_on(host) * len(self.keys_on(host))
 
-    def adapter(self, host: Host, shared: nn.Module | None = None) -> Banks:
-        return Banks(self, host)
+    def adapter(self, host: Host, shared: nn.Module | None = None) -> Banks | Skip:
+        modality = self.root_of(host)
+        return Banks(self, host) if modality is None else Skip(self, host, modality)
 
 
 class Banks(Modulation):
@@ -158,3 +195,41 @@ class Banks(Modulation):
 
     def check_merge(self) -> None:
         refuse_per_sample(steered("available"), "available", self.host)
+
+
+class Skip(WeightAdapter):
+    """A whole branch, run for one row of the batch while its modality is absent. It changes no weight, so merging leaves it out."""
+
+    fast = True
+
+    def __init__(self, method: MissingModality, host: Host, modality: str):
+        super().__init__(host)
+        self.method, self.modality, self.changes = method, modality, ()
+
+    def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
+        available = steered("available")
+        if (
+            available is None
+            or isinstance(available, Tensor)
+            or self.modality in self.method.key(available).split("+")
+        ):
+            return frozen(*args, **kwargs)
+        given = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.dim()]
+        batch = given[0].shape[0] if given else 1
+        rows = [v for v in given if v.shape[0] == batch]
+        if not torch.compiler.is_compiling() and any(
+            v.device.type == "cpu" and (v != v[:1]).any() for v in rows
+        ):
+            raise StateError(
+                f"missing-modality: {self.modality!r} is absent, but the rows of its input differ.\n"
+                "  absent='skip' runs its branch for one row: fill all alike, with zeros after normalisation."
+            )
+        args, kwargs = tree_map(lambda v: v[:1] if any(v is row for row in rows) else v, (args, kwargs))
+        return tree_map(
+            lambda v: (
+                v.repeat(batch, *[1] * (v.dim() - 1))
+                if isinstance(v, Tensor) and v.dim() and len(v) == 1
+                else v
+            ),
+            frozen(*args, **kwargs),
+        )
