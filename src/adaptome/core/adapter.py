@@ -12,6 +12,7 @@ one of these comes after a fast one, the fast one is applied to the weight too. 
 from __future__ import annotations
 
 import functools
+import threading
 import types
 from typing import Any, ClassVar
 
@@ -256,8 +257,8 @@ def _parameter_property(name: str) -> property:
         values = self.__dict__.get("_values")
         if values is None:
             return _changed(name, value, adapters)
-        # what was made without gradient must not serve where it is wanted
-        key = (name, torch.is_grad_enabled())
+        # what was made without gradient must not serve where it is wanted, nor what was made as another thread steers
+        key = (name, torch.is_grad_enabled(), threading.get_ident())
         if key not in values:
             values[key] = _changed(name, value, adapters)
         made: Tensor = values[key]

@@ -11,6 +11,7 @@ A(x) when x passes there, the last's adds it.
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -267,8 +268,8 @@ class Crossing(nn.Module):
         return value
 
 
-class Held:
-    """Tensors of the running forward; copies and pickles of the model leave them behind."""
+class Held(threading.local):
+    """Tensors of the forward that runs in this thread; copies and pickles of the model leave them behind."""
 
     def __init__(self) -> None:
         self.values: dict[str, tuple[str, Tensor]] = {}
