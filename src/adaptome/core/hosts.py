@@ -443,7 +443,7 @@ class VectorHost(ParameterHost):
 
 
 class ExpertsHost(ParameterHost):
-    """Fused experts, one matrix each: a parameter [experts, out, in], or [experts, in, out] when marked transposed."""
+    """Fused experts, one matrix each: a parameter [experts, out, in], or [experts, in, out] when marked transposed or seen to be."""
 
     kind = "experts"
 
@@ -453,7 +453,13 @@ class ExpertsHost(ParameterHost):
 
     @property
     def _transposed(self) -> bool:
-        return bool(getattr(self.layer, "is_transposed", False))
+        marked = getattr(self.layer, "is_transposed", None)
+        if marked is not None:
+            return bool(marked)
+        # unmarked ones (Llama 4's) tell by their shapes: [experts, d, 2 h] and [experts, h, d], which no [out, in] pair has
+        pair = [self.layer._parameters.get(name) for name in ("gate_up_proj", "down_proj")]
+        (up_in, up_out), (down_in, down_out) = ((0, 0) if p is None else tuple(p.shape[-2:]) for p in pair)
+        return 0 < up_in == down_out and up_out == 2 * down_in
 
     @property
     def shape(self) -> tuple[int, ...]:
