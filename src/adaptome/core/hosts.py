@@ -231,6 +231,13 @@ class Host:
         """A vector `[in]` shaped to broadcast against the layer's input."""
         return vector
 
+    def never_called(self) -> str | None:
+        """Why an adapter here would never run; None where the layer has a forward for it to go around."""
+        kind = getattr(type(self.layer), "_base", type(self.layer))
+        if self.kind != "module" or kind.forward is not nn.Module.forward:
+            return None
+        return f"a {kind.__name__} only lists its modules and is never called itself"
+
     def _no_product(self) -> str:
         return f"{self.name or 'the root'} is a {self.kind} host ({type(self.layer).__name__}): it has no product with a factor."
 
