@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     )
     from adaptome.core.plan import Entry, Plan, Report
     from adaptome.core.state import Attachment, adapters
-    from adaptome.core.steer import steer, steered
+    from adaptome.core.steer import steer, steered, steered_again
     from adaptome.forms.soft import plain_prompt, prompt_from
     from adaptome.forms.streams import TaskStreams
     from adaptome.interop.peft import ExportReport, export
@@ -47,7 +47,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter", "AdaptomeError", "Attachment", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "Report", "TaskStreams",
     "activate", "active", "adapters", "attach", "check_gradients", "corda", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "loftq", "merge",
-    "on_step", "option", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "register", "save", "set_trainable", "steer", "steered", "trainable", "unmerge",
+    "on_step", "option", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "register", "save", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge",
 ]  # fmt: skip
 
 # Where the names above live. They are imported when first used, so that what needs none of them, as
@@ -79,7 +79,7 @@ _HOMES = {
         "adapters",
     ),
     "adaptome.core.plan": ("Entry", "Plan", "Report"),
-    "adaptome.core.steer": ("steer", "steered"),
+    "adaptome.core.steer": ("steer", "steered", "steered_again"),
     "adaptome.forms.streams": ("TaskStreams",),
     "adaptome.interop.peft": ("ExportReport", "export"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),

@@ -236,10 +236,38 @@ def test_what_is_relative_to_a_factorisation_refuses_a_rounded_base(method, sett
 
 
 def test_what_is_relative_to_a_factorisation_refuses_a_base_packed_otherwise():
-    stored = fingerprint(Net()) | {"structure": None}  # as a packed base has it
+    stored = fingerprint(Net()) | {"structure": None, "packed": ["Params4bit"]}  # as a packed base has it
     assert check_base(Net(), stored, "net", ()) == "structure and weights"
-    with pytest.raises(BaseMismatchError, match="saved from net, quantised, and is not here"):
+    with pytest.raises(
+        BaseMismatchError, match=r"saved from net, quantised \(Params4bit\), and is not quantised here"
+    ):
         check_base(Net(), stored, "net", (), exact=True)
+    del stored["packed"]  # as older files have it
+    with pytest.raises(BaseMismatchError, match="saved from net, quantised, and is not quantised here"):
+        check_base(Net(), stored, "net", (), exact=True)
+
+
+@pytest.mark.parametrize("first", ["dense", "int8"])
+def test_a_base_that_torchao_rounded_is_told_from_a_dense_one(first, tmp_path):
+    quantisation = pytest.importorskip("torchao.quantization")
+
+    def base(kind):
+        torch.manual_seed(0)
+        model = Net()
+        if kind != "dense":
+            how = {"int8": quantisation.Int8WeightOnlyConfig, "int4": quantisation.IntxWeightOnlyConfig}[kind]
+            quantisation.quantize_(model, how(), filter_fn=lambda _, path: path == "wide")
+        return model
+
+    model = base(first)
+    ad.attach(model, "clip-svd", targets="wide")
+    ad.save(model, tmp_path / "a")
+    for kind in ("dense", "int8", "int4"):
+        if kind == first:
+            ad.load(base(kind), tmp_path / "a")
+            continue
+        with pytest.raises(BaseMismatchError, match="quantised.* relative to a factorisation"):
+            ad.load(base(kind), tmp_path / "a")
 
 
 def test_the_base_may_have_another_precision_and_another_head(folder):

@@ -12,7 +12,10 @@ one of these comes after a fast one, the fast one is applied to the weight too. 
 from __future__ import annotations
 
 import functools
+import threading
 import types
+from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from adaptome.core.errors import HostError, MergeError, StateError
 from adaptome.core.hosts import Host, at_hand
 
-ATTRIBUTE = "adaptome"
+#: the modules under which a layer keeps its adapters, and a model what they share
+ATTRIBUTE, SHARED = "adaptome", "adaptome_shared"
 #: arguments under which models are handed what they fill; those of today have `get_seq_length` besides
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "state")
 
@@ -231,6 +235,26 @@ class Adapted:
         return _rebuild, (self._base, tuple(type(self)._readable)), self.__dict__  # type: ignore[attr-defined]
 
 
+class AdaptedSequential(Adapted):
+    """Of a Sequential: it runs, counts and shows its own modules, not what is kept beside them."""
+
+    _modules: dict[str, nn.Module]
+
+    def _own(self) -> list[tuple[str, nn.Module]]:
+        return [(name, m) for name, m in self._modules.items() if name not in (ATTRIBUTE, SHARED)]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter([module for _, module in self._own()])
+
+    def __len__(self) -> int:
+        return len(self._own())
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self._base(OrderedDict(self._own()[index]))
+        return self._own()[index][1]
+
+
 def _rebuild(base: type[nn.Module], readable: tuple[str, ...]) -> nn.Module:
     layer: Any = base
     cls: Any = adapted_class(layer, readable)
@@ -256,8 +280,8 @@ def _parameter_property(name: str) -> property:
         values = self.__dict__.get("_values")
         if values is None:
             return _changed(name, value, adapters)
-        # what was made without gradient must not serve where it is wanted
-        key = (name, torch.is_grad_enabled())
+        # what was made without gradient must not serve where it is wanted, nor what was made as another thread steers
+        key = (name, torch.is_grad_enabled(), threading.get_ident())
         if key not in values:
             values[key] = _changed(name, value, adapters)
         made: Tensor = values[key]
@@ -305,7 +329,8 @@ def adapted_class(base: type[nn.Module], readable: tuple[str, ...] = ()) -> type
     if hasattr(base, "base_model_prefix"):
         # transformers knows its models by their class's name, when it records hidden states and when it writes a config
         return type(base.__name__, (Adapted, base), body | {"__qualname__": base.__qualname__})
-    return type(f"Adapted{base.__name__}", (Adapted, base), body)
+    mixin = AdaptedSequential if issubclass(base, nn.Sequential) else Adapted
+    return type(f"Adapted{base.__name__}", (mixin, base), body)
 
 
 def put(host: Host, name: str, adapter: Adapter) -> None:

@@ -24,11 +24,12 @@ _RELATIVE = (
 def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """What tells one base model from another, whatever its precision.
 
-    `structure` is a hash of parameter names and shapes; `sample` holds four numbers of up to 16 floating-point tensors. Our own tensors
-    and those under the module paths `without` (heads, which are new in every model) are left out.
+    `structure` is a hash of parameter names and shapes; `sample` holds four numbers of up to 16 floating-point tensors; `packed` lists the
+    types in which weights are stored quantised. Our own tensors and those under the module paths `without` (heads, which are new in every
+    model) are left out.
     """
     own = [(n, p) for n, p in _parameters(model) if not any(n == w or n.startswith(f"{w}.") for w in without)]
-    packed = any(not p.is_floating_point() for _, p in own)
+    packed = sorted({type(p).__name__ for _, p in own if _is_packed(p)})
     # Packed weights have other shapes: names alone then tell the structure.
     names = "\n".join(sorted(n for n, _ in own))
     shapes = "\n".join(sorted(f"{n} {list(p.shape)}" for n, p in own))
@@ -36,11 +37,23 @@ def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> dict[str, An
         (n, p)
         for n, p in own
         if p.is_floating_point() and p.device.type != "meta" and p.numel() >= 4
-        if type(p) is nn.Parameter or hasattr(p, "full_tensor")
+        if not _is_packed(p)
     ]
     chosen = plain[:: max(1, len(plain) // 16)][:16]
     sample = {n: [float(v) for v in _pick(p)] for n, p in chosen}
-    return {"names": _hash(names), "structure": None if packed else _hash(shapes), "sample": sample}
+    reshaped = any(not p.is_floating_point() for _, p in own)
+    return {
+        "names": _hash(names),
+        "structure": None if reshaped else _hash(shapes),
+        "sample": sample,
+        "packed": packed,
+    }
+
+
+def _is_packed(parameter: Tensor) -> bool:
+    """Whether it holds codes: integers, or a tensor subclass (torchao's) that shows itself with the type and shape of a dense weight."""
+    plain = type(parameter) in (nn.Parameter, Tensor) or hasattr(parameter, "full_tensor")
+    return not (plain and parameter.is_floating_point())
 
 
 def _parameters(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -87,10 +100,10 @@ def check_base(
         raise BaseMismatchError(
             f"{saved_from}, whose parameters have other shapes than this {type(model).__name__}'s.\n  Load the model of that size."
         )
-    packed = [side["structure"] is None for side in (here, stored)]
-    if exact and packed[0] != packed[1]:
+    packed = [side.get("packed", side["structure"] is None) for side in (here, stored)]
+    if exact and (packed[0] != packed[1] if "packed" in stored else bool(packed[0]) != packed[1]):
         raise BaseMismatchError(
-            f"{saved_from}, {'quantised' if packed[1] else 'not quantised'}, and {'is' if packed[0] else 'is not'} here: {_RELATIVE}"
+            f"{saved_from}, {_told(packed[1])}, and is {_told(packed[0])} here: {_RELATIVE}"
         )
     common = sorted(set(here["sample"]) & set(stored["sample"]))
     for name in common:
@@ -108,3 +121,8 @@ def check_base(
                 f"{saved_from} in another precision (first seen in {name}: {a.tolist()} there, {b.tolist()} here): {_RELATIVE}"
             )
     return "structure and weights" if common else "structure"
+
+
+def _told(packed: list[str] | bool) -> str:
+    names = f" ({', '.join(packed)})" if isinstance(packed, list) and packed else ""
+    return f"quantised{names}" if packed else "not quantised"

@@ -231,6 +231,13 @@ class Host:
         """A vector `[in]` shaped to broadcast against the layer's input."""
         return vector
 
+    def never_called(self) -> str | None:
+        """Why an adapter here would never run; None where the layer has a forward for it to go around."""
+        kind = getattr(type(self.layer), "_base", type(self.layer))
+        if self.kind != "module" or kind.forward is not nn.Module.forward:
+            return None
+        return f"a {kind.__name__} only lists its modules and is never called itself"
+
     def _no_product(self) -> str:
         return f"{self.name or 'the root'} is a {self.kind} host ({type(self.layer).__name__}): it has no product with a factor."
 
@@ -443,7 +450,7 @@ class VectorHost(ParameterHost):
 
 
 class ExpertsHost(ParameterHost):
-    """Fused experts, one matrix each: a parameter [experts, out, in], or [experts, in, out] when marked transposed."""
+    """Fused experts, one matrix each: a parameter [experts, out, in], or [experts, in, out] when marked transposed or seen to be."""
 
     kind = "experts"
 
@@ -453,7 +460,13 @@ class ExpertsHost(ParameterHost):
 
     @property
     def _transposed(self) -> bool:
-        return bool(getattr(self.layer, "is_transposed", False))
+        marked = getattr(self.layer, "is_transposed", None)
+        if marked is not None:
+            return bool(marked)
+        # unmarked ones (Llama 4's) tell by their shapes: [experts, d, 2 h] and [experts, h, d], which no [out, in] pair has
+        pair = [self.layer._parameters.get(name) for name in ("gate_up_proj", "down_proj")]
+        (up_in, up_out), (down_in, down_out) = ((0, 0) if p is None else tuple(p.shape[-2:]) for p in pair)
+        return 0 < up_in == down_out and up_out == 2 * down_in
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -184,6 +184,7 @@ def _manifest_checks(manifest: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         for key in ("id", "structure"):
             yield f"base.{key}", isinstance(base.get(key), (str, type(None)))
         yield "base.sample", sample(base.get("sample"))
+        yield "base.packed", strings(base.get("packed", []))
 
 
 def read_tensors(folder: str | os.PathLike[str], manifest: dict[str, Any]) -> dict[str, Tensor]:

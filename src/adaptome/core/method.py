@@ -136,7 +136,7 @@ class Method:
 
     def check(self, host: Host) -> None:
         """Raise HostError when the method cannot sit on this host."""
-        reason = self.admits(host)
+        reason = self.admits(host) or host.never_called()
         if reason:
             raise HostError(
                 f"{self.name} cannot be put on {host.name or 'the root'}: {reason}.\n  Name other targets; `adaptome methods` lists what each method admits."

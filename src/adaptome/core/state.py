@@ -20,7 +20,7 @@ from adaptome.core.method import Method
 from adaptome.core.plan import Entry, Plan
 from adaptome.core.trained import Trained
 
-STATE, SHARED = "_adaptome", "adaptome_shared"
+STATE, SHARED = "_adaptome", swap.SHARED
 
 
 Targets = str | Sequence[str]

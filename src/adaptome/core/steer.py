@@ -5,36 +5,73 @@
     with ad.steer(quality=scores):          # scores [batch], read by adapters that mix per sample
         model(x)
 
-Contexts nest: the inner one adds to, or replaces, the outer's facts. The facts live in one process-wide mapping that
-torch.compile guards on. Under gradient checkpointing the backward must run inside the context too, for the forward is run again there.
+Contexts nest: the inner one adds to, or replaces, the outer's facts. The facts are those of the thread that entered them, in a mapping that
+torch.compile guards on, so that threads may steer one model differently: enter the context in the thread that runs the model.
+
+Gradient checkpointing runs the forward again within the backward. It knows the forward's facts with `context_fn=ad.steered_again` and
+use_reentrant=False; else the backward must run inside the context too.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+
+import torch
 
 from adaptome.core.errors import StateError
 
-_facts: dict[str, Any] = {}
+KEY = "adaptome.steer"
+
+
+class _Here(threading.local):
+    """The facts of one thread. Autograd hands the mapping on to the threads of devices, in which it runs a backward."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        if not torch._C._is_key_in_tls(KEY):  # type: ignore[attr-defined]
+            torch._C._stash_obj_in_tls(KEY, self.facts)  # type: ignore[attr-defined]
+
+
+_here = _Here()
+
+
+def _facts() -> dict[str, Any]:
+    """What is known in this thread; in one of autograd's, what is known where the backward was called."""
+    facts = _here.facts
+    # a compiled function reads, and guards on, its own thread's alone
+    if facts or torch.compiler.is_compiling() or not torch._C._is_key_in_tls(KEY):  # type: ignore[attr-defined]
+        return facts
+    handed_on: dict[str, Any] = torch._C._get_obj_in_tls(KEY)  # type: ignore[attr-defined]
+    return handed_on
 
 
 @contextmanager
 def steer(**facts: Any) -> Iterator[None]:
-    """Make facts known to the adapters for the time of the block."""
-    before = dict(_facts)
-    _facts.update(facts)
+    """Make facts known to the adapters for the time of the block, in this thread."""
+    own, known = _here.facts, _facts()
+    before = dict(own)
+    own.update({**known, **facts})
     try:
         yield
     finally:
-        _facts.clear()
-        _facts.update(before)
+        own.clear()
+        own.update(before)
 
 
 def steered(name: str, default: Any = None) -> Any:
     """The fact called `name`, or the default."""
-    return _facts.get(name, default)
+    return _facts().get(name, default)
+
+
+def steered_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Gradient checkpointing's `context_fn`: what is steered now is steered again when the forward is repeated.
+
+    model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": ad.steered_again})
+    """
+    return nullcontext(), steer(**_facts())
 
 
 def require(name: str, asking: str) -> Any:
@@ -43,8 +80,9 @@ def require(name: str, asking: str) -> Any:
     Raises:
         StateError: when no context tells it.
     """
-    if name not in _facts:
+    facts = _facts()
+    if name not in facts:
         raise StateError(
-            f"{asking} needs to know {name!r}: run the model inside `with ad.steer({name}=...):`. Known now: {sorted(_facts) or 'nothing'}."
+            f"{asking} needs to know {name!r}: run the model inside `with ad.steer({name}=...):`. Known now: {sorted(facts) or 'nothing'}."
         )
-    return _facts[name]
+    return facts[name]

@@ -1,7 +1,7 @@
 """An attention seen from inside: its queries, keys and values, after norms, rotations and the cache, whatever the architecture.
 
 transformers' attentions hand q, k and v to a function that their config names. While an adapter's forward runs, a stand-in for that config
-names ours instead, and ours calls the one that was named before.
+names ours instead, and ours calls the one that was named before. Threads that run one model take turns at each of its attentions.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from adaptome.core.adapter import Adapter, Frozen
 from adaptome.core.errors import HostError
 from adaptome.core.hosts import Host
 from adaptome.core.roles import attention_part
+from adaptome.core.threads import alone
 
 NAME = "adaptome"
 #: the functions whose masks we know how to read
@@ -70,12 +71,13 @@ class Attending(Adapter):
 
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
         inner: Any = self._inner[0]
-        before = inner.config
-        inner.config = StandIn(before, self.attend_with_strength)
-        try:
-            return frozen(*args, **kwargs)
-        finally:
-            inner.config = before
+        with alone(inner):
+            before = inner.config
+            inner.config = StandIn(before, self.attend_with_strength)
+            try:
+                return frozen(*args, **kwargs)
+            finally:
+                inner.config = before
 
 
 class StandIn:

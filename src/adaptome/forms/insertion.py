@@ -11,6 +11,7 @@ A(x) when x passes there, the last's adds it.
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -155,7 +156,21 @@ class Droppable(Adapter):
     def skipped(self) -> bool:
         """Whether this forward goes without the adapter."""
         index = self.host.index
+        if self.may_idle and self.training:
+            _check_wrapper(self)
         return index is not None and index < int(steered("drop", self.drawn if self.training else 0))
+
+
+def _check_wrapper(adapter: Adapter) -> None:
+    """Raise StateError when DDP runs the model and expects a gradient of every parameter in every step."""
+    if torch.compiler.is_compiling():
+        return
+    ddp: Any = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+    if ddp is not None and (ddp.static_graph or not ddp.find_unused_parameters):
+        raise StateError(
+            f"{adapter.host.name or 'the root'} is left out of some training steps (AdapterDrop, drop=), and DistributedDataParallel waits for its gradient.\n"
+            "  Wrap with DistributedDataParallel(model, find_unused_parameters=True), without static_graph; in the Trainer, ddp_find_unused_parameters=True."
+        )
 
 
 class Inserted(Droppable):
@@ -279,8 +294,8 @@ class Crossing(nn.Module):
         return value
 
 
-class Held:
-    """Tensors of the running forward; copies and pickles of the model leave them behind."""
+class Held(threading.local):
+    """Tensors of the forward that runs in this thread; copies and pickles of the model leave them behind."""
 
     def __init__(self) -> None:
         self.values: dict[str, tuple[str, Tensor]] = {}

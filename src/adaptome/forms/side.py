@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from adaptome.core.errors import HostError, TargetError
 from adaptome.core.hosts import Host, first_input, host_of
 from adaptome.core.targets import Match, resolve
+from adaptome.core.threads import alone
 
 MASK = "attention_mask"
 
@@ -152,20 +153,21 @@ class Seen:
 def watching(blocks: Sequence[nn.Module]) -> Iterator[Seen]:
     """Note what the blocks take and give, for the time of the block.
 
-    A forward on the object itself is what torch.compile can follow; it cannot follow registering a hook.
+    A forward on the object itself is what torch.compile can follow; it cannot follow registering a hook. Threads take turns.
     """
-    seen = Seen()
-    before = [block.__dict__.get("forward") for block in blocks]
-    for number, block in enumerate(blocks):
-        block.__dict__["forward"] = _Watched(block, block.forward, seen, number)
-    try:
-        yield seen
-    finally:
-        for block, forward in zip(blocks, before, strict=True):
-            if forward is None:
-                block.__dict__.pop("forward")
-            else:
-                block.__dict__["forward"] = forward
+    with alone(blocks[0]):
+        seen = Seen()
+        before = [block.__dict__.get("forward") for block in blocks]
+        for number, block in enumerate(blocks):
+            block.__dict__["forward"] = _Watched(block, block.forward, seen, number)
+        try:
+            yield seen
+        finally:
+            for block, forward in zip(blocks, before, strict=True):
+                if forward is None:
+                    block.__dict__.pop("forward")
+                else:
+                    block.__dict__["forward"] = forward
 
 
 class _Watched:

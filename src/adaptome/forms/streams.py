@@ -5,6 +5,7 @@ A layer that has an update for each task runs its frozen part on the shared rows
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,8 +63,11 @@ class TaskStreams(nn.Module):
         """Every stage's features, of what the encoder makes of these arguments."""
         found: list[dict[str, Tensor]] = []
         inside: list[Any] = []  # the contexts of streams that have begun
+        here = threading.get_ident()  # the hooks are called in every thread that runs the encoder
 
         def begin(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if threading.get_ident() != here:
+                return None
             if inside:
                 raise StateError("a stream begins inside another; every begin must end before the next.")
             context = steer(streams=self.tasks)
@@ -75,6 +79,8 @@ class TaskStreams(nn.Module):
             )
 
         def end(module: nn.Module, args: Any, output: Any) -> Any:
+            if threading.get_ident() != here:
+                return None
             inside.pop().__exit__(None, None, None)
             first = output if isinstance(output, Tensor) else next(v for v in output if isinstance(v, Tensor))
             streams = split(first, len(self.tasks))

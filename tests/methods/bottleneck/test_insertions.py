@@ -404,3 +404,27 @@ def test_a_low_precision_base_keeps_its_type(dtype):
     assert {p.dtype for p in ad.parameters_of(model).values()} == {torch.float32}
     with torch.no_grad():
         assert model(pixel_values=inputs("vit")["pixel_values"].to(dtype)).last_hidden_state.dtype == dtype
+
+
+@pytest.fixture
+def alone_in_a_group():
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_dropping_under_ddp_needs_its_search_for_unused_parameters(alone_in_a_group):
+    wrap = torch.nn.parallel.DistributedDataParallel
+    model = family("bert")
+    ad.attach(model, "pfeiffer", size=3, drop=1)
+    shake(model)
+    model.train()
+    with pytest.raises(StateError, match=r"(?s)AdapterDrop, drop=.* find_unused_parameters=True\)"):
+        wrap(model)(**inputs("bert"))
+    wrapped = wrap(model, find_unused_parameters=True)
+    for step in range(6):
+        ad.on_step(model, step, 6)
+        wrapped(**inputs("bert")).last_hidden_state.sum().backward()
+    with torch.no_grad():
+        wrap(model.eval())(**inputs("bert"))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from adaptome.core.adapter import Adapter, Frozen
 from adaptome.core.hosts import Host, first_input
 from adaptome.core.method import Method, option, register
+from adaptome.core.threads import alone
 from adaptome.forms import prefix
 from adaptome.forms.bottleneck import ACTIVATIONS, Activation, affine
 from adaptome.forms.insertion import hidden, with_hidden
@@ -129,11 +130,12 @@ class Gated(prefix.Pair):
         self.gate = Gate(host.width, method.std)
 
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
-        self.opened = self.gate(first_input(self.host.layer, args, kwargs))[..., None]
-        try:
-            return super().forward(frozen, *args, **kwargs)
-        finally:
-            self.opened = None
+        with alone(self.host.layer):
+            self.opened = self.gate(first_input(self.host.layer, args, kwargs))[..., None]
+            try:
+                return super().forward(frozen, *args, **kwargs)
+            finally:
+                self.opened = None
 
     def values(self) -> tuple[Tensor, Tensor]:
         K, V = super().values()
