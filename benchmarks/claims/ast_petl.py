@@ -8,8 +8,8 @@ miniature  a tiny AST, pretrained here to tell 12 stationary textures apart, lea
            final norm, as in the paper; the probe trains nothing else. LoRA on q and v and a parallel bottleneck at the MLP have
            nearly equal sizes. Error on 512 fresh clips, the better of two learning rates
 seen       at this size the claim holds in part only, see README.md: adapters lie halfway between the probe and full fine-tuning
-real data  --data FILE.npz [--label COLUMN] takes sounds in place of the chirps: an archive of samples and offsets with train and
-           test splits, see `adaptome.data.readers.arrays`
+real data  --data FOLDER_OR_NPZ [--label COLUMN] takes sounds in place of the chirps: a folder per class (or per split, then per class), or
+           an archive of samples and offsets, see `adaptome.data.readers`. A fifth is held out for testing where there is no test split
 """
 
 from __future__ import annotations
@@ -86,13 +86,14 @@ def error(x: Tensor, y: Tensor) -> Score:
 
 
 def given(path: str, label: str | None) -> tuple[Loss, Score, int]:
-    """The same of the sounds in an archive: its train split trains, its test split tests."""
+    """The same of the sounds in a folder or an archive: its train split trains, its test split tests."""
     from transformers import ASTFeatureExtractor
 
     from adaptome.data import load_splits
     from adaptome.tasks import get_task
 
-    splits = load_splits(path, columns={"label": label} if label else {}, validation_fraction=0)
+    columns = {"label": label} if label else {}
+    splits = load_splits(path, columns=columns, validation_fraction=0, test_fraction=0.2, files="audio")
     extractor = ASTFeatureExtractor(max_length=FRAMES, num_mel_bins=MELS)
     data = get_task("audio-classification").prepare(splits, extractor)
     batches = {
@@ -175,7 +176,7 @@ def judge(temporal: str) -> Callable[[Table], dict[str, bool]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--data", help="an archive of sounds in place of the chirps")
+    parser.add_argument("--data", help="a folder or archive of sounds in place of the chirps")
     parser.add_argument("--label", help="its column of labels")
     args, rest = parser.parse_known_args()
     temporal, task = ("sounds", given(args.data, args.label)) if args.data else ("chirps", of(chirps))

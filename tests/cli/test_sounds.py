@@ -50,6 +50,20 @@ def _inside(place, monkeypatch):
     monkeypatch.chdir(place)
 
 
+def test_the_linear_probe_is_a_recipes_method_and_progress_is_told_without_a_terminal(capsys):
+    words = ["method={name: linear-probe}", "task.pooling=mean", "training.logging_steps=1", "output=probe"]
+    assert run("train", "recipe.yaml", *words, "--json") == 0
+    shown = capsys.readouterr()
+    told = json.loads(shown.out)  # nothing else on standard output
+    assert told["method"] == "linear-probe" and told["trainable_parameters"] == 16 * 2 + 2
+    lines = shown.err.splitlines()
+    assert [line for line in lines if line.startswith("step 1 of 2: loss ")]
+    assert [line for line in lines if line.startswith("step 2 of 2: eval_loss ") and "eval_accuracy" in line]
+    assert "LOAD REPORT" not in shown.err and "runtime" not in shown.err
+    assert run("eval", "probe", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(told["metrics"], rel=1e-5)
+
+
 def test_predict_takes_paths(capsys):
     write(Path("a.ogg"), chirp(1), 44100)
     assert run("predict", "out", "a.ogg", "esc/audio/1-0-A-0.wav") == 0

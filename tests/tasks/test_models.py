@@ -7,7 +7,14 @@ import torch
 
 from adaptome.core.errors import MissingExtraError, RecipeError
 from adaptome.tasks import models
-from adaptome.tasks.models import head_modules, load_config, load_pretrained, load_tokenizer, resolve
+from adaptome.tasks.models import (
+    head_modules,
+    load_config,
+    load_labelled_config,
+    load_pretrained,
+    load_tokenizer,
+    resolve,
+)
 from tests.tasks.tiny import small, spec
 
 
@@ -121,3 +128,34 @@ def test_the_vision_tower_of_a_two_tower_model_is_no_head(kind):
         kind, vision_config={"image_size": 16, "patch_size": 8, **sizes}, text_config=sizes
     )
     assert head_modules(AutoModelForImageClassification.from_config(config)) == ["classifier"]
+
+
+def test_what_a_checkpoint_has_more_is_told_where_it_lies_in_the_base_alone(folder, tmp_path, caplog, capfd):
+    """transformers tells both in one table, beside a bar: a head that is left out is no reason to look up."""
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    model = spec(name=str(folder))
+    whole, _ = load_pretrained(AutoModelForSequenceClassification, model, load_config(model, num_labels=3))
+    whole.save_pretrained(tmp_path / "whole")
+    capfd.readouterr()
+    other = spec(name=str(tmp_path / "whole"))
+    load_pretrained(AutoModel, other, load_config(other))
+    five = load_labelled_config(other, list("abcde"))
+    assert load_pretrained(AutoModelForSequenceClassification, other, five)[1] == ["classifier"]
+    assert (caplog.text, *capfd.readouterr()) == ("", "", "")
+    load_pretrained(AutoModel, other, load_config(other, num_hidden_layers=1))
+    assert (
+        "16 weights of the checkpoint have no place in BertModel, such as bert.encoder.layer.1."
+        in caplog.text
+    )
+
+
+def test_other_labels_than_the_checkpoints_are_no_reason_to_warn(folder, tmp_path, caplog):
+    from transformers import AutoModelForSequenceClassification
+
+    model = spec(name=str(folder))
+    three = load_labelled_config(model, ["a", "b", "c"])
+    load_pretrained(AutoModelForSequenceClassification, model, three)[0].save_pretrained(tmp_path / "three")
+    config = load_labelled_config(spec(name=str(tmp_path / "three")), ["x", "y"])
+    assert (config.num_labels, config.id2label, config.label2id) == (2, {0: "x", 1: "y"}, {"x": 0, "y": 1})
+    assert caplog.text == ""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import adaptome as ad
 from adaptome.core.errors import RecipeError
 from adaptome.tasks import get_task
 from adaptome.tasks.spectrograms import SpecAugment, set_frames
@@ -129,3 +130,58 @@ def test_masks_are_drawn_in_training_alone_and_from_torchs_generator():
 def test_masks_longer_than_the_clip_hide_at_most_all_of_it():
     masked = SpecAugment(0, 100).masked(torch.ones(50, 10, 4))
     assert masked.shape == (50, 10, 4) and (masked == 0).any()
+
+
+@pytest.mark.parametrize("how", ["new", "fresh"])
+@pytest.mark.parametrize("frames", [400, None])
+def test_the_table_is_drawn_anew_when_asked(checkpoint, how, frames):
+    name, _, grid = checkpoint
+    times = 101 if frames is None else 39
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        model, _ = loaded(name, pooling="mean", positions=how, max_length=frames)
+        drawn.append(model.encoder.embeddings.position_embeddings[0])
+        assert model(input_values=torch.randn(1, frames or 1024, 32)).logits.shape == (1, 2)
+    assert drawn[0].shape == (2 + 2 * times, 16)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert float(drawn[0].detach().std()) == pytest.approx(model.config.initializer_range, rel=0.1)  # the checkpoint's is 1
+    task = get_task(TASK, pooling="mean", positions=how)
+    table = ["encoder.embeddings.position_embeddings"] if how == "new" else []
+    assert task.head_patterns(model) == ["classifier", *table]
+
+
+def test_new_positions_train_alone_of_their_module_and_are_kept_and_merged(checkpoint, tmp_path):
+    def fresh():
+        torch.manual_seed(3)
+        return loaded(checkpoint[0], positions="new", max_length=64)[0]
+
+    model, task = fresh(), get_task(TASK, positions="new")
+    plan = ad.attach(model, "linear-probe", train=task.head_patterns(model))
+    embeddings = "audio_spectrogram_transformer.embeddings"
+    table = model.get_submodule(embeddings).position_embeddings
+    head = sum(p.numel() for n, p in fresh().named_parameters() if n.startswith("classifier."))
+    assert plan.heads[embeddings] == table.numel() == 16 * (2 + 2 * 5)
+    assert plan.trainable == table.numel() + head
+    x, optimizer = torch.randn(2, 64, 32), torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1.0)  # fmt: skip
+    model(input_values=x, labels=torch.tensor([0, 1])).loss.backward()
+    optimizer.step()
+    trained = {k for k, p in model.named_parameters() if p.requires_grad}
+    assert {k for k in trained if not k.startswith("classifier.")} == {
+        f"{embeddings}.adaptome.default.position_embeddings"
+    }
+    y = model.eval()(input_values=x).logits
+    assert not torch.equal(y, fresh().eval()(input_values=x).logits)
+    ad.save(model, tmp_path / "adapter")
+    again = fresh()
+    ad.load(again, tmp_path / "adapter")
+    assert torch.equal(again.eval()(input_values=x).logits, y)
+    ad.merge(model, keep=False)
+    model.save_pretrained(tmp_path / "merged")
+    plain = type(fresh()).from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(plain(input_values=x).logits, y)
+
+
+def test_positions_mean_nothing_to_a_model_of_waveforms():
+    with pytest.raises(RecipeError, match=r"task\.positions has no meaning"):
+        get_task(TASK, positions="new").load_processor(spec(from_config=WAV2VEC2))

@@ -125,7 +125,7 @@ _ROWS = re.compile(r"(?P<path>.*)\[(?P<first>\d+):(?P<end>\d*)\]")
 
 
 def _head_targets(model: nn.Module, train: Targets) -> dict[str, tuple[int, int] | None]:
-    """Module path -> rows to train, of every pattern in `train`; 'embed_tokens[100:]' names rows."""
+    """Path of a module, or of one parameter of it, -> rows to train, of every pattern in `train`; 'embed_tokens[100:]' names rows."""
     found: dict[str, tuple[int, int] | None] = {}
     for pattern in [train] if isinstance(train, str) else train:
         rows = _ROWS.fullmatch(pattern)
@@ -135,7 +135,7 @@ def _head_targets(model: nn.Module, train: Targets) -> dict[str, tuple[int, int]
                     f"train={pattern!r}: {match.path} ({type(match.module).__name__}) has no parameters to train."
                 )
             if rows is None:
-                found[match.path] = None
+                found[f"{match.path}.{match.parameter}" if match.parameter else match.path] = None
                 continue
             length = next(iter(match.module.parameters())).shape[0]
             first, end = int(rows["first"]), int(rows["end"] or length)
@@ -206,7 +206,8 @@ def attach(
             entry must match. None: the method's own default.
         exclude: the same language; what it matches is left out.
         layers: only blocks with these numbers: 3, [0, 5], '4:8', '-4:'.
-        train: modules trained whole and saved beside the adapters ('classifier'); 'embed_tokens[32000:]' trains rows.
+        train: modules trained whole and saved beside the adapters ('classifier'), or single parameters ('*.position_embeddings');
+            'embed_tokens[32000:]' trains rows.
         per_layer: settings by pattern, {'*.q_proj': {'r': 16}}; later patterns win.
         budget: trainable numbers instead of a size: 20000, '1.5M', '0.1%' of the base, or 'lora:r=8' for as many as that
             method has here; the method solves its own size for it, and the plan tells how close it came.

@@ -75,7 +75,7 @@ def trained(
 
     Args:
         root: the model.
-        targets: module path -> rows to train, or None for all of it.
+        targets: path of a module, or of one parameter of it -> rows to train, or None for all of it.
         dtype: of the copies; None for at least float32.
 
     Returns:
@@ -91,9 +91,13 @@ def trained(
                 by_parameter.setdefault(id(value), []).append((path, module, name))
     for target, rows in targets.items():
         for path, module in modules:
-            if path != target and not path.startswith(f"{target}."):
-                continue
-            for value in [v for v in module._parameters.values() if v is not None]:
+            inside = path == target or path.startswith(f"{target}.")
+            own = [
+                v
+                for name, v in module._parameters.items()
+                if v is not None and (inside or f"{path}.{name}" == target)
+            ]
+            for value in own:
                 copy = copies.get((id(value), rows))
                 if copy is None:
                     part = value if rows is None else value[slice(*rows)]

@@ -24,7 +24,7 @@ from adaptome.tasks.models import (
     load_pretrained,
 )
 from adaptome.tasks.pooling import SpectrogramClassifier
-from adaptome.tasks.spectrograms import SpecAugment, set_frames
+from adaptome.tasks.spectrograms import Positions, SpecAugment, positions_of, set_frames
 
 #: no extractor makes a frame of less
 SHORTEST = 0.025
@@ -36,9 +36,9 @@ class AudioClassificationOptions(TaskOptions):
         ge=1,
         description="spectrogram models: frames kept of a clip; default: the extractor's own",
     )
-    positions: Literal["cut", "interpolate"] = Field(
+    positions: Positions = Field(
         default="cut",
-        description="how a checkpoint's positions fit another max_length: their middle, or all of them stretched",
+        description="how a checkpoint's positions fit another max_length: cut: their middle; interpolate: stretched (as by cut where they are too few); new: drawn anew and trained with the head; fresh: drawn anew and left so",
     )
     max_seconds: float | None = Field(
         default=None, gt=0, description="waveform models: seconds kept of a clip; default: all of it"
@@ -79,7 +79,7 @@ class AudioClassification(Task):
         if hasattr(extractor, "max_length"):
             self._refuse("a model of spectrograms", "max_seconds")
         else:
-            frames = ("max_length", "pooling", "frequency_mask", "time_mask")
+            frames = ("max_length", "positions", "pooling", "frequency_mask", "time_mask")
             self._refuse("this kind of model", *frames, *(["max_seconds"] if _is_fixed(extractor) else []))
         return extractor
 
@@ -122,8 +122,11 @@ class AudioClassification(Task):
                 encoder, config.num_labels, self.options.dropout, self.options.pooling
             )
             self.new_modules = ["classifier"]
-        if self.options.max_length is not None:
-            set_frames(built, self.options.max_length, self.options.positions)
+        frames = self.options.max_length
+        if frames is None and self.options.positions in ("new", "fresh"):
+            frames = getattr(config, "max_length", None)
+        if frames is not None:
+            set_frames(built, frames, self.options.positions)
         dtype = next(built.parameters()).dtype
         if dtype != torch.float32:
             built.register_forward_pre_hook(InDtype(dtype), with_kwargs=True)
@@ -135,7 +138,8 @@ class AudioClassification(Task):
         return built
 
     def head_patterns(self, model: nn.Module) -> list[str]:
-        return head_modules(model)
+        new = [positions_of(model)] if self.options.positions == "new" else []
+        return [*head_modules(model), *new]
 
     def metrics(self, result: Any) -> dict[str, float]:
         return classification_metrics(argmax(result.predictions), np.asarray(result.label_ids))

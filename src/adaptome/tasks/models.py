@@ -80,7 +80,8 @@ def load_labelled_config(model: ModelSpec, labels: Sequence[str] | None, **setti
         raise RecipeError("the task's labels are not known yet; prepare the data first.")
     names = dict(enumerate(labels))
     numbers = {name: i for i, name in names.items()}
-    return load_config(model, num_labels=len(names), id2label=names, label2id=numbers, **settings)
+    # no num_labels: beside the names of a checkpoint with other labels it warns
+    return load_config(model, id2label=names, label2id=numbers, **settings)
 
 
 def load_tokenizer(model: ModelSpec, **settings: Any) -> Any:

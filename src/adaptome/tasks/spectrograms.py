@@ -10,13 +10,17 @@ from torch.nn import functional as F
 
 from adaptome.core.errors import RecipeError
 
+Positions = Literal["cut", "interpolate", "new", "fresh"]
 
-def set_frames(model: nn.Module, frames: int, how: Literal["cut", "interpolate"]) -> None:
+
+def set_frames(model: nn.Module, frames: int, how: Positions) -> None:
     """Fit a model's table of positions [1, special + bands x times, hidden] to spectrograms of this many frames.
 
     'cut' keeps the middle of the table along time where it is long enough, so that neighbouring patches stay as far apart
     as they were (Gong et al. 2021, arXiv:2104.01778); 'interpolate', and 'cut' where the table is too short, stretch it
-    linearly. Bands of frequency and the special tokens' positions stay.
+    linearly. Bands of frequency and the special tokens' positions stay. 'new' and 'fresh' draw the whole table anew, from
+    N(0, initializer_range^2) by torch's generator: Cappellazzo et al. 2024, arXiv:2312.03694, re-create it for another length.
+    Of the two, the task trains the 'new' one beside its head.
 
     Raises:
         RecipeError: fewer frames than one patch.
@@ -32,6 +36,10 @@ def set_frames(model: nn.Module, frames: int, how: Literal["cut", "interpolate"]
     config.max_length = frames
     after = embeddings.get_shape(config)[1]
     special = table.shape[1] - bands * before
+    if how in ("new", "fresh"):
+        drawn = torch.randn(1, special + bands * after, table.shape[2]) * config.initializer_range
+        embeddings.position_embeddings = nn.Parameter(drawn.to(table), requires_grad=table.requires_grad)
+        return
     grid = table.detach()[:, special:].unflatten(1, (bands, before)).permute(0, 3, 1, 2)
     if how == "cut" and after <= before:
         first = (before - after) // 2
@@ -40,6 +48,16 @@ def set_frames(model: nn.Module, frames: int, how: Literal["cut", "interpolate"]
         grid = F.interpolate(grid.float(), size=(bands, after), mode="bilinear").to(table.dtype)
     fitted = torch.cat([table.detach()[:, :special], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
     embeddings.position_embeddings = nn.Parameter(fitted.contiguous(), requires_grad=table.requires_grad)
+
+
+def positions_of(model: nn.Module) -> str:
+    """The name of the parameter that is the table of positions.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    found = _embeddings(model)
+    return next(f"{path}.position_embeddings" for path, module in model.named_modules() if module is found)
 
 
 def _embeddings(model: nn.Module) -> Any:
