@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from _harness import Loss, Score
@@ -25,15 +25,21 @@ class Stack(nn.Module):
 
 
 def planted(ranks: Sequence[int], width: int = 32) -> tuple[nn.Module, Loss, Score]:
-    """A stack, and loss and error of imitating it with each layer changed, by its own norm, by an update of the given rank (0: as it is).
+    """A stack, and loss and error of imitating it with each layer changed by an update of the given rank (0: as it is)."""
+    base = Stack(len(ranks), width)
+    drawn = (torch.randn(width, rank) @ torch.randn(rank, width) if rank else None for rank in ranks)
+    return taught(base, drawn)
+
+
+def taught(base: Stack, updates: Iterable[Tensor | None]) -> tuple[nn.Module, Loss, Score]:
+    """The stack, and loss and error of imitating it with each layer changed, by its own norm, along these updates.
 
     The error is relative to the unadapted stack's.
     """
-    base = Stack(len(ranks), width)
+    width = base.layers[0].in_features
     teacher = copy.deepcopy(base).requires_grad_(False)
-    for layer, rank in zip(teacher.layers, ranks, strict=True):
-        if rank:
-            update = torch.randn(width, rank) @ torch.randn(rank, width)
+    for layer, update in zip(teacher.layers, updates, strict=True):
+        if update is not None:
             layer.weight += layer.weight.norm() * update / update.norm()  # type: ignore[operator]
     fixed = torch.randn(1024, width)
     with torch.no_grad():

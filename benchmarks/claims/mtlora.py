@@ -2,11 +2,12 @@
 
 claim      Agiza et al. 2024, arXiv:2403.20320: an update for all tasks and, where features leave for the decoders, one more for each
            task, resolve what a single shared update has to trade off
-miniature  a tiny Swin (two stages of two blocks), pretrained here to tell shape and stripes of synthetic images, serves four dense tasks
-           that want different things of the same pixels: the object's mask, its edges, the direction of the stripes behind it, and a
-           shaded depth. Every task has a linear decoder on the features of both stages. MTLoRA has r = 4 and a rank of 2 for each task in
-           the last block of a stage, through one pass of ad.TaskStreams; LoRA has r = 7, more parameters. 200 steps, one learning rate;
-           the score is the mean over tasks of the held-out error relative to the same decoders on the frozen encoder
+miniature  a tiny Swin (two stages of two blocks), pretrained here to tell stripes and which object lies on top, serves four dense tasks that
+           want independent things of the same pixels: a disc's mask, a square's edges, the direction of the stripes behind both, and the
+           shading over all. Every task has a linear decoder on the features of both stages. MTLoRA has r = 2 and a rank of 3 for each
+           task in the last block of a stage, through one pass of ad.TaskStreams; LoRA has r = 6, as many parameters. Beside either,
+           norms, patch embedding, patch merging and position biases are trained, as in the paper. 300 steps, one learning rate; the
+           score is the mean over tasks of the held-out error relative to the same decoders on the frozen encoder
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from torch.nn import functional as F
 
 import adaptome as ad
 
-TASKS = ("mask", "edges", "stripes", "depth")
-SIDE, STEPS, RATE = 16, 200, 5e-3
+TASKS = ("disc", "edges", "stripes", "shade")
+SIDE, STEPS, RATE = 16, 300, 5e-3
 STAGES = {f"encoder.layers.{i}.blocks.1": f"encoder.layers.{i}" for i in (0, 1)}
 LAST = tuple(f"*layers.{i}.blocks.1.*" for i in (0, 1))
+CHEAP = ("norm", "patch_embeddings", "reduction", "relative_position_bias_table")
 
 
 def scene(count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -33,19 +35,23 @@ def scene(count: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Ten
         return (low + (high - low) * torch.rand(count, generator=generator))[:, None, None]
 
     y, x = (t[None].float() for t in torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij"))
-    kind = torch.randint(2, (count,), generator=generator)
-    turn = torch.randint(4, (count,), generator=generator)
+    turn, on_top = (
+        torch.randint(4, (count,), generator=generator),
+        torch.rand(count, generator=generator) < 0.5,
+    )
     angle = (turn * torch.pi / 4)[:, None, None]
-    dx, dy, size = x - draw(5, 11), y - draw(5, 11), draw(2.5, 5.0)
-    far = torch.where(kind[:, None, None] == 0, (dx**2 + dy**2).sqrt(), torch.maximum(dx.abs(), dy.abs()))
-    mask = (far < size).float()
+    dx, dy = x - draw(4, 12), y - draw(4, 12)
+    disc = ((dx**2 + dy**2).sqrt() < draw(2.5, 4.5)).float()
+    dx, dy = x - draw(4, 12), y - draw(4, 12)
+    square = (torch.maximum(dx.abs(), dy.abs()) < draw(2, 4)).float()
     stripes = torch.sin((x * torch.cos(angle) + y * torch.sin(angle)) * 1.6 + draw(0, 6.28))
-    near = F.max_pool2d(mask[:, None], 3, 1, 1)[:, 0]
-    depth = mask * (1 - far / size) + (1 - mask) * y / SIDE
-    image = mask * draw(0.5, 1.5) + (1 - mask) * 0.7 * stripes
+    shade = draw(-1, 1) * (x / SIDE - 0.5) + draw(-1, 1) * (y / SIDE - 0.5)
+    seen = torch.where(on_top[:, None, None], disc - square * (1 - disc), disc * (1 - square) - square)
+    image = 0.5 * stripes + seen + 1.5 * shade
     image = image + 0.1 * torch.randn(image.shape, generator=generator)
-    maps = {"mask": mask, "edges": near - mask, "stripes": (1 - mask) * torch.cos(2 * angle), "depth": depth}
-    return image[:, None], maps, kind * 4 + turn
+    edges = F.max_pool2d(square[:, None], 3, 1, 1)[:, 0] - square
+    maps = {"disc": disc, "edges": edges, "stripes": torch.cos(2 * angle).expand_as(disc), "shade": shade}
+    return image[:, None], maps, on_top * 4 + turn
 
 
 class Dense(nn.Module):
@@ -66,7 +72,7 @@ class Dense(nn.Module):
 
 
 def encoder(seed: int) -> nn.Module:
-    """A Swin that tells shapes and stripes apart."""
+    """A Swin that tells stripes, and which object is on top."""
     from transformers import SwinConfig, SwinModel
 
     config = SwinConfig(image_size=SIDE, patch_size=2, num_channels=1, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, drop_path_rate=0.0)  # fmt: skip
@@ -99,8 +105,8 @@ def measure(seed: int, table: Table) -> None:
 
     attached = {
         "decoders alone": None,
-        "lora r=7, shared": ("lora", {"r": 7, "alpha": 7.0}),
-        "mtlora r=4, 2 a task": ("mtlora", {"r": 4, "task_r": 2, "scale": 1.0, "tasks": TASKS, "specific": LAST}),
+        "lora r=6, shared": ("lora", {"r": 6, "alpha": 6.0}),
+        "mtlora r=2, 3 a task": ("mtlora", {"r": 2, "task_r": 3, "scale": 1.0, "tasks": TASKS, "specific": LAST}),
     }  # fmt: skip
     frozen: dict[str, float] = {}
     for label, chosen in attached.items():
@@ -108,7 +114,8 @@ def measure(seed: int, table: Table) -> None:
         model.encoder.requires_grad_(False)
         if chosen is not None:
             plan = ad.attach(model.encoder, chosen[0], targets="all-linear", exclude="*.reduction", seed=seed, **chosen[1])  # fmt: skip
-            count = plan.trainable
+            cheap = [p for n, p in model.encoder.named_parameters() if any(part in n for part in CHEAP)]
+            count = plan.trainable + sum(p.requires_grad_(True).numel() for p in cheap)
         descend(model, loss, STEPS, RATE, seed, adapted=chosen is not None)
         seen = errors(model)
         frozen = frozen or seen
@@ -120,7 +127,7 @@ def measure(seed: int, table: Table) -> None:
 def judge(table: Table) -> dict[str, bool]:
     alone, shared, own = (k for k in table.values if not k.startswith("("))
     return {
-        "mtlora has no more parameters than lora": table.parameters[own] <= table.parameters[shared],
+        "equal parameters": table.parameters[own] == table.parameters[shared],
         "mtlora below the shared lora, every seed": table.below(own, shared),
         "the shared lora below the decoders alone, every seed": table.below(shared, alone),
     }
