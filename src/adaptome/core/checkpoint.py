@@ -21,6 +21,7 @@ from adaptome.core.attaching import attach, plan
 from adaptome.core.errors import (
     BaseMismatchError,
     CheckpointError,
+    FormatError,
     HostError,
     KeyMismatchError,
     MethodError,
@@ -163,9 +164,11 @@ def install(
     """Attach what a manifest describes and fill in its tensors; on an error the model is as it was."""
     base = manifest["base"]
     try:
-        method_class(manifest["method"])
+        chosen = method_class(manifest["method"])
     except MethodError as error:
         raise CheckpointError(f"{source}: {error}") from error
+    if chosen.hosts and not manifest["targets"]:
+        raise FormatError(f"{source}: targets is not what ad.save writes there.")
     if name in adapters(model):
         raise StateError(
             f"an adapter called {name!r} is attached already.\n  Load it under another name, or ad.detach(model, {name!r}) first."
