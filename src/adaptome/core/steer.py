@@ -31,8 +31,8 @@ class _Here(threading.local):
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
-        if not torch._C._is_key_in_tls(KEY):  # type: ignore[attr-defined]
-            torch._C._stash_obj_in_tls(KEY, self.facts)  # type: ignore[attr-defined]
+        if not torch._C._is_key_in_tls(KEY):
+            torch._C._stash_obj_in_tls(KEY, self.facts)
 
 
 _here = _Here()
@@ -42,9 +42,9 @@ def _facts() -> dict[str, Any]:
     """What is known in this thread; in one of autograd's, what is known where the backward was called."""
     facts = _here.facts
     # a compiled function reads, and guards on, its own thread's alone
-    if facts or torch.compiler.is_compiling() or not torch._C._is_key_in_tls(KEY):  # type: ignore[attr-defined]
+    if facts or torch.compiler.is_compiling() or not torch._C._is_key_in_tls(KEY):
         return facts
-    handed_on: dict[str, Any] = torch._C._get_obj_in_tls(KEY)  # type: ignore[attr-defined]
+    handed_on: dict[str, Any] = torch._C._get_obj_in_tls(KEY)
     return handed_on
 
 
