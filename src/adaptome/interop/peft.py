@@ -36,8 +36,9 @@ from adaptome.core.errors import (
 from adaptome.core.files import atomic_folder
 from adaptome.core.hosts import Host
 from adaptome.core.model import detach, set_trainable
-from adaptome.core.state import Attachment, attachment_of, find_root, tensors_of
+from adaptome.core.state import Attachment, attachment_of, find_root, is_ours, tensors_of
 from adaptome.interop.lora_factors import Factors, lora_factors
+from adaptome.interop.peft_names import check_heads, target_modules
 from adaptome.interop.peft_products import KEYS, KNOWN, product_config, product_tensors, same_in_peft
 
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -194,7 +195,10 @@ def _config(
     task_type: str | None,
     own: dict[str, Any],
 ) -> dict[str, Any]:
-    config = getattr(find_root(model), "config", None)
+    root = find_root(model)
+    config = getattr(root, "config", None)
+    check_heads(attachment.heads, attachment.adapters)
+    targets = target_modules(attachment.adapters, [n for n, _ in root.named_modules() if not is_ours(n)])
     transposed = [type(a.host).__name__ == "Conv1DHost" for a in attachment.adapters.values()]
     lora = {
         "peft_type": "LORA", "r": r, "lora_alpha": r, "lora_dropout": 0.0, "bias": "none", "init_lora_weights": True,
@@ -202,7 +206,7 @@ def _config(
         "rank_pattern": {}, "alpha_pattern": {},
     }  # fmt: skip
     return (own or lora) | {
-        "inference_mode": True, "target_modules": sorted(attachment.adapters), "modules_to_save": sorted(attachment.heads) or None,
+        "inference_mode": True, "target_modules": targets, "modules_to_save": sorted(attachment.heads) or None,
         "task_type": task_type, "base_model_name_or_path": getattr(config, "_name_or_path", None) or None,
         "revision": getattr(config, "_commit_hash", None),
     }  # fmt: skip

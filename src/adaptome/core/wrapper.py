@@ -1,0 +1,166 @@
+"""What an adapter is: a wrapper around a frozen layer's forward, in nests of any depth. `adaptome.core.adapter` puts it on the layer."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core.errors import HostError, StateError
+from adaptome.core.host import Host
+
+#: arguments under which models are handed what they fill; those of today have `get_seq_length` besides
+CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params", "state")
+
+
+class Adapter(nn.Module):
+    """The trainable part on one host: `forward(frozen, *args, **kwargs)` with `frozen` the layer as it stood before.
+
+    Subclasses implement `forward`, or derive from `WeightAdapter` when they change what the layer's weight does.
+    """
+
+    #: parameters of the layer that the adapter changes; empty for activation adapters
+    changes: tuple[str, ...] = ()
+    #: those of them that it makes, starting from zeros, where the layer has a place for one but none (a linear layer without bias);
+    #: what only some other adapter changes is skipped where it does not exist
+    creates: tuple[str, ...] = ()
+    #: tensors (parameters or buffers) that are never saved because the settings and the seed rebuild them
+    rebuilt: ClassVar[tuple[str, ...]] = ()
+    #: parameters that the method never trains
+    frozen: ClassVar[tuple[str, ...]] = ()
+    #: whether its parameters stay in at least float32, whatever type is asked for
+    exact: ClassVar[bool] = False
+    #: whether it is left out of some forwards by what is steered, so that a step may give it no gradient
+    may_idle: bool = False
+    #: the share of the adapter's effect, set by `activate(weights=...)`
+    strength: float = 1.0
+    #: whether it takes its strength into account itself; else the layer is run once more without it, and the outputs are mixed
+    own_strength: ClassVar[bool] = False
+
+    def __init__(self, host: Host, shared: nn.Module | None = None):
+        super().__init__()
+        self.host = host
+        # in a tuple, so that it is no submodule: the model's root holds it, once for all adapters
+        self._shared = (shared,)
+
+    @property
+    def shared(self) -> Any:
+        """The method's state that all its adapters use."""
+        return self._shared[0]
+
+    def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer with the adapter around it."""
+        raise HostError(f"{type(self).__name__} defines no forward.")
+
+    def share(self, added: Tensor) -> Tensor:
+        """What it adds to activations, times its strength."""
+        return added if self.strength == 1.0 else added * self.strength
+
+    def extra_repr(self) -> str:
+        return repr(self.host)
+
+
+class WeightAdapter(Adapter):
+    """An adapter that changes parameters of its layer; it merges by writing what `changed` returns."""
+
+    own_strength = True
+    #: whether `forward` gives the same result without building the changed parameters
+    fast: bool = False
+    #: whether `changed` adds what does not depend on the value, so that the order among such adapters does not matter
+    additive: ClassVar[bool] = False
+
+    def __init__(self, host: Host, shared: nn.Module | None = None):
+        super().__init__(host, shared)
+        self.changes = (host.parameter,)
+
+    def changed(self, name: str, value: Tensor) -> Tensor:
+        """The layer's parameter `name` in canonical form, as this adapter makes it from `value` (its value before)."""
+        raise HostError(f"{type(self).__name__} defines no changed parameters.")
+
+    def check_merge(self) -> None:
+        """Raise MergeError when there is no one changed weight now, as under facts that differ between the samples of a batch."""
+
+    def apply_to(self, name: str, value: Tensor) -> Tensor:
+        """`changed`, with the adapter's strength, on the stored layout; computed in at least float32."""
+        self.check_merge()
+        before = self.host.canonical(value)
+        exact = torch.promote_types(before.dtype, torch.float32)
+        after = self.changed(name, before.to(exact))
+        if self.strength != 1.0:
+            after = torch.lerp(before.to(after.dtype), after, self.strength)
+        return self.host.native(after)
+
+
+class Frozen:
+    """The layer as it stood before an adapter: call it, or ask for its weight."""
+
+    __slots__ = ("below", "layer")
+
+    def __init__(self, layer: Any, below: tuple[Adapter, ...]):
+        self.layer, self.below = layer, below
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.below:
+            return self.layer.frozen_forward(*args, **kwargs)
+        adapter, frozen = self.below[-1], Frozen(self.layer, self.below[:-1])
+        if adapter.strength == 1.0 or adapter.own_strength:
+            return adapter(frozen, *args, **kwargs)
+        _refuse_cache(adapter, args, kwargs)
+        return _mix(frozen(*args, **kwargs), adapter(frozen, *args, **kwargs), adapter.strength)
+
+    @property
+    def pristine(self) -> bool:
+        """Whether nothing has changed the base weight before this adapter."""
+        # torch.compile cannot trace `not` of a tuple
+        return len(self.below) + len(self.layer._overrides) == 0 and "_unmerged" not in self.layer.__dict__
+
+    def weight(self, name: str = "weight") -> Tensor:
+        """The parameter in canonical form, dense, with the weight adapters before this one applied.
+
+        Asking for the weight of a packed layer dequantises it.
+        """
+        host: Host = self.layer._host
+        value = (
+            host.current_weight()
+            if name == host.parameter
+            else host.canonical(host.stored_or_zeros(name).detach())
+        )
+        stack = [*self.layer._overrides.get(name, ()), *(a for a in self.below if name in a.changes)]
+        for adapter in stack:
+            value = host.canonical(adapter.apply_to(name, host.native(value)))
+        return value
+
+    def bias(self) -> Tensor | None:
+        """The layer's bias, with the weight adapters before this one applied; None when it has none."""
+        bias: Tensor | None = self.layer.bias
+        changing = [adapter for adapter in self.below if "bias" in adapter.changes]
+        if not changing or (bias is None and not any("bias" in adapter.creates for adapter in changing)):
+            return bias
+        return self.weight("bias")
+
+
+def _refuse_cache(adapter: Adapter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise StateError for a share of the effect beside a cache: two runs of the layer would both fill it."""
+    named = any(kwargs.get(name) is not None for name in CACHES)
+    if named or any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values())):
+        raise StateError(
+            f"{adapter.host.name or 'the root'} runs with weight {adapter.strength} and a cache, which base and adapter would both fill.\n"
+            "  Run it with use_cache=False, or with weight 1."
+        )
+
+
+def _mix(before: Any, after: Any, share: float) -> Any:
+    """Interpolate tensor outputs; of tuples the first element, of models' outputs the tensors that both have in one shape."""
+    if isinstance(after, tuple):
+        return (_mix(before[0], after[0], share), *after[1:])
+    if isinstance(after, dict):
+        mixed = {
+            key: torch.lerp(before[key], value, share)
+            for key, value in after.items()
+            if isinstance(value, Tensor)
+            and value.is_floating_point()
+            and getattr(before.get(key), "shape", None) == value.shape
+        }
+        return type(after)(**{**after, **mixed})
+    return torch.lerp(before, after, share)
