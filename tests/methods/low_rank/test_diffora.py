@@ -286,7 +286,7 @@ def test_final_is_lora_on_the_selected_modules():
 
 
 @pytest.mark.parametrize("sharing", ["shared_pair", "shared_B", "none"])
-def test_final_starts_as_the_base_and_merges_exactly(sharing):
+def test_final_starts_as_the_base_merges_and_exports_exactly(sharing, tmp_path):
     torch.manual_seed(0)
     model = Model().double()
     x = batch(4, 12)
@@ -303,6 +303,11 @@ def test_final_starts_as_the_base_and_merges_exactly(sharing):
         assert [n for n, a in adapters.items() if list(a.parameters())] == ["layers.0.two"]
     else:
         assert all(p.grad is not None and p.grad.any() for p in ad.parameters_of(model).values())
+    assert ad.export(model, tmp_path / "peft").worst == 0  # a pair for every layer, shared ones repeated
+    torch.manual_seed(0)
+    other = Model().double()
+    ad.load(other, tmp_path / "peft")
+    torch.testing.assert_close(other(x), before, rtol=1e-5, atol=1e-5)
     ad.merge(model)
     torch.testing.assert_close(model(x), before)
 

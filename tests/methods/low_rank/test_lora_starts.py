@@ -177,6 +177,15 @@ def quantised(model):
     return model
 
 
+def test_eva_starts_on_a_quantised_base_too():
+    model, batches = quantised(fresh().float()), [b.float() for b in data()]
+    y = model(batches[0])
+    ad.eva(model, batches, ad.LoRA(r=2), targets=["q", "o"])
+    assert torch.equal(model(batches[0]), y)
+    V = torch.linalg.svd(torch.cat(batches).flatten(0, 1), full_matrices=False).Vh[:2]
+    torch.testing.assert_close((adapters_of(model)["q"].A @ V.T).abs(), torch.eye(2), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_loftq_alternates_between_quantising_and_the_leading_part(steps):
     full = fresh().float()

@@ -177,6 +177,26 @@ def test_rescaled_gradients_of_the_experts_are_token_by_token_the_formula(rescal
     torch.testing.assert_close(a.B.grad, dB)
 
 
+@pytest.mark.parametrize("rescale", ["sqrt", "inverse"])
+def test_rescaling_compiles_checkpoints_and_runs_in_half_precision(rescale):
+    model, a = adapted(linear(), ad.MoELoRA(r=3, riemann=True, rescale=rescale, balance=0.0))
+    shake(model)
+    x, found = batch(6, 12), []
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for run in (model, compiled, lambda x: checkpoint(model, x, use_reentrant=False)):
+        a.zero_grad()
+        run(x).square().sum().backward()
+        found.append({n: p.grad.clone() for n, p in a.named_parameters()})
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+    a.zero_grad()
+    expected, half = model(x), model.to(torch.bfloat16)
+    y = half(x.bfloat16())
+    y.float().square().sum().backward()
+    torch.testing.assert_close(y.double(), expected, rtol=0.1, atol=0.3)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in a.parameters())
+
+
 def test_a_rescaled_step_moves_the_output_by_the_gate_and_a_plain_one_by_its_square():
     x, moved = batch(1, 12), {}
     for rescale in ("none", "inverse"):

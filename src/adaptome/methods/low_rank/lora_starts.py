@@ -241,6 +241,7 @@ def loftq(
 @torch.no_grad()
 def _alternate(host: Host, W: Tensor, r: int, steps: int) -> tuple[Tensor, Tensor]:
     """A and B of the last step; the host's weight is then the last Q."""
+    W = W.to(host.device, torch.promote_types(W.dtype, torch.float32))
     A, B = leading(W - host.weight().to(W), r)
     for _ in range(steps - 1):
         packed.install(
@@ -261,7 +262,7 @@ def _full_weight(host: Host, weights: Mapping[str, Tensor]) -> Tensor:
         raise DataError(
             f"loftq: {key} is {list(W.shape)} in full precision and {list(host.shape)} in the base."
         )
-    return W.to(host.device, torch.promote_types(W.dtype, torch.float32))
+    return W
 
 
 # -- what they share -----------------------------------------------------------------------------------------------
