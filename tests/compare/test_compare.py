@@ -114,6 +114,16 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(place):
     assert [row.values for row in found.rows] == [row.values for row in whole.rows]
 
 
+def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys):
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adaptome.compare.study.run", stop)
+    assert command("recipe.yaml", "output.folder=broken-off") == 130
+    shown = capsys.readouterr()
+    assert "the same command goes on where it stopped" in shown.err and shown.out == ""
+
+
 def test_a_budget_is_the_same_for_all(capsys):
     words = ["--method", "lora", "--method", "parallel", "--budget", "1000", "--seeds", "1"]
     assert command("recipe.yaml", "output.folder=budget", "training.max_steps=1", *words, "--json") == 0

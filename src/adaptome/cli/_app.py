@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import pkgutil
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -74,3 +76,5 @@ def _common(
     del version, debug
     for library in _CHATTY:
         logging.getLogger(library).setLevel(logging.ERROR)
+    if not sys.stderr.isatty():  # read when transformers is imported: no bars of its own in a log
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

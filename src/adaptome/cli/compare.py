@@ -50,7 +50,12 @@ def compare(
         said.append(f"compare.budget={budget!r}")
     if seeds is not None:
         said.append(f"compare.seeds={list(range(seeds))}")
-    found = study(load_recipe(recipe, said), tell=lambda line: print(line, file=sys.stderr)).to_dict()
+    read = load_recipe(recipe, said)
+    try:
+        found = study(read, tell=lambda line: print(line, file=sys.stderr)).to_dict()
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on where it stopped.", file=sys.stderr)
+        raise typer.Exit(130) from None
     if json:
         print_json(found)
     else:
