@@ -76,4 +76,11 @@ def _show(found: dict[str, Any]) -> None:
     seeds = len(found["seeds"])
     title = f"{found['task']}: {found['metric']} on {found['split']}, {seeds} seed{'s' * (seeds > 1)}"
     print_table(("method", "parameters", "of all", found["metric"], "seconds"), rows, title=title)
-    print(f"\nbest: {found['best']}. Written to {found['folder']}: comparison.json, report.html")
+    from adaptome.compare.page import verdict
+
+    print(f"\n{verdict(found)}")
+    if found["by_method"]:
+        means = {row["label"]: row["mean"] for row in found["rows"]}
+        for name, labels in found["by_method"].items():
+            print(f"  {name}: " + ", ".join(f"{label} ({means[label]:.4f})" for label in labels))
+    print(f"Written to {found['folder']}: comparison.json, report.html")
