@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from adaptome.cli import main
+from adaptome.cli.predict import _short
 
 RECIPE = """
 model:
@@ -92,6 +93,41 @@ def test_what_cannot_be_done_exits_with_1_and_a_reason(words, told, capsys):
     assert shown.out == ""
 
 
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Training is interrupted at its third step, once."""
+    from adaptome.training import AdaptomeTrainer
+
+    step, left = AdaptomeTrainer.training_step, [1, 1, 0]
+
+    def training_step(self, *given):
+        if left and not left.pop(0):
+            raise KeyboardInterrupt
+        return step(self, *given)
+
+    monkeypatch.setattr(AdaptomeTrainer, "training_step", training_step)
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_ends_as_the_whole_one(interrupted, capsys):
+    changes = ["training.max_steps=3", "training.save_steps=1", "training.eval_steps=1"]
+    assert run("train", "recipe.yaml", "output=cut", *changes) == 130
+    shown = capsys.readouterr()
+    assert shown.out == "" and "training.resume=true goes on from cut/checkpoints/checkpoint-2" in shown.err
+    assert "Traceback" not in shown.err
+    assert run("train", "recipe.yaml", "output=cut", *changes) == 1
+    assert "training.resume=true" in capsys.readouterr().err
+    assert run("train", "recipe.yaml", "output=cut", *changes, "training.resume=true") == 0
+    assert run("train", "recipe.yaml", "output=whole", *changes) == 0
+    files = [Path(name, "adapter", "adapter.safetensors").read_bytes() for name in ("cut", "whole")]
+    assert files[0] == files[1]
+
+
+def test_an_interruption_before_the_first_checkpoint_says_so(interrupted, capsys):
+    assert run("train", "recipe.yaml", "output=early", "training.max_steps=3") == 130
+    assert "before the first checkpoint" in capsys.readouterr().err
+    assert run("train", "recipe.yaml", "output=early", "training.max_steps=1") == 0
+
+
 @pytest.mark.parametrize(
     "words", [["train"], ["predict", "out"], ["predict", "out", "a", "--file", "b"], ["merge", "out"]]
 )
@@ -118,6 +154,22 @@ def test_predictions_are_one_for_each_input(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[1] for line in lines] == ["the sun", "a cat"]
     assert [line.split(" ")[0] for line in lines] == [p["label"] for p in found]
+
+
+def test_a_completion_of_several_lines_is_one_line_of_the_output():
+    assert _short({"completion": "3 + 4 = 7\r\n#### 7\t"}) == r"3 + 4 = 7\n#### 7\t"
+    assert _short({"completion": r"\boxed{7}"}) == r"\boxed{7}" and _short({"completion": ""}) == "-"
+
+
+def test_a_log_has_no_bars_in_it():
+    """Run as a user runs it, with its output in a file: what the libraries would draw is for terminals."""
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-m", "adaptome", "predict", "out", "the sun"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "%|" not in done.stderr
 
 
 def test_the_merged_model_needs_no_adaptome_and_predicts_the_same(capsys):

@@ -10,7 +10,8 @@ from transformers import TrainerCallback
 
 import adaptome as ad
 from adaptome.cli import main
-from adaptome.compare import compare
+from adaptome.compare import Comparison, Row, compare
+from adaptome.compare.page import page, verdict
 from adaptome.core.errors import MethodError, RecipeError, TargetError, TrainingError
 from adaptome.recipe import load_recipe
 from adaptome.training import load_run, run
@@ -114,6 +115,16 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(place):
     assert [row.values for row in found.rows] == [row.values for row in whole.rows]
 
 
+def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys):
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adaptome.compare.study.run", stop)
+    assert command("recipe.yaml", "output.folder=broken-off") == 130
+    shown = capsys.readouterr()
+    assert "the same command goes on where it stopped" in shown.err and shown.out == ""
+
+
 def test_a_budget_is_the_same_for_all(capsys):
     words = ["--method", "lora", "--method", "parallel", "--budget", "1000", "--seeds", "1"]
     assert command("recipe.yaml", "output.folder=budget", "training.max_steps=1", *words, "--json") == 0
@@ -127,8 +138,43 @@ def test_a_budget_is_the_same_for_all(capsys):
 def test_the_command_shows_the_table(capsys):
     assert command("recipe.yaml") == 0
     shown = capsys.readouterr()
-    assert "LoRA (attention)" in shown.out and "±" in shown.out and "best: " in shown.out
+    assert "LoRA (attention)" in shown.out and "±" in shown.out and "est: " in shown.out
     assert "series, seed 1 (4 of 4)" in shown.err
+
+
+def comparison(**values: list[float]) -> Comparison:
+    """One of accuracies: the label's first word is the method."""
+    rows = [
+        Row(label, label.split("_")[0], None, 10, 0.1, 0.1, seen, sum(seen) / len(seen), 0.0, 1.0, 1.0, [])
+        for label, seen in values.items()
+    ]
+    return Comparison("out", "reasoning", "accuracy", True, "test", list(range(len(rows[0].values))), rows)
+
+
+def test_the_best_is_told_with_those_it_is_not_told_apart_from():
+    """Seed by seed: a row that is a little worse with every seed is told apart, however far the seeds lie apart."""
+    found = comparison(series_mlp=[0.2, 0.5, 0.8], series_attention=[0.19, 0.49, 0.79], lora=[0.3, 0.5, 0.6], prefix=[0.1, 0.1, 0.1])  # fmt: skip
+    told = found.to_dict()
+    assert told["ranking"] == ["series_mlp", "series_attention", "lora", "prefix"]
+    assert told["not_told_apart"] == ["lora", "prefix"]
+    assert told["by_method"] == {"series": ["series_mlp", "series_attention"]}
+    assert verdict(told) == "Best: series_mlp. Not told apart from it: lora, prefix."
+    shown = page(told).html()
+    assert verdict(told) in shown and "The best row of each method that has several" in shown
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"a": [0.5, 0.6], "b": [0.4, 0.5]}, "Best: a, told apart from every other row."),
+        ({"a": [0.5, 0.6], "b": [0.4, 0.65]}, "Best: a, told apart from no other row."),
+        ({"a": [0.5], "b": [0.4]}, "Best: a. With one seed no difference is told from chance."),
+        ({"a": [0.0, 0.0], "b": [0.0, 0.0]}, "No row is best: all have the same accuracy."),
+        ({"a": [0.0, 0.0]}, "a alone was measured."),
+    ],
+)
+def test_what_is_no_difference_is_not_called_one(values, told):
+    assert verdict(comparison(**values).to_dict()).startswith(told)
 
 
 @pytest.mark.parametrize(

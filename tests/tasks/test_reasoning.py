@@ -111,9 +111,9 @@ def test_what_is_too_long_is_cut_and_told(tmp_path, model):
         len(data["train"][4]["input_ids"]) == whole
         and processor.eos_token_id not in data["train"][4]["input_ids"]
     )
-    assert data.notes == [f"1 of 5 examples of train exceed {whole} tokens and were cut."]
+    assert data.notes[0] == f"1 of 5 examples of train exceed {whole} tokens and were cut."
     _, processor, data = prepared(tmp_path, model, rows, max_length=whole, train_on_inputs=False)
-    assert len(data["train"]) == 4 and "left out of the loss" in data.notes[-1]
+    assert len(data["train"]) == 4 and "left out of the loss" in data.notes[1]
     with pytest.raises(DataError, match=r"within task\.max_length=32"):
         prepared(tmp_path, model, rows, max_length=32, train_on_inputs=False)
 
@@ -324,7 +324,7 @@ def test_answers_in_the_words_of_each_set(tmp_path, name, answer, right, wrong):
     assert [one["right"] for one in predictions] == [True] * (1 + len(right)) + [False] * len(wrong)
 
 
-def test_texts_without_an_answer_are_counted(tmp_path):
+def test_texts_without_an_answer_are_counted(tmp_path, caplog):
     """Not right, and told apart from answers that are wrong: the form failed, not the sum."""
     split = load_splits(test=folder_of(tmp_path, boolq=[row("true")] * 4))["test"]
     scores = get_task("reasoning").judge(
@@ -332,6 +332,23 @@ def test_texts_without_an_answer_are_counted(tmp_path):
     )
     assert (scores["accuracy"], scores["unread"]) == (0.25, 0.5)
     assert "micro_accuracy" not in scores  # of one set it is the accuracy
+    assert caplog.messages == []
+    get_task("reasoning").judge(split, [{"completion": text} for text in ("True", "", "False", "true")])
+    assert (
+        "boolq: no answer (one of true, false) can be read from 3 of 4 texts, such as 'True'"
+        in caplog.messages[0]
+    )
+
+
+def test_how_an_unknown_set_is_read_is_told(tmp_path, model):
+    told = {"yes": "one of no, yes", "7": "a number", "B": "a letter from A to E"}
+    for answer, how in told.items():
+        rows = [row(answer), row("no" if answer == "yes" else answer)]
+        notes = prepared(tmp_path, model, rows, max_length=512)[2].notes
+        assert notes == [
+            f"the set 'data' is not known, so its answers are read as they look: {how}. task.read says otherwise."
+        ]
+    assert prepared(tmp_path, model, rows, max_length=512, read="text")[2].notes == []
 
 
 def test_the_recipe_may_say_how_answers_are_read(tmp_path):

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import adaptome as ad
-from adaptome.core.errors import MissingExtraError, RecipeError, TrainingError
+from adaptome.core.errors import DataError, MissingExtraError, RecipeError, TrainingError
 from adaptome.recipe import load_recipe
-from adaptome.training import evaluate, load_run, predict, run
+from adaptome.training import evaluate, last_checkpoint, load_run, predict, run
 from adaptome.training.arguments import training_arguments
 from adaptome.training.checkpoint import checkpoints
 from adaptome.training.predictions import inputs_of
@@ -154,6 +154,31 @@ def test_a_finished_run_is_not_overwritten_unasked(tmp_path, tokenizers):
     (tmp_path / "out" / "notes.txt").write_text("mine")
     run(classify(tmp_path, tokenizers, **quick, output={"folder": str(tmp_path / "out"), "overwrite": True}))
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    mistaken = classify(
+        tmp_path, tokenizers, **quick, output={"folder": str(tmp_path / "out"), "overwrite": True}
+    )
+    mistaken.data.train = str(tmp_path / "nowhere.jsonl")
+    with pytest.raises(DataError):
+        run(mistaken)
+    assert evaluate(tmp_path / "out")  # nothing of the finished run was removed
+
+
+def test_the_checkpoints_of_an_unfinished_run_are_not_passed_over(tmp_path, tokenizers):
+    class Stop(__import__("transformers").TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    saving = {"training": {"max_steps": 4, "save_steps": 2, "eval_steps": 2}}
+    assert last_checkpoint(tmp_path / "out") is None
+    with pytest.raises(KeyboardInterrupt):
+        run(classify(tmp_path, tokenizers, **saving), callbacks=[Stop()])
+    assert last_checkpoint(tmp_path / "out") == tmp_path / "out" / "checkpoints" / "checkpoint-2"
+    with pytest.raises(TrainingError, match=r"up to step 2\.\n  Go on with training\.resume=true"):
+        run(classify(tmp_path, tokenizers, **saving))
+    saving["training"]["resume"] = True
+    assert run(classify(tmp_path, tokenizers, **saving)).steps == 4
+    assert last_checkpoint(tmp_path / "out") is None  # finished: there is nothing to go on from
 
 
 def test_several_methods_train_together(tmp_path, tokenizers):

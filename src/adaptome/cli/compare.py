@@ -57,7 +57,12 @@ def compare(
         said.append(f"compare.budget={budget!r}")
     if seeds is not None:
         said.append(f"compare.seeds={list(range(seeds))}")
-    found = study(load_recipe(recipe, said), tell=lambda line: print(line, file=sys.stderr)).to_dict()
+    read = load_recipe(recipe, said)
+    try:
+        found = study(read, tell=lambda line: print(line, file=sys.stderr)).to_dict()
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on where it stopped.", file=sys.stderr)
+        raise typer.Exit(130) from None
     if json:
         print_json(found)
     else:
@@ -78,4 +83,11 @@ def _show(found: dict[str, Any]) -> None:
     seeds = len(found["seeds"])
     title = f"{found['task']}: {found['metric']} on {found['split']}, {seeds} seed{'s' * (seeds > 1)}"
     print_table(("method", "parameters", "of all", found["metric"], "seconds"), rows, title=title)
-    print(f"\nbest: {found['best']}. Written to {found['folder']}: comparison.json, report.html")
+    from adaptome.compare.page import verdict
+
+    print(f"\n{verdict(found)}")
+    if found["by_method"]:
+        means = {row["label"]: row["mean"] for row in found["rows"]}
+        for name, labels in found["by_method"].items():
+            print(f"  {name}: " + ", ".join(f"{label} ({means[label]:.4f})" for label in labels))
+    print(f"Written to {found['folder']}: comparison.json, report.html")

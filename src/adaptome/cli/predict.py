@@ -65,8 +65,14 @@ def _short(prediction: Any) -> str:
     for key in ("labels", "entities", "completion"):
         if key in prediction:
             value = prediction[key]
-            return value if isinstance(value, str) else ", ".join(map(_part, value)) or "-"
+            text = value if isinstance(value, str) else ", ".join(map(_part, value))
+            return _one_line(text) or "-"
     return str(dict(prediction))
+
+
+def _one_line(text: str) -> str:
+    r"""The text with its line breaks and tabs shown as \n and \t: a prediction is a line; --json has it as it is."""
+    return text.replace("\r", "").replace("\n", r"\n").replace("\t", r"\t")
 
 
 def _part(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -62,14 +64,29 @@ def train(
     from adaptome.recipe import load_recipe
     from adaptome.training import run, run_folds
 
-    carried_out = run_folds if folds else run
-    result = carried_out(load_recipe(recipe, changes or [])).to_dict()
+    carried_out, read = run_folds if folds else run, load_recipe(recipe, changes or [])
+    try:
+        result = carried_out(read).to_dict()
+    except KeyboardInterrupt:
+        print(_how_to_go_on(Path(read.output.folder)), file=sys.stderr)
+        raise typer.Exit(130) from None
     if json:
         print_json(result)
     elif folds:
         _show_folds(result)
     else:
         _show(result)
+
+
+def _how_to_go_on(folder: Path) -> str:
+    """After an interruption; with folds, the checkpoints are those of the fold it was in."""
+    from adaptome.training import last_checkpoint
+
+    places = [folder, *sorted(folder.glob("fold-*"))]
+    found = [made for place in places if (made := last_checkpoint(place)) is not None]
+    if found:
+        return f"Interrupted: the same command with training.resume=true goes on from {found[-1]}."
+    return "Interrupted before the first checkpoint: the same command starts anew. training.save_steps makes checkpoints more often."
 
 
 def _show_folds(result: dict[str, Any]) -> None:

@@ -9,7 +9,9 @@ from adaptome.report import Bars, Curves, Report
 
 INTERVALS = (
     "Whiskers and ± are 95 % intervals of the mean over the seeds (Student's t). Seeds change the adapters' start and "
-    "the order of the data; the test examples are the same, so the intervals say nothing about other examples."
+    "the order of the data; the test examples are the same, so the intervals say nothing about other examples. A row is told "
+    "apart from the best where the interval of their difference, seed by seed, leaves out zero; of many rows, one in twenty "
+    "is by chance."
 )
 
 
@@ -20,18 +22,37 @@ def page(comparison: Mapping[str, Any], title: str | None = None) -> Report:
     lead = f"{len(rows)} methods on {comparison['task']}, {seeds} seed{'s' * (seeds > 1)} each; {metric} on {comparison['split']}."
     spec = ".1%" if "accuracy" in metric or metric.endswith("f1") else ".4g"
     report = Report(title or "Methods compared", lead).section("Results")
-    best = next(row for row in rows if row["label"] == comparison["best"])
+    of = {row["label"]: row for row in rows}
+    best = of[comparison["best"]]
     report.facts(
         {f"{metric} of {best['label']}": format(best["mean"], spec), "trained parameters": best["parameters"]}
     )
+    report.text(verdict(comparison))
+    if comparison["by_method"]:
+        report.table(
+            [
+                {
+                    "method": name,
+                    "best": labels[0],
+                    metric: of[labels[0]]["mean"],
+                    "±": _half(of[labels[0]]),
+                    "then": labels[1],
+                    f"its {metric}": of[labels[1]]["mean"],
+                }
+                for name, labels in comparison["by_method"].items()
+            ],
+            caption="The best row of each method that has several",
+            formats={metric: spec, "±": spec, f"its {metric}": spec},
+        )
     report.table(
         [
             {
                 "method": row["label"],
+                "rank": comparison["ranking"].index(row["label"]) + 1,
                 "trained parameters": row["parameters"],
                 "of all": row["share"],
                 metric: row["mean"],
-                "±": None if row["low"] is None else row["mean"] - row["low"],
+                "±": _half(row),
                 "learning rate": row["learning_rate"],
                 "seconds": row["seconds"],
             }
@@ -56,6 +77,27 @@ def page(comparison: Mapping[str, Any], title: str | None = None) -> Report:
         *([Curves("Validation loss", evaluated, "step", "loss")] if any(evaluated.values()) else []),
     )
     return report
+
+
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """Which row is best, and from which others it is not told apart."""
+    rows, best, rivals = comparison["rows"], comparison["best"], comparison["not_told_apart"]
+    if len(rows) == 1:
+        return f"{best} alone was measured."
+    if len({tuple(row["values"]) for row in rows}) == 1:
+        return f"No row is best: all have the same {comparison['metric']}. compare.metric names another, such as loss."
+    if len(comparison["seeds"]) == 1:
+        return f"Best: {best}. With one seed no difference is told from chance."
+    if not rivals:
+        return f"Best: {best}, told apart from every other row."
+    if len(rivals) == len(rows) - 1:
+        return f"Best: {best}, told apart from no other row."
+    return f"Best: {best}. Not told apart from it: {', '.join(rivals)}."
+
+
+def _half(row: Mapping[str, Any]) -> float | None:
+    """Half of the interval of a row's mean."""
+    return None if row["low"] is None else float(row["mean"] - row["low"])
 
 
 def _points(row: Mapping[str, Any], key: str) -> list[tuple[float, float]]:

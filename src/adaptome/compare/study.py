@@ -76,9 +76,38 @@ class Comparison:
         """The row with the best mean."""
         return (max if self.greater_is_better else min)(self.rows, key=lambda row: row.mean)
 
+    @property
+    def ranking(self) -> list[Row]:
+        """The rows, best first."""
+        return sorted(self.rows, key=lambda row: row.mean, reverse=self.greater_is_better)
+
+    @property
+    def rivals(self) -> list[Row]:
+        """The rows that are not told apart from the best: by seed, the 95 % interval of their difference holds zero."""
+        best, found = self.best, []
+        for row in self.ranking:
+            differences = [a - b for a, b in zip(best.values, row.values, strict=True)]
+            half = _half_width(differences)
+            if row.label != best.label and (half is None or abs(statistics.fmean(differences)) <= half):
+                found.append(row)
+        return found
+
+    @property
+    def by_method(self) -> dict[str, list[Row]]:
+        """The rows of each method that has several, best first: its places or its sizes."""
+        names = dict.fromkeys(row.method for row in self.rows)
+        found = {name: [row for row in self.ranking if row.method == name] for name in names}
+        return {name: rows for name, rows in found.items() if len(rows) > 1}
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: the content of comparison.json."""
-        return {**asdict(self), "best": self.best.label}
+        return {
+            **asdict(self),
+            "best": self.best.label,
+            "ranking": [row.label for row in self.ranking],
+            "not_told_apart": [row.label for row in self.rivals],
+            "by_method": {name: [row.label for row in rows] for name, rows in self.by_method.items()},
+        }
 
 
 def compare(

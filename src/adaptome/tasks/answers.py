@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Rule(ABC):
-    """How an answer is read out of a text, and when it is right."""
+    """How an answer is read out of a text, and when it is right. As text, it is what it reads."""
 
     @abstractmethod
     def read(self, text: str) -> Any:
@@ -39,6 +39,9 @@ class Number(Rule):
     """
 
     tolerance: float = 1e-3
+
+    def __str__(self) -> str:
+        return "a number"
 
     def read(self, text: str) -> float:
         found = re.findall(r"-?\d+\.?\d*", text.replace(",", ""))
@@ -73,6 +76,9 @@ class Letter(Rule):
     "All", "Based" and "Each" are answers. Its verdict is reported as well, under `first_letter`.
     """
 
+    def __str__(self) -> str:
+        return "a letter from A to E"
+
     def read(self, text: str) -> str:
         lines = [line for line in text.splitlines() if line.strip()]
         alone = _ALONE.fullmatch(lines[-1]) if lines else None
@@ -96,6 +102,9 @@ class Choice(Rule):
     choices: tuple[str, ...]
     whole: bool = False
 
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.choices)}"
+
     def read(self, text: str) -> str:
         longest_first = sorted(self.choices, key=len, reverse=True)  # 'answer10' before 'answer1'
         pattern = "|".join(
@@ -116,6 +125,9 @@ def _word(choice: str) -> str:
 @dataclass(frozen=True)
 class Text(Rule):
     """The whole text, up to spaces and case."""
+
+    def __str__(self) -> str:
+        return "the whole text"
 
     def read(self, text: str) -> str:
         return " ".join(text.split()).casefold()

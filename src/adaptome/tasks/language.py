@@ -52,6 +52,9 @@ def language_model(model: ModelSpec, processor: Any) -> tuple[nn.Module, list[st
             "It is not a causal language model's."
         )
     check_vocabulary(built, processor)
+    writing = getattr(built, "generation_config", None)
+    if processor is not None and writing is not None and writing.pad_token_id is None:
+        writing.pad_token_id = processor.pad_token_id  # else the Trainer warns of a difference that is none
     return built, new
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import re
 import string
@@ -28,6 +29,8 @@ from adaptome.tasks.language import (
     left_padded,
     likelihood,
 )
+
+logger = logging.getLogger(__name__)
 
 IGNORED = -100  # positions that the loss passes over
 WITH_INPUT = (
@@ -138,9 +141,12 @@ class Reasoning(Task):
         for name, records in texts.items():
             made[name], told = self._dataset(records, splits[name], name, processor)
             notes += [*_masked(records, name), *told]
-        for name in set(splits) - {"train"}:
-            self._rules(splits[name])  # an answer that cannot be read is found before anything is trained
-        return Prepared(made, partial(self._collate, processor), length_column="length", notes=notes)
+        for name in sorted(set(splits) - {"train"}):
+            rules = self._rules(
+                splits[name]
+            )  # an answer that cannot be read is found before anything is trained
+            notes += [] if self._rule() else _guessed(rules)
+        return Prepared(made, partial(self._collate, processor), length_column="length", notes=[*dict.fromkeys(notes)])
 
     def _dataset(
         self, records: list[dict[str, str]], split: Split, name: str, processor: Any
@@ -306,13 +312,15 @@ class Reasoning(Task):
         where it is high, the form of the answers is wrong, or `task.max_new_tokens` too small.
         """
         verdicts: dict[str, list[bool]] = {}
-        unread, rights = 0, 0
+        unread: dict[str, list[str]] = {}
+        rights = 0
         rules, sets = self._rules(split), _sets(split)
         truths = [record["answer"] for record in _records(split, "evaluated")]
         for name, truth, prediction in zip(sets, truths, predictions, strict=True):
             rule, text = rules[name], prediction["completion"]
             right = rule.right(text, truth)
-            unread += rule.label(text) is None
+            if rule.label(text) is None:
+                unread.setdefault(name, []).append(text)
             rights += right
             prediction |= {"dataset": name, "answer": _written(rule.read(text)), "right": right}
             for key, verdict in {"": right, **rule.also(text, truth)}.items():
@@ -321,7 +329,14 @@ class Reasoning(Task):
         found = {"accuracy": sum(scores[f"accuracy_{name}"] for name in rules) / len(rules)}
         if len(rules) > 1:
             found["micro_accuracy"] = rights / len(predictions)
-        return {**found, "unread": unread / len(predictions), **scores}
+        for name, texts in unread.items():
+            if 2 * len(texts) > sets.count(name):
+                logger.warning(
+                    "%s: no answer (%s) can be read from %d of %d texts, such as %r. Is task.max_new_tokens=%d enough, and "
+                    "has the model learned to write answers? task.read says how they are read.",
+                    name, rules[name], len(texts), sets.count(name), texts[0][:80], self.options.max_new_tokens,
+                )  # fmt: skip
+        return {**found, "unread": sum(map(len, unread.values())) / len(predictions), **scores}
 
     def _rule(self) -> Rule | None:
         """The rule that the recipe names; None for auto."""
@@ -385,6 +400,15 @@ def _records(split: Split, name: str) -> list[dict[str, str]]:
             raise DataError(f"{split.where(row)}: no value for 'output' nor for 'answer'.")
         made.append({"instruction": _asked(record), **texts})
     return made
+
+
+def _guessed(rules: Mapping[str, Rule]) -> list[str]:
+    """Notes on the sets that are not known, whose answers say how they are read."""
+    return [
+        f"the set {name!r} is not known, so its answers are read as they look: {rule}. task.read says otherwise."
+        for name, rule in rules.items()
+        if name not in RULES
+    ]
 
 
 def _masked(records: Sequence[Mapping[str, str]], name: str) -> list[str]:

@@ -21,6 +21,7 @@ _HOME = {
     "FoldsResult": "folds",
     "Result": "runs",
     "evaluate": "runs",
+    "last_checkpoint": "runs",
     "load_run": "runs",
     "plans": "runs",
     "predict": "runs",
