@@ -3,6 +3,7 @@
     python benchmarks/step.py                               # every method, on the CPU
     python benchmarks/step.py lora dora --rounds 15
     python benchmarks/step.py vpt adaptformer --shape vit
+    python benchmarks/step.py clip-adapter coop --shape clip
     python benchmarks/step.py --shape llama-3.2-1b --device cuda --dtype bfloat16 [--compile]
 
 The floor is the step whose only gradients are those of activations: no adapter, frozen weights. Every round runs floor, ours and PEFT's in
@@ -27,7 +28,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import adaptome as ad
 from adaptome.core.errors import AdaptomeError
@@ -43,8 +51,20 @@ VIT = {
     "num_attention_heads": 6,
     "num_labels": 100,
 }
-#: sentences and their length, or images
-BATCH = {"small": (4, 256), "llama-3.2-1b": (4, 512), "vit": (6,)}
+TOWER = {"num_hidden_layers": 8, "num_attention_heads": 6}
+CLIP = {
+    "vision_config": {"hidden_size": 384, "intermediate_size": 1536, "patch_size": 16, **TOWER},
+    "text_config": {
+        "hidden_size": 192,
+        "intermediate_size": 768,
+        "vocab_size": 8000,
+        "bos_token_id": 7998,
+        "eos_token_id": 7999,
+        **TOWER,
+    },
+}
+#: sentences and their length, or images; of clip images, each with a text
+BATCH = {"small": (4, 256), "llama-3.2-1b": (4, 512), "vit": (6,), "clip": (6,)}
 #: settings under which a method and PEFT's are the same, by label; PEFT's class name and its settings last
 CASES: dict[str, tuple[str, dict[str, Any], str | None, dict[str, Any]]] = {
     "lora": ("lora", {"r": 16}, "LoraConfig", {"r": 16}),
@@ -69,29 +89,38 @@ def base(shape: str, device: str, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(0)
     if shape == "vit":
         model: nn.Module = ViTForImageClassification(ViTConfig(**VIT))
+    elif shape == "clip":
+        model = CLIPModel(CLIPConfig(**CLIP))
     else:
         model = LlamaForCausalLM(LlamaConfig(use_cache=False, **SHAPES[shape]))
     return model.to(device, dtype).train().requires_grad_(False)
 
 
-def batch(shape: str, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """What the model is called with, labels included."""
+def batch(shape: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What the model is called with so that it gives a loss: labels, or CLIP's `return_loss`."""
     size = BATCH[shape]
-    if shape == "vit":
+    if shape in ("vit", "clip"):
         images = torch.randn(*size, 3, 224, 224, device=device, dtype=dtype)
+        if shape == "clip":
+            ids = torch.randint(CLIP["text_config"]["vocab_size"], (*size, 77), device=device)
+            return {"pixel_values": images, "input_ids": ids, "return_loss": True}
         return {"pixel_values": images, "labels": torch.randint(VIT["num_labels"], size, device=device)}
     ids = torch.randint(SHAPES[shape]["vocab_size"], size, device=device)
     return {"input_ids": ids, "labels": ids}
 
 
 def open_input(model: nn.Module) -> nn.Module:
-    """Let gradients reach the embedding's output, as in a model whose lowest layer is adapted."""
-    table = next(m for m in model.modules() if isinstance(m, (nn.Embedding, nn.Conv2d)))
+    """Let gradients reach the embeddings' outputs (of tokens, of patches), as in a model whose lowest layer is adapted."""
+    tables = [
+        next((m for m in model.modules() if isinstance(m, kind)), None) for kind in (nn.Embedding, nn.Conv2d)
+    ]
 
     def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         return output.requires_grad_(True) if output.is_leaf and torch.is_grad_enabled() else output
 
-    table.register_forward_hook(hook)
+    for table in tables:
+        if table is not None:
+            table.register_forward_hook(hook)
     return model
 
 
@@ -115,15 +144,15 @@ def theirs(model: nn.Module, config: str, settings: dict[str, Any]) -> nn.Module
     return peft.get_peft_model(model, made)
 
 
-def step(model: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
+def step(model: nn.Module, inputs: dict[str, Any]) -> None:
     """Forward and backward; gradients are dropped, the optimiser is not part of it."""
     model(**inputs).loss.backward()
     model.zero_grad(set_to_none=True)
 
 
-def seconds(model: nn.Module, inputs: dict[str, torch.Tensor]) -> float:
+def seconds(model: nn.Module, inputs: dict[str, Any]) -> float:
     """One step's time."""
-    cuda = inputs["labels"].is_cuda
+    cuda = next(model.parameters()).is_cuda
     if cuda:
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -133,7 +162,7 @@ def seconds(model: nn.Module, inputs: dict[str, torch.Tensor]) -> float:
     return time.perf_counter() - start
 
 
-def products(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
+def products(model: nn.Module, inputs: dict[str, Any]) -> int:
     """Operations of a step's matrix products, convolutions and attentions."""
     in_place = {
         torch.ops.aten.addmm_: lambda y, a, b, out_shape=None, **_: 2 * a[0] * a[1] * b[1]
@@ -143,9 +172,9 @@ def products(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
     return int(counter.get_total_flops())
 
 
-def kept(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
+def kept(model: nn.Module, inputs: dict[str, Any]) -> int:
     """Bytes that a step keeps: distinct saved storages, or on CUDA the peak above what is held before."""
-    if inputs["labels"].is_cuda:
+    if next(model.parameters()).is_cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -168,7 +197,7 @@ def kept(model: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
 
 
 def measure(
-    label: str, args: argparse.Namespace, frozen: nn.Module, inputs: dict[str, torch.Tensor]
+    label: str, args: argparse.Namespace, frozen: nn.Module, inputs: dict[str, Any]
 ) -> dict[str, Any]:
     """One row: ours and PEFT's as multiples of the floor."""
     name, settings, config, peft_settings = CASES.get(label, (label, {}, None, {}))
@@ -177,7 +206,7 @@ def measure(
         "floor": open_input(copy.deepcopy(frozen)),
         "ours": open_input(ours(copy.deepcopy(frozen), method)),
     }
-    if config is not None and not args.no_peft and args.shape != "vit":
+    if config is not None and not args.no_peft and args.shape not in ("vit", "clip"):
         models["peft"] = open_input(theirs(copy.deepcopy(frozen), config, peft_settings))
     with ad.steer(**method.example_facts()[0]):
         bytes_kept = {key: kept(model, inputs) for key, model in models.items()}

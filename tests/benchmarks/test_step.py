@@ -44,3 +44,27 @@ def test_methods_go_where_they_belong(step):
         model = step.ours(step.base("small", "cpu", torch.float32), ad.get_method(name))
         sites = len(ad.adapters(model)["default"].adapters)
         assert count is None or sites == count
+
+
+def test_clip_methods_are_timed_on_a_model_of_two_towers(step, monkeypatch):
+    tower = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small = {
+        "vision_config": {**tower, "patch_size": 112},
+        "text_config": {**tower, "vocab_size": 64, "bos_token_id": 62, "eos_token_id": 63},
+    }
+    monkeypatch.setattr(step, "CLIP", small)
+    monkeypatch.setitem(step.BATCH, "clip", (2,))
+    frozen, inputs = step.base("clip", "cpu", torch.float32), step.batch("clip", "cpu", torch.float32)
+    floor = step.open_input(frozen)
+    leaves = []
+    for tower in (floor.text_model, floor.vision_model):
+        tower.encoder.layers[0].register_forward_pre_hook(
+            lambda _m, args: leaves.append(args[0].requires_grad)
+        )
+    assert floor(**inputs).loss.requires_grad and leaves == [True, True]  # gradients cross both towers
+    args = argparse.Namespace(no_peft=False, shape="clip", rounds=1, compile=False)
+    for name in ("clip-adapter", "coop", "lora"):
+        row = step.measure(name, args, frozen, inputs)
+        assert row["trainable"] > 0 and row["ours_time"] > 0 and "peft_time" not in row
+    adapted = step.ours(step.base("clip", "cpu", torch.float32), ad.get_method("clip-adapter"))
+    assert list(ad.adapters(adapted)["default"].adapters) == ["visual_projection"]
