@@ -113,6 +113,13 @@ def test_missing_columns_name_those_there(tmp_path):
     assert "Columns there: texts, label." in str(caught.value)
 
 
+def test_the_column_proposed_is_none_that_has_its_use_already(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,mood\nyes,good\n")
+    with pytest.raises(DataError, match=r"e\.g\. data\.columns: \{label: mood\}"):
+        load_splits(train=str(path), validation_fraction=0).require("text", "label")
+
+
 def test_missing_files_name_their_neighbours(tmp_path):
     put(tmp_path / "train.jsonl", rows(2))
     text = message(train=str(tmp_path / "trian.jsonl"))

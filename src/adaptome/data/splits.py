@@ -89,16 +89,17 @@ class Splits(dict[str, Split]):
         """
         for name, split in self.items():
             for column in columns:
-                _require(name, split, column)
+                _require(name, split, column, columns)
 
 
-def _require(name: str, split: Split, column: str) -> None:
+def _require(name: str, split: Split, column: str, all_required: Sequence[str]) -> None:
     there = split.rows.column_names
     if column not in there:
+        likely = next((other for other in there if other not in all_required), "...")
         raise DataError(
             f"{split.source}: the {name} split has no column {column!r}.{did_you_mean(column, there)}\n"
             f"  Columns there: {', '.join(there) or 'none'}.\n"
-            f"  Say which one it is, e.g. data.columns: {{{column}: {there[0] if there else '...'}}}."
+            f"  Say which one it is, e.g. data.columns: {{{column}: {likely}}}."
         )
     values = split.rows.select_columns([column]).with_format("arrow")[:].column(column)
     if values.null_count:

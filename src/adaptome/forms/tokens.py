@@ -47,15 +47,25 @@ def channels_last(z: Tensor) -> Tensor:
     return z.mT.contiguous()
 
 
+#: class, distillation and register tokens; more of them in front of a square were never meant
+MOST_SPECIAL = 8
+
+
 def grid_of(tokens: int, rows: int, asking: str) -> tuple[int, int, int]:
     """Special tokens in front, rows and columns of the grid; rows = 0 for a square.
 
     Raises:
-        HostError: there are fewer tokens than rows.
+        HostError: there are fewer tokens than rows, or no rows are given and the tokens are no square.
     """
     high = rows or math.isqrt(tokens)
     wide = tokens // high
     wide = wide if rows else high
     if wide == 0:
         raise HostError(f"{asking}: {tokens} tokens do not fill a grid of {rows} rows.")
-    return tokens - high * wide, high, wide
+    special = tokens - high * wide
+    if not rows and special > MOST_SPECIAL:
+        raise HostError(
+            f"{asking}: {tokens} tokens are no square with a few special ones in front ({high} x {wide} leave {special}).\n"
+            "  Say how high the grid is, for AST the bands that its patches make: rows=12; or take the tokens as a line: dims=1."
+        )
+    return special, high, wide

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -26,8 +27,10 @@ from adaptome.tasks.models import (
 from adaptome.tasks.pooling import SpectrogramClassifier
 from adaptome.tasks.spectrograms import Positions, SpecAugment, positions_of, set_frames
 
-#: no extractor makes a frame of less
-SHORTEST = 0.025
+#: no extractor makes a frame of less, in seconds; and how many frames a second AST's makes
+SHORTEST, FRAMES = 0.025, 100
+#: samples and their rate
+Length = tuple[int, int]
 
 
 class AudioClassificationOptions(TaskOptions):
@@ -96,12 +99,12 @@ class AudioClassification(Task):
         splits.require("audio", "label")
         labels = labels_of_train(splits, "label", self.labels or self.options.labels)
         self.labels = labels.names
-        made, rates = {}, {}
+        made, clips = {}, {}
         for name, split in splits.items():
-            rates[name] = _checked(split)
+            clips[name] = _checked(split)
             made[name] = Clips(split, numbers(split, name, "label", labels), self._features(processor))
             made[name].budget = self.options.cache * 2**20
-        notes = _rate_notes(rates, processor.sampling_rate)
+        notes = [*_rate_notes(clips, processor.sampling_rate), *_length_notes(clips, processor)]
         return Prepared(made, ClipCollator(processor), self.labels, remove_unused_columns=False, notes=notes)
 
     def _features(self, processor: Any) -> ClipFeatures:
@@ -257,8 +260,8 @@ def _check_length(samples: int, rate: int, where: str) -> None:
         raise DataError(f"{where}: the clip {held}; at least 25 ms are needed. Take it out of the data.")
 
 
-def _checked(split: Split) -> list[int]:
-    """Read every sound's header; returns the sampling rates.
+def _checked(split: Split) -> list[Length]:
+    """Read every sound's header.
 
     Raises:
         DataError: names the place of a sound that cannot be read, is cut short or too short.
@@ -269,24 +272,43 @@ def _checked(split: Split) -> list[int]:
             f"{split.source}: the column 'audio' holds {feature}; expected paths of sound files, or arrays with their rate.\n"
             "  Say which column it is, e.g. data.columns: {audio: filename}; or make the paths by data.paths."
         )
-    rates = []
+    found = []
     for row, sound in enumerate(Sounds(split.rows)):
         samples, rate = header(sound, split.where(row))
         _check_length(samples, rate, split.where(row))
-        rates.append(rate)
-    return rates
+        found.append((samples, rate))
+    return found
 
 
-def _rate_notes(rates: Mapping[str, list[int]], wanted: int) -> list[str]:
+def _rate_notes(clips: Mapping[str, list[Length]], wanted: int) -> list[str]:
     """A note on what is resampled, for all splits at once."""
-    other = sorted({rate for split in rates.values() for rate in split if rate != wanted})
+    other = sorted({rate for split in clips.values() for _, rate in split if rate != wanted})
     if not other:
         return []
-    counts = {name: sum(rate != wanted for rate in split) for name, split in rates.items()}
-    which = ", ".join(f"{n:,} of {len(rates[name]):,} in {name}" for name, n in counts.items() if n)
+    counts = {name: sum(rate != wanted for _, rate in split) for name, split in clips.items()}
+    which = ", ".join(f"{n:,} of {len(clips[name]):,} in {name}" for name, n in counts.items() if n)
     low = " Nothing is there above half the lower rate." if other[0] < wanted else ""
     told = ", ".join(f"{rate:,}" for rate in other)
     return [f"clips are resampled from {told} Hz to {wanted:,} Hz: {which}.{low}"]
+
+
+def _length_notes(clips: Mapping[str, list[Length]], processor: Any) -> list[str]:
+    """A note on clips that are cut off at the frames that a model of spectrograms reads, or are far shorter than those."""
+    kept = getattr(processor, "max_length", None)
+    if kept is None:
+        return []
+    lasting = [FRAMES * samples / rate for split in clips.values() for samples, rate in split]
+    longer, longest = sum(frames >= kept + FRAMES * SHORTEST for frames in lasting), max(lasting)
+    told = f"{kept:,} frames ({kept / FRAMES:g} s, task.max_length)"
+    if longer:
+        return [
+            f"{longer:,} of {len(lasting):,} clips are longer than the {told} that are read: their ends are cut off."
+        ]
+    if 2 * longest < kept:
+        return [
+            f"the longest clip lasts {longest / FRAMES:.2f} s, and every clip is padded to {told}: {max(16, math.ceil(longest))} would do."
+        ]
+    return []
 
 
 def _check_inputs(model: nn.Module, processor: Any) -> None:

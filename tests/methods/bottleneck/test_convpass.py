@@ -94,6 +94,15 @@ def test_grids_are_squares_unless_told():
     assert grid_of(1214, 12, "") == (2, 12, 101) and grid_of(3136, 0, "") == (0, 56, 56)
     with pytest.raises(HostError, match="3 tokens do not fill a grid of 4 rows"):
         grid_of(3, 4, "convpass")
+    for tokens, told in (
+        (1214, "34 x 34 leave 58"),
+        (62, "7 x 7 leave 13"),
+    ):  # AST: no square, whatever is left over
+        with pytest.raises(
+            HostError, match=f"{tokens} tokens are no square .*{told}.*\n.*rows=12; .* dims=1"
+        ):
+            grid_of(tokens, 0, "convpass")
+    assert grid_of(201, 0, "") == (5, 14, 14)  # with registers
 
 
 @pytest.mark.parametrize("name", ["vit", "swin", "ast", "clip"])

@@ -25,8 +25,8 @@ class Convpass(BesideMethod):
         y = f(x) + s A(x),    A(x) = U g(K * g(D x + d) + c) + u,    g = QuickGELU, f the attention and the MLP
 
     shapes      D [b, d], K [b, b, 3, 3] over the grid of patches (dims = 1: [b, b, 3] over the line of all tokens), U [d, b]
-    grid        a square unless `rows` tells its height (12 for AST); tokens in front that do not fit into it are special ones, and
-                each is a grid of its own, of one patch. Activations [batch, high, wide, d] are a grid as they are
+    grid        a square unless `rows` tells its height (12 for AST); tokens in front that do not fit into it are special ones (at most
+                8 in front of a square), and each is a grid of its own, of one patch. Activations [batch, high, wide, d] are a grid as they are
     init        D Xavier-uniform; K the identity (1 in the middle of each channel's own filter); the rest 0: starts as the base
     scale       the paper takes s from {0.01, 0.1, 1, 10, 100} for each task
     placement   as in `adaptformer`
