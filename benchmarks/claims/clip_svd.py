@@ -28,7 +28,8 @@ from transformers.utils import logging
 
 import adaptome as ad
 
-COLOURS, SHAPES, SIDE, SHOTS, STEPS = 8, 8, 12, 4, 60
+COLOURS, SHAPES, SIDE, SHOTS, STEPS = 8, 8, 12, 8, 120
+TURNED = 1 / 12
 START, END = 1, 2
 MAPS = ["*layers.*_proj", "*layers.*fc1", "*layers.*fc2"]
 OURS = "clip-svd"
@@ -59,7 +60,7 @@ def drawn(shifted: bool) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     corners = torch.cartesian_prod(*[torch.tensor([0.1, 1.0])] * 3)
     shapes = torch.rand(SHAPES, 6, 6, generator=generator) < 0.5
-    turned = torch.rand(SHAPES, 6, 6, generator=generator) < 1 / 7
+    turned = torch.rand(SHAPES, 6, 6, generator=generator) < TURNED
     return corners, (shapes ^ turned if shifted else shapes).float()
 
 

@@ -3,10 +3,12 @@
 claim      Jiang et al. 2025, arXiv:2502.08905: learned selection of modules beats giving every module, or others, an adapter.
            No code is published; what runs here is our reading of it
 miniature  a tiny RoBERTa encoder (2 blocks of six modules) learns a teacher that differs from it in two modules of each block, drawn
-           by the seed, by updates of rank 4. The search takes its 15 % of 400 steps (first-order bilevel, by the method's schedule),
-           then the 2 modules of each block that it keeps get new adapters and train for 400 steps (r = 4, nothing shared). Compared:
-           LoRA r = 4 on all six modules, and on two modules of each block drawn at random. Found are the planted modules among the
-           four selected; chance is a third. The better of two learning rates for each
+           by the seed, by updates of rank 4. The search takes half of 400 steps (first-order bilevel, by the method's schedule; its
+           default, 15 %, is meant for runs in which that is an epoch), then the 2 modules of each block that it keeps get new adapters
+           and train for 400 steps (r = 4, nothing shared). Compared: LoRA r = 4 on all six modules, and on two modules of each block
+           drawn at random. Found are the planted modules among the four selected; chance is a third. Told too: how many are found or
+           have their twin found, which can stand in for them (query and key, value and output, the two maps of the MLP; chance 60 %).
+           The better of two learning rates for each
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from torch.nn import functional as F
 
 from adaptome.methods.low_rank.diffora import final
 
-BLOCKS, WIDTH, R, PLANTED, STEPS = 2, 32, 4, 2, 400
+BLOCKS, WIDTH, R, PLANTED, STEPS, SEARCH = 2, 32, 4, 2, 400, 0.5
 RATES = (3e-3, 1e-2)
 MODULES = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense")  # fmt: skip
+TWINS = dict(zip(MODULES, (MODULES[i ^ 1] for i in range(len(MODULES))), strict=True))
 
 
 def encoder() -> nn.Module:
@@ -66,6 +69,12 @@ def task(seed: int) -> tuple[nn.Module, Loss, Score, list[str], list[str]]:
     return base, loss, score, [n for row in names for n in row], planted
 
 
+def twin(name: str) -> str:
+    """The module beside it through which the same function can be changed."""
+    block, own = name.split(".", 3)[:3], name.split(".", 3)[3]
+    return ".".join([*block, TWINS[own]])
+
+
 def measure(seed: int, table: Table) -> None:
     base, loss, score, names, planted = task(seed)
     everything = adapt(base, "lora", loss, score, steps=STEPS, rates=RATES, seed=seed, targets=names, r=R)
@@ -73,7 +82,7 @@ def measure(seed: int, table: Table) -> None:
     six = len(MODULES)
     others = [n for i in range(BLOCKS) for n in drawn.sample(names[i * six : (i + 1) * six], PLANTED)]
     random_k = adapt(base, "lora", loss, score, steps=STEPS, rates=RATES, seed=seed, targets=others, r=R)
-    searched = adapt(base, "diffora", loss, score, steps=STEPS, rates=RATES, seed=seed, targets=names, r=R, ratio=PLANTED / six)  # fmt: skip
+    searched = adapt(base, "diffora", loss, score, steps=STEPS, rates=RATES, seed=seed, targets=names, r=R, ratio=PLANTED / six, search=SEARCH)  # fmt: skip
     method = final(searched.model)
     settings = {**method.settings(), "sharing": "none"}
     found = adapt(
@@ -85,8 +94,10 @@ def measure(seed: int, table: Table) -> None:
         ("diffora", found),
     ):
         table.add(label, seen.value, seen.parameters)
+    chosen = set(method.selected or ())
+    table.add("(share of the planted modules found)", len(chosen & set(planted)) / len(planted))
     table.add(
-        "(share of the planted modules found)", len(set(method.selected or ()) & set(planted)) / len(planted)
+        "(share found, or their twin)", sum(bool({n, twin(n)} & chosen) for n in planted) / len(planted)
     )
 
 
