@@ -186,7 +186,8 @@ def _entries(lines: list[str]) -> str:
     for line in lines:
         key, _, value = line.partition("  ")
         if line.startswith(" ") and entries:
-            entries[-1][1] += " " + line.strip()
+            choice = re.match(r"'[\w-]+':", line.strip())  # 'gaussian': ... begins a line
+            entries[-1][1] += ("<br>" if choice else " ") + line.strip()
         else:
             entries.append([key.strip(), value.strip()])
     rows = [f"| {key} | {cell(paper_links(value))} |" for key, value in entries]
@@ -216,11 +217,11 @@ def options(cls: Class) -> str:
 
 
 def _type(hint: Any) -> str:
-    """A setting's type as it is written in code: `int`, `float | 'learned'`."""
+    """A setting's type: `int`, `float or 'learned'`; in a table's cell code cannot hold a `|`."""
     if typing.get_origin(hint) is typing.Literal:
-        return " | ".join(map(repr, typing.get_args(hint)))
+        return " or ".join(map(repr, typing.get_args(hint)))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " | ".join(map(_type, typing.get_args(hint)))
+        return " or ".join(map(_type, typing.get_args(hint)))
     if hint is type(None):
         return "None"
     return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)

@@ -93,15 +93,16 @@ def test_a_docstring_becomes_prose_equation_and_table():
             y = W x
 
         shapes      W [out, in]
-        init        zero,
+        init        'zero': zero,
                     then more
+                    'one': 1
 
         Use it when | there is a reason.
         """
 
     assert generate.body(Example).split("\n\n") == [
         "```text\ny = W x\n```",
-        "| | |\n| --- | --- |\n| shapes | W [out, in] |\n| init | zero, then more |",
+        "| | |\n| --- | --- |\n| shapes | W [out, in] |\n| init | 'zero': zero, then more<br>'one': 1 |",
         "Use it when | there is a reason.",
     ]
 

@@ -111,7 +111,7 @@ def activate(
 
 
 def active(model: nn.Module) -> list[str]:
-    """The names of the adapters that run, in order."""
+    """The names of the adapters that were activated, in order; merged ones are in the weights, and `disabled` leaves the list as it is."""
     return list(state_of(model).active)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 import adaptome as ad
 from adaptome.architectures import build
 from adaptome.core.errors import HostError
-from adaptome.methods.spectral.loldu import ldu
+from adaptome.methods.spectral.loldu import ldu, started
 from tests.methods.helpers import adapted, batch, linear, llama2_7b, roberta, shake
 
 SHAPES = [(12, 20), (20, 12), (16, 16)]
@@ -122,6 +122,14 @@ def test_other_starts_are_what_they_say(init):
     }[init]
     if init == "zeros":
         torch.testing.assert_close(model(batch(3, 64)), model[0].bias.expand(3, 64))
+
+
+@pytest.mark.parametrize("init", ["uniform", "normal", "s_uniform", "s_normal"])
+def test_a_start_is_drawn_by_the_seeded_generator_wherever_the_pivots_are(init):
+    with torch.random.fork_rng():
+        before = torch.get_rng_state()
+        started(torch.empty(3, 4, device="meta"), init)  # stands for an accelerator
+        assert not torch.equal(torch.get_rng_state(), before)
 
 
 def test_zero_pivots_stay_finite():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -107,16 +108,20 @@ def _order(pivots: Tensor, rows: int) -> Tensor:
 
 
 def started(z: Tensor, init: Init) -> Tensor:
-    """z at its start, from the base's pivots."""
+    """z at its start, from the base's pivots; drawn on the CPU, whose generator is the one that is seeded, wherever z is."""
     mean = z.mean(-1, keepdim=True)
+
+    def drawn(draw: Callable[..., Tensor]) -> Tensor:
+        return draw(z.shape, dtype=z.dtype).to(z.device)
+
     if init == "lu":
         return z.clone()
     if init == "uniform":
-        return (torch.rand_like(z) - 0.5) * mean.abs()
+        return (drawn(torch.rand) - 0.5) * mean.abs()
     if init == "normal":
-        return mean + torch.randn_like(z) * z.std(-1, keepdim=True, correction=0)
+        return mean + drawn(torch.randn) * z.std(-1, keepdim=True, correction=0)
     if init == "s_uniform":
-        return 2 * torch.rand_like(z) - 1
+        return 2 * drawn(torch.rand) - 1
     if init == "s_normal":
-        return torch.randn_like(z)
+        return drawn(torch.randn)
     return {"constant": mean.expand_as(z).clone(), "ones": torch.ones_like(z)}.get(init, torch.zeros_like(z))
