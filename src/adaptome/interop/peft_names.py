@@ -30,7 +30,9 @@ def _endings(name: str) -> Iterator[str]:
 def check_heads(heads: Collection[str], targets: Collection[str]) -> None:
     """Raise MergeError when PEFT would leave a target out, because some part of its name is that of a head."""
     for head in heads:
-        inside = [target for target in targets if re.match(rf"(^|.*\.){head}($|\..*)", target)]  # PEFT's own rule
+        inside = [
+            target for target in targets if re.match(rf"(^|.*\.){head}($|\..*)", target)
+        ]  # PEFT's own rule
         if inside:
             raise MergeError(
                 f"PEFT adapts nothing under a name that is trained whole: {head!r} is a head here, and so {inside[0]} would be left out.\n"

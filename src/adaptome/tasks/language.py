@@ -188,7 +188,7 @@ class _Ending:
         limit: int,
         device: Any,
     ):
-        def numbers(values: Sequence[float]) -> Tensor:
+        def numbers(values: Any) -> Tensor:
             return torch.tensor(values, device=device)
 
         self.processor, self.stops, self.gives_up = processor, stops, False

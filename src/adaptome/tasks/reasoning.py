@@ -146,7 +146,9 @@ class Reasoning(Task):
                 splits[name]
             )  # an answer that cannot be read is found before anything is trained
             notes += [] if self._rule() else _guessed(rules)
-        return Prepared(made, partial(self._collate, processor), length_column="length", notes=[*dict.fromkeys(notes)])
+        return Prepared(
+            made, partial(self._collate, processor), length_column="length", notes=[*dict.fromkeys(notes)]
+        )
 
     def _dataset(
         self, records: list[dict[str, str]], split: Split, name: str, processor: Any
