@@ -240,7 +240,7 @@ def _continue(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=ending.limit,
-        stopping_criteria=StoppingCriteriaList([ending]),  # type: ignore[list-item]  # any callable will do
+        stopping_criteria=StoppingCriteriaList([ending]),  # any callable will do
         **settings,
     )
     greedy, over = settings.get("num_beams", 1) == 1, bool(ending.over)
