@@ -155,7 +155,7 @@ def test_a_layer_without_task_branches_merges_under_streams():
         torch.testing.assert_close(model(fork(batch(2, 12), TASKS)), before)
 
 
-def swin(depths=(2, 2)):
+def swin(depths=(2, 2), mode="matrix"):
     from transformers import SwinConfig, SwinModel
 
     torch.manual_seed(0)
@@ -169,7 +169,9 @@ def swin(depths=(2, 2)):
         drop_path_rate=0.0,
     )
     model = SwinModel(config, add_pooling_layer=False).double().eval()
-    ad.attach(model, "mtlora", targets=["all-linear"], exclude="*.reduction", **SMALL, specific=LAST)
+    ad.attach(
+        model, "mtlora", targets=["all-linear"], exclude="*.reduction", **SMALL, specific=LAST, mode=mode
+    )
     return model
 
 
@@ -298,6 +300,19 @@ def test_a_task_moves_its_own_stream_alone_and_feeds_no_later_stage():
                 p.mul_(1.5)
     moved = features(model)
     assert all(not torch.equal(moved[i][k], after[i][k]) for i in (0, 1) for k in moved[i])
+
+
+def test_with_addition_a_task_reaches_the_others_and_later_stages_through_the_shared_stream():
+    model = swin(mode="addition")
+    shake(model)
+    before = features(model)
+    with torch.no_grad():
+        for key, p in ad.parameters_of(model).items():
+            if "layers.0" in key and key.endswith(".depth"):
+                p.mul_(1.5)
+    after = features(model)
+    changed = [{k for k in stage if not torch.equal(stage[k], after[i][k])} for i, stage in enumerate(before)]
+    assert changed == [{"shared", *TASKS}] * 2  # W acts on the shared input in every stream
 
 
 def test_a_tasks_loss_gives_the_others_no_gradient():
