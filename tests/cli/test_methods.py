@@ -57,4 +57,6 @@ def test_types_are_written_out_and_the_size_a_budget_solves_is_named(capsys):
     about = ad.list_methods()["series"].about()
     assert about["budget_solves"] == "size"
     types = {option["type"] for cls in ad.list_methods().values() for option in cls.about()["options"]}
-    assert not [name for name in types if name.startswith("typing.") or (name[0].isupper() and name != "None")]
+    assert not [
+        name for name in types if name.startswith("typing.") or (name[0].isupper() and name != "None")
+    ]
