@@ -15,7 +15,6 @@ import inspect
 import itertools
 import re
 import sys
-import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 from torch import nn
 
 import adaptome as ad
+from adaptome.core.method import type_name
 
 from figure import line_chart
 
@@ -209,22 +209,11 @@ def options(cls: Class) -> str:
     lines = ["| name | type | default | admits | meaning |", "| --- | --- | --- | --- | --- |"]
     for field in fields:
         bounds = ", ".join(f"{words[k]} {field.metadata[k]}" for k in words if k in field.metadata)
-        kind = cell(_type(hints[field.name]))
+        kind = cell(type_name(hints[field.name]))
         lines.append(
             f"| `{field.name}` | `{kind}` | `{field.default!r}` | {cell(bounds)} | {cell(field.metadata.get('help', ''))} |"
         )
     return "\n".join(lines)
-
-
-def _type(hint: Any) -> str:
-    """A setting's type: `int`, `float or 'learned'`; in a table's cell code cannot hold a `|`."""
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(map(repr, typing.get_args(hint)))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(map(_type, typing.get_args(hint)))
-    if hint is type(None):
-        return "None"
-    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
 
 
 @functools.cache

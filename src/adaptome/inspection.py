@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adaptome.architectures import build
 from adaptome.core.attaching import attach
+from adaptome.core.budget import Fit
 from adaptome.core.errors import ModelError, did_you_mean
 from adaptome.core.method import Method
 from adaptome.core.plan import Plan, count
@@ -77,6 +78,7 @@ class Inspection:
         memory: the estimate; None where the step cannot be run without values, and `note` says why.
         setup: batch, length, dtype, optimizer and gradient_checkpointing of the estimate.
         note: what the estimate leaves out.
+        budget: how close the method came to a budget, where one was asked for.
     """
 
     model: str
@@ -88,6 +90,7 @@ class Inspection:
     memory: Memory | None
     setup: dict[str, Any]
     note: str = ""
+    budget: Fit | None = None
 
     @property
     def percent(self) -> float:
@@ -99,7 +102,8 @@ class Inspection:
         keys = ("model", "method", "settings", "trainable", "total", "percent", "setup", "note")
         rows = [vars(row) | {"shape": list(row.shape)} for row in self.rows]
         memory = dict(vars(self.memory)) if self.memory else None
-        return {key: getattr(self, key) for key in keys} | {"rows": rows, "memory": memory}
+        budget = dict(vars(self.budget)) if self.budget else None
+        return {key: getattr(self, key) for key in keys} | {"rows": rows, "memory": memory, "budget": budget}
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -121,6 +125,8 @@ class Inspection:
             column.justify = "right"
         yield table
         yield f"trainable {self.trainable:,} of {self.total:,} ({self.percent:.4f} %)"
+        if self.budget is not None:
+            yield str(self.budget)
         if self.memory is not None:
             wanted = ", ".join(f"{key} {value}" for key, value in self.setup.items())
             table = Table(
@@ -144,6 +150,7 @@ def inspect(
     layers: Any = None,
     train: str | Sequence[str] = (),
     per_layer: Mapping[str, Mapping[str, Any]] | None = None,
+    budget: str | int | None = None,
     task: str | None = None,
     batch: int = 1,
     length: int = 512,
@@ -165,7 +172,7 @@ def inspect(
 
     Args:
         model: a module (on any device; it is not changed), or what `adaptome.architectures.build` takes.
-        method, targets, exclude, layers, train, per_layer, settings: as in `attach`.
+        method, targets, exclude, layers, train, per_layer, budget, settings: as in `attach`.
         task: the head to build, one of `adaptome.architectures.TASKS`.
         batch, length: samples, and tokens of each.
         dtype: of the base's weights ('bf16', 'fp16', 'fp32'); by default the model's own.
@@ -192,17 +199,18 @@ def inspect(
     if method is not None:
         plan = attach(
             copy, method, "inspected", targets=targets, exclude=exclude, layers=layers, train=train,
-            per_layer=per_layer, dtype=adapter_dtype, seed=0, **settings,
+            per_layer=per_layer, budget=budget, dtype=adapter_dtype, seed=0, **settings,
         )  # fmt: skip
-    elif settings or targets or train:
+    elif settings or targets or train or budget is not None:
         raise ModelError(
-            "targets, train and settings belong to a method.\n  Name one: inspect(model, 'lora', ...)."
+            "targets, train, budget and settings belong to a method.\n  Name one: inspect(model, 'lora', ...)."
         )
     memory, note = _memory(copy, inputs, loss, batch, length, optimizer)
     return Inspection(
         model=name,
         method=plan.method if plan else None,
         settings=plan.settings if plan else {},
+        budget=plan.budget if plan else None,
         trainable=sum(p.numel() for p in copy.parameters() if p.requires_grad),
         total=count(copy),
         rows=_rows(copy, plan),

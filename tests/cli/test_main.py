@@ -49,6 +49,14 @@ def test_help_lists_every_command(capsys):
     assert all(f" {name.replace('_', '-')} " in shown for name in _app.commands())
 
 
+@pytest.mark.parametrize("name", _app.commands())
+def test_the_help_of_a_command_names_its_arguments_and_shows_examples(name, capsys):
+    assert run(name, "--help") == 0
+    shown = capsys.readouterr().out
+    assert f"Usage: adaptome {name}" in shown and shown.count(f"adaptome {name}") >= 3
+    assert "[[" not in shown and "{recipe}" not in shown and "{run}" not in shown
+
+
 def test_bad_usage_exits_with_2(capsys):
     assert run("no-such-command") == 2
     assert run("--no-such-option") == 2

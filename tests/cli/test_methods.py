@@ -46,3 +46,17 @@ def test_one_method_as_json(capsys):
 def test_an_unknown_method_names_the_nearest(capsys):
     assert run("methods", "lorra") == 1
     assert "Nearest: lora" in capsys.readouterr().err
+
+
+def test_types_are_written_out_and_the_size_a_budget_solves_is_named(capsys):
+    assert run("methods", "ssf") == 0
+    shown = capsys.readouterr().out
+    assert "'identity' | 'normal'" in shown and "budget solves       nothing" in shown
+    assert run("methods", "lora") == 0
+    assert "budget solves       r " in capsys.readouterr().out
+    about = ad.list_methods()["series"].about()
+    assert about["budget_solves"] == "size"
+    types = {option["type"] for cls in ad.list_methods().values() for option in cls.about()["options"]}
+    assert not [
+        name for name in types if name.startswith("typing.") or (name[0].isupper() and name != "None")
+    ]

@@ -67,6 +67,14 @@ def test_train_as_json_and_as_a_table_tell_the_metrics_of_the_run(capsys):
     assert f"{told['trainable_parameters']:,}" in shown
 
 
+def test_train_tells_how_near_a_method_came_to_its_budget(capsys):
+    words = ["output.folder=budgeted", "training.max_steps=1", "method.budget=1500"]
+    assert run("train", "recipe.yaml", *words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    # two blocks of four maps, 32 + 32 numbers a rank on each: 512 a rank
+    assert "note: lora, budget 1,500: r=3 gives 1,536 (+2.40 %)" in shown
+
+
 def test_a_finished_run_is_not_overwritten(capsys):
     assert run("train", "recipe.yaml") == 1
     assert "output.overwrite=true" in capsys.readouterr().err

@@ -20,6 +20,18 @@ _HELP = """Adapt foundation models with few trained parameters.
 
 Start with `adaptome quickstart`: a real model on real data, without network, in minutes on a CPU."""
 
+_PATH = """A run of your own, from a recipe that comes along:
+
+adaptome recipes
+
+adaptome recipes gsm8k-lora > mine.yaml
+
+adaptome train mine.yaml output=runs/mine
+
+adaptome eval runs/mine; adaptome predict runs/mine "..."; adaptome merge runs/mine merged-model
+
+Every command tells its options and examples with `--help`."""
+
 #: loggers that tell, whenever they are imported, of kernels that this machine has no use for
 _CHATTY = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
@@ -28,6 +40,7 @@ def build() -> typer.Typer:
     """The application with every command found in this folder."""
     app = typer.Typer(
         help=_HELP,
+        epilog=_PATH,
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode="markdown",

@@ -28,13 +28,14 @@ def compare(
     recipe: Annotated[
         str,
         typer.Argument(
+            metavar="RECIPE",
             help="A YAML file with a section `compare`, or the name of such a recipe that comes with adaptome.",
             show_default=False,
         ),
     ],
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, as compare.methods.0.r=16."),
+        typer.Argument(metavar="KEY=VALUE", help="Changes to it, as compare.methods.0.r=16."),
     ] = None,
     method: Annotated[
         list[str] | None,

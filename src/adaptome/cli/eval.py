@@ -9,17 +9,28 @@ import typer
 
 from adaptome.cli._output import JsonOption, print_json, print_table
 
+EXAMPLES = """Examples:
+
+adaptome eval runs/adaptome
+
+adaptome eval runs/adaptome --split validation
+
+adaptome eval runs/adaptome data.test=other.jsonl --json
+"""
+
 
 def register(app: typer.Typer) -> None:
     """Put the command on the application."""
-    app.command("eval")(evaluate)
+    app.command("eval", epilog=EXAMPLES)(evaluate)
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The output folder of a finished run.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The output folder of a finished run.", show_default=False)
+    ],
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to its recipe, as data.test=other.jsonl."),
+        typer.Argument(metavar="KEY=VALUE", help="Changes to its recipe, as data.test=other.jsonl."),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="train, validation or test.", show_default="test, else validation")

@@ -15,6 +15,8 @@ adaptome inspect llama-2-7b --method lora --targets q --targets v --set r=64 --b
 
 adaptome inspect ./my-model --method ia3
 
+adaptome inspect llama-3.2-1b --method dora --budget 0.1%
+
 adaptome inspect roberta-base --task text-classification --method lora --train classifier --json
 """
 
@@ -26,7 +28,12 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     model: Annotated[
-        str, typer.Argument(help="A built-in name, a folder, a config.json or a hub id.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A built-in name (an unknown one lists them), a folder, a config.json or a hub id.",
+            show_default=False,
+        ),
     ],
     method: Annotated[str | None, typer.Option(help="The method; without one, full fine-tuning.")] = None,
     targets: Annotated[
@@ -35,6 +42,10 @@ def inspect(
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; may be repeated."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="The count instead of a size: 20000, 0.1% of the base, or lora:r=8."),
     ] = None,
     train: Annotated[list[str] | None, typer.Option(help="A module trained whole; may be repeated.")] = None,
     task: Annotated[str | None, typer.Option(help="The head to build, as text-classification.")] = None,
@@ -58,7 +69,7 @@ def inspect(
         )
     found = inspection.inspect(
         model, method, targets=targets or None, train=train or (), task=task, batch=batch, length=length, dtype=dtype,
-        optimizer=optimizer, gradient_checkpointing=checkpointing, **chosen,
+        optimizer=optimizer, gradient_checkpointing=checkpointing, budget=budget, **chosen,
     )  # fmt: skip
     if json:
         print_json(found.to_dict())

@@ -36,7 +36,9 @@ def register(app: typer.Typer) -> None:
 
 
 def interpret(
-    run: Annotated[Path, typer.Argument(help="The output folder of a finished run.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The output folder of a finished run.", show_default=False)
+    ],
     adapter: Annotated[str, typer.Option(help="Which, where the run has several.")] = "default",
     top: Annotated[int, typer.Option(min=1, help="How many heads and directions.")] = 10,
     score: Annotated[

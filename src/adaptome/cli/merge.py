@@ -9,16 +9,26 @@ import typer
 
 from adaptome.cli._output import JsonOption, print_json
 
+EXAMPLES = """Examples:
+
+adaptome merge runs/adaptome merged-model
+
+adaptome merge runs/adaptome merged-model --requantise --json
+"""
+
 
 def register(app: typer.Typer) -> None:
     """Put the command on the application."""
-    app.command("merge")(merge)
+    app.command("merge", epilog=EXAMPLES)(merge)
 
 
 def merge(
-    run: Annotated[Path, typer.Argument(help="The output folder of a finished run.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The output folder of a finished run.", show_default=False)
+    ],
     output: Annotated[
-        Path, typer.Argument(help="The folder to write the merged model to.", show_default=False)
+        Path,
+        typer.Argument(metavar="OUTPUT", help="The folder to write the merged model to.", show_default=False),
     ],
     requantise: Annotated[
         bool, typer.Option("--requantise", help="On a quantised base: dequantise, merge and quantise again.")

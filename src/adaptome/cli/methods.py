@@ -8,15 +8,24 @@ import typer
 
 from adaptome.cli._output import JsonOption, print_json, print_table
 
+EXAMPLES = """Examples:
+
+adaptome methods
+
+adaptome methods dora
+
+adaptome methods --json > methods.json
+"""
+
 
 def register(app: typer.Typer) -> None:
     """Put the command on the application."""
-    app.command("methods")(methods)
+    app.command("methods", epilog=EXAMPLES)(methods)
 
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(help="One method, to see its settings and its equation.")
+        str | None, typer.Argument(metavar="NAME", help="One method, to see its settings and its equation.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -67,6 +76,7 @@ def _tell(cls: Any) -> None:
         "hosts",
         "admits_packed",
         "default_targets",
+        "budget_solves",
     )
     print_table(("property", "value"), [(key.replace("_", " "), _words(about[key])) for key in keys])
     if about["options"]:
@@ -76,4 +86,4 @@ def _tell(cls: Any) -> None:
 
 
 def _words(value: Any) -> Any:
-    return ", ".join(value) if isinstance(value, (list, tuple)) else value
+    return "nothing" if value is None else ", ".join(value) if isinstance(value, (list, tuple)) else value

@@ -12,17 +12,28 @@ import typer
 from adaptome.cli._output import JsonOption, print_json
 from adaptome.core.errors import DataError
 
+EXAMPLES = """Examples:
+
+adaptome predict runs/adaptome "the first sentence" "the second"
+
+adaptome predict runs/adaptome --file sentences.txt --json
+
+adaptome predict runs/sounds clips/one.wav clips/two.wav
+"""
+
 
 def register(app: typer.Typer) -> None:
     """Put the command on the application."""
-    app.command("predict")(predict)
+    app.command("predict", epilog=EXAMPLES)(predict)
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="The output folder of a finished run.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The output folder of a finished run.", show_default=False)
+    ],
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[INPUT]...", help="Sentences, prompts, or paths of pictures or sounds."),
+        typer.Argument(metavar="INPUT", help="Sentences, prompts, or paths of pictures or sounds."),
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Take the inputs from this file, one on a line; - for standard input.")

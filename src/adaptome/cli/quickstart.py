@@ -8,10 +8,17 @@ import typer
 
 from adaptome.cli._output import JsonOption, print_json
 
+EXAMPLES = """Examples:
+
+adaptome quickstart
+
+adaptome quickstart -o my-folder --json
+"""
+
 
 def register(app: typer.Typer) -> None:
     """Put the command on the application."""
-    app.command("quickstart")(quickstart)
+    app.command("quickstart", epilog=EXAMPLES)(quickstart)
 
 
 def quickstart(

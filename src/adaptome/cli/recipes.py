@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="One recipe, to print its file.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="One recipe, to print its file.", show_default=False)
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -39,12 +39,14 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A YAML file, or the name of a recipe that comes with adaptome.", show_default=False
+            metavar="RECIPE",
+            help="A YAML file, or the name of a recipe that comes with adaptome.",
+            show_default=False,
         ),
     ],
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, as method.r=16 training.epochs=2."),
+        typer.Argument(metavar="KEY=VALUE", help="Changes to it, as method.r=16 training.epochs=2."),
     ] = None,
     schema: Annotated[
         bool,

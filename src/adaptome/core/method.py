@@ -225,17 +225,36 @@ class Method:
             "needs",
             "source",
         )
+        own: Any = cls
+        hints = _hints(own)
         options = [
             {
                 "name": f.name,
                 "default": f.default,
-                "type": str(f.type),
+                "type": type_name(hints[f.name]),
                 **f.metadata,
             }
             for f in dataclasses.fields(cls)  # type: ignore[arg-type]
         ]
         told = {"summary": cls.summary(), **{k: getattr(cls, k) for k in keys}}
-        return {**told, "positions": cls.positions(), "added_parameters": cls.formula(), "options": options}
+        return {
+            **told,
+            "positions": cls.positions(),
+            "added_parameters": cls.formula(),
+            "budget_solves": cls.size_setting(),
+            "options": options,
+        }
+
+
+def type_name(hint: Any) -> str:
+    """A setting's type as it is written in code: `int`, `float | 'learned'`."""
+    if typing.get_origin(hint) is Literal:
+        return " | ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(map(type_name, typing.get_args(hint)))
+    if hint is type(None):
+        return "None"
+    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
 
 
 @functools.cache

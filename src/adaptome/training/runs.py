@@ -111,7 +111,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         raise RecipeError("the data has no train split: give data.train, or a data set that has one.")
     split = _final_split(recipe, prepared)
     model = _base_model(recipe, task, processor)
-    _attach(recipe, task, model)
+    notes = [*prepared.notes, *_attach(recipe, task, model)]
     _make_room(recipe, folder)
     trainer = _trainer(
         recipe,
@@ -141,7 +141,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
             metrics |= task.judge(splits[split], found) if task.judges else {}
             if recipe.evaluation.predictions and trainer.args.should_save:
                 write_predictions(folder / PREDICTIONS, task, splits[split], prepared[split], found)
-    result = _result(recipe, trainer, metrics, split, history, seconds, peak.bytes(), prepared.notes)
+    result = _result(recipe, trainer, metrics, split, history, seconds, peak.bytes(), notes)
     if trainer.args.should_save:
         write_atomic(folder / METRICS, json.dumps(result.to_dict(), indent=1))
     return result
@@ -318,16 +318,16 @@ def _names(recipe: Recipe) -> list[str]:
     return names
 
 
-def _attach(recipe: Recipe, task: Task, model: nn.Module) -> None:
-    """Attach the recipe's methods in order; the task's head trains with the first."""
+def _attach(recipe: Recipe, task: Task, model: nn.Module) -> list[str]:
+    """Attach the recipe's methods in order; the task's head trains with the first. Tells how near each came to its budget."""
     if not recipe.methods:
         raise RecipeError(
             "methods is empty: name at least one, e.g. method=lora. `adaptome methods` lists them."
             + (" Those of `compare` are for `adaptome compare`." if recipe.compare else "")
         )
-    heads = task.head_patterns(model)
+    heads, told = task.head_patterns(model), []
     for name, section in zip(_names(recipe), recipe.methods, strict=True):
-        ad.attach(
+        plan = ad.attach(
             model,
             section.name,
             name,
@@ -342,6 +342,8 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> None:
             **section.settings,
         )
         heads = []
+        told += [f"{section.name}, {plan.budget}"] if plan.budget else []
+    return told
 
 
 def _stopping(recipe: Recipe) -> list[TrainerCallback]:
