@@ -1,4 +1,4 @@
-"""How PEFT's configuration names modules: by a whole name or what it ends in after a dot, or by one regular expression."""
+"""What PEFT calls things and takes: its files, its modules by name (a whole one, what it ends in after a dot, or one regular expression)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 
 from adaptome.core.errors import MergeError
+from adaptome.core.hosts import Host
+
+CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+
+
+def has_form(host: Host) -> bool:
+    """Whether PEFT computes the same on this layer: its convolutions know neither groups, dilation nor padding modes."""
+    conv = host.layer
+    plain = host.kind != "conv" or (
+        conv.groups == 1 and set(conv.dilation) == {1} and conv.padding_mode == "zeros"
+    )
+    return plain and host.kind not in ("experts", "parameter")
 
 
 def target_modules(targets: Collection[str], names: Iterable[str]) -> list[str] | str:
@@ -30,7 +42,9 @@ def _endings(name: str) -> Iterator[str]:
 def check_heads(heads: Collection[str], targets: Collection[str]) -> None:
     """Raise MergeError when PEFT would leave a target out, because some part of its name is that of a head."""
     for head in heads:
-        inside = [target for target in targets if re.match(rf"(^|.*\.){head}($|\..*)", target)]  # PEFT's own rule
+        inside = [
+            target for target in targets if re.match(rf"(^|.*\.){head}($|\..*)", target)
+        ]  # PEFT's own rule
         if inside:
             raise MergeError(
                 f"PEFT adapts nothing under a name that is trained whole: {head!r} is a head here, and so {inside[0]} would be left out.\n"
