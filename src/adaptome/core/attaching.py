@@ -97,6 +97,11 @@ def _hosts(
         )
     for host in hosts:
         method.check(host)
+        if host.path in heads and host.kind not in ("experts", "parameter", "vector"):
+            raise TargetError(
+                f"{host.path} is among the targets and some of its rows among what trains whole; one adapter has one part on a layer.\n"
+                f"  Leave it out of the targets (exclude='{host.path}'), or out of train."
+            )
     return hosts
 
 
