@@ -64,6 +64,7 @@ def test_the_report_counts_by_role_and_every_tensor_once():
         ({"train": ["head2"]}, TargetError, "head2"),
         ({"train": ["act"]}, TargetError, "act .ReLU. has no parameters to train"),
         ({"train": ["embed[3:2]"]}, TargetError, "rows 3 to 2 of embed, which has 20"),
+        ({"targets": ["wide", "embed"], "train": ["embed[18:]"]}, TargetError, "embed is among the targets and some of its rows"),
         ({"targets": "wide", "train": ["wide"]}, TargetError, "matches only modules that are trained whole"),
         ({"name": "a.b"}, StateError, "use letters, digits"),
         ({"name": ""}, StateError, "use letters, digits"),

@@ -103,6 +103,11 @@ def _hosts(
         )
     for host in hosts:
         method.check(host)
+        if host.path in heads and host.kind not in ("experts", "parameter", "vector"):
+            raise TargetError(
+                f"{host.path} is among the targets and some of its rows among what trains whole; one adapter has one part on a layer.\n"
+                f"  Leave it out of the targets (exclude='{host.path}'), or out of train."
+            )
     return hosts
 
 
@@ -227,16 +232,7 @@ def attach(
     chosen = get_method(method, **settings)
     root = _root_to_attach(model)
     state: State | None = root.__dict__.get(STATE)
-    if state is not None and name in state.attachments:
-        raise StateError(
-            f"an adapter called {name!r} is attached already.\n  Choose another name, or ad.detach(model, {name!r}) first."
-        )
-    if not name or not re.fullmatch(r"[\w-]+", name):
-        raise StateError(f"adapter name {name!r}: use letters, digits, '-' and '_'.")
-    if hasattr(nn.ModuleDict, name):
-        raise StateError(
-            f"adapter name {name!r} is an attribute of every module.\n  Choose another, such as '{name}-1'."
-        )
+    _check_name(name, state)
     head_targets = _head_targets(root, train)
     hosts = _hosts(root, chosen, targets, exclude, layers, head_targets)
     chosen, fitted = _fit(root, chosen, hosts, budget)
@@ -250,8 +246,27 @@ def attach(
         name, chosen, targets, exclude, layers, (train,) if isinstance(train, str) else tuple(train),
         {k: dict(v) for k, v in (per_layer or {}).items()}, seed, dtype, made, built, heads, shared,
     )  # fmt: skip
-    state = _freeze(root) if state is None else state
-    for adapter in [*built.values(), *heads.values()]:
+    _install(root, _freeze(root) if state is None else state, attachment, hosts)
+    return made
+
+
+def _check_name(name: str, state: State | None) -> None:
+    if state is not None and name in state.attachments:
+        raise StateError(
+            f"an adapter called {name!r} is attached already.\n  Choose another name, or ad.detach(model, {name!r}) first."
+        )
+    if not name or not re.fullmatch(r"[\w-]+", name):
+        raise StateError(f"adapter name {name!r}: use letters, digits, '-' and '_'.")
+    if hasattr(nn.ModuleDict, name):
+        raise StateError(
+            f"adapter name {name!r} is an attribute of every module.\n  Choose another, such as '{name}-1'."
+        )
+
+
+def _install(root: nn.Module, state: State, attachment: Attachment, hosts: Sequence[Host]) -> None:
+    """Put what was built on the model, and let it run after what is there."""
+    name, shared = attachment.name, attachment.shared
+    for adapter in [*attachment.adapters.values(), *attachment.heads.values()]:
         swap.put(adapter.host, name, adapter.train(root.training))
     if shared is not None:
         home = _shared_home(root, hosts)
@@ -261,7 +276,6 @@ def attach(
     state.attachments[name] = attachment
     state.active.append(name)
     rearrange(root)
-    return made
 
 
 def _shared_home(root: nn.Module, hosts: Sequence[Host]) -> nn.Module:

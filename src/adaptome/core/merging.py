@@ -7,7 +7,8 @@ layer is compared with the adapted one on a probe input, and the difference told
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,9 @@ from adaptome.core.model import forget
 from adaptome.core.plan import table
 from adaptome.core.state import STATE, State, attachment_of, find_root, is_ours, rearrange, refuse_sharded
 from adaptome.quantization import packed
+
+#: a layer, its parameters, and those of them that were there before any merge
+Before = tuple[Any, dict[str, Any], dict[str, Any]]
 
 #: relative difference on the probe above which a merge is refused, by the precision of the stored weight
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
@@ -131,42 +135,19 @@ def merge(
     state: State = root.__dict__[STATE]
     wanted = [names] if isinstance(names, str) else list(state.active if names is None else names)
     already = [n for n in wanted if attachment_of(root, n).merged]
-    wanted = [n for n in wanted if n not in already]
-    if not keep:
-        _check_none_stays(state, [*already, *wanted])
-    if not wanted and (keep or not already):
-        raise MergeError(
-            f"nothing to merge: active are {state.active}, merged already {[n for n, a in state.attachments.items() if a.merged]}."
-        )
-    wanted = [n for n in state.active if n in wanted] + [n for n in wanted if n not in state.active]
+    wanted = _to_merge(state, wanted, already, keep)
     layers = _layers(root, state, wanted)
-    done: list[Any] = []
-    before: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
+    before: list[Before] = []
     report: dict[str, tuple[float | None, Requantised | None]] = {}
-    training = [m for m in root.modules() if m.training]
-    for module in training:
-        module.training = False
-    try:
+    with _evaluating(root), ExitStack() as undo:
+        undo.callback(_put_all_back, root, before)  # whatever stops us, Ctrl-C included
         for path, layer, stack in layers:
             before.append((layer, dict(layer._parameters), dict(layer.__dict__.get("_unmerged", {}))))
-            done.append(layer)
             report[path] = _merge_layer(path, layer, stack, state, wanted, requantise, tolerance)
         again = {path: made for path, (_, made) in report.items() if made is not None}
         if tolerance is None:
             _check_lost(again)
-    except BaseException:  # put everything back, whatever stopped us, Ctrl-C included
-        for layer, parameters, unmerged in before:
-            for parameter, value in parameters.items():
-                if value is not layer._parameters[parameter]:
-                    packed.install(layer, value, parameter)
-            layer.__dict__.pop("_unmerged", None)
-            if unmerged:
-                layer.__dict__["_unmerged"] = unmerged
-        rearrange(root)
-        raise
-    finally:
-        for module in training:
-            module.training = True
+        undo.pop_all()  # merged
     for name in wanted:
         state.attachments[name].merged = True
     untied, created = _untie(root), _created(before)
@@ -186,7 +167,43 @@ def merge(
     )
 
 
-def _created(before: list[tuple[Any, dict[str, Any], dict[str, Any]]]) -> tuple[str, ...]:
+def _to_merge(state: State, wanted: list[str], already: list[str], keep: bool) -> list[str]:
+    """The names that are left to merge, active ones first and in their order."""
+    wanted = [n for n in wanted if n not in already]
+    if not keep:
+        _check_none_stays(state, [*already, *wanted])
+    if not wanted and (keep or not already):
+        raise MergeError(
+            f"nothing to merge: active are {state.active}, merged already {[n for n, a in state.attachments.items() if a.merged]}."
+        )
+    return [n for n in state.active if n in wanted] + [n for n in wanted if n not in state.active]
+
+
+@contextmanager
+def _evaluating(root: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode for the time of the block, told to nobody."""
+    training = [m for m in root.modules() if m.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _put_all_back(root: nn.Module, before: list[Before]) -> None:
+    for layer, parameters, unmerged in before:
+        for parameter, value in parameters.items():
+            if value is not layer._parameters[parameter]:
+                packed.install(layer, value, parameter)
+        layer.__dict__.pop("_unmerged", None)
+        if unmerged:
+            layer.__dict__["_unmerged"] = unmerged
+    rearrange(root)
+
+
+def _created(before: list[Before]) -> tuple[str, ...]:
     """Names of the parameters that were not there before the merge."""
     return tuple(
         ".".join(part for part in (layer._host.path, name) if part)

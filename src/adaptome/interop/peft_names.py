@@ -1,4 +1,4 @@
-"""How PEFT's configuration names modules: by a whole name or what it ends in after a dot, or by one regular expression."""
+"""What PEFT calls things and takes: its files, its modules by name (a whole one, what it ends in after a dot, or one regular expression)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 
 from adaptome.core.errors import MergeError
+from adaptome.core.hosts import Host
+
+CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+
+
+def has_form(host: Host) -> bool:
+    """Whether PEFT computes the same on this layer: its convolutions know neither groups, dilation nor padding modes."""
+    conv = host.layer
+    plain = host.kind != "conv" or (
+        conv.groups == 1 and set(conv.dilation) == {1} and conv.padding_mode == "zeros"
+    )
+    return plain and host.kind not in ("experts", "parameter")
 
 
 def target_modules(targets: Collection[str], names: Iterable[str]) -> list[str] | str:

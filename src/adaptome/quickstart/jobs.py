@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,13 @@ def run_job(
             env={**UNLESS_SET, **os.environ, **ENVIRONMENT},
         ) as process:  # fmt: skip
             assert process.stdout is not None
-            try:
+            with ExitStack() as stopped:
+                stopped.callback(process.kill)  # by Ctrl-C above all: the process must not outlive us
                 for line in process.stdout:
                     told.update(json.loads(line))
                     if progress is not None and "progress" in told:
                         progress(*told.pop("progress"))
-            except BaseException:  # Ctrl-C above all: the process must not outlive us
-                process.kill()
-                raise
+                stopped.pop_all()
         if "result" in told:
             return dict(told["result"])
         complaints.seek(0)
