@@ -132,7 +132,10 @@ def test_what_a_checkpoint_has_more_is_told_where_it_lies_in_the_base_alone(fold
     assert load_pretrained(AutoModelForSequenceClassification, other, five)[1] == ["classifier"]
     assert (caplog.text, *capfd.readouterr()) == ("", "", "")
     load_pretrained(AutoModel, other, load_config(other, num_hidden_layers=1))
-    assert "16 weights of the checkpoint have no place in BertModel, such as bert.encoder.layer.1." in caplog.text
+    assert (
+        "16 weights of the checkpoint have no place in BertModel, such as bert.encoder.layer.1."
+        in caplog.text
+    )
 
 
 def test_other_labels_than_the_checkpoints_are_no_reason_to_warn(folder, tmp_path, caplog):

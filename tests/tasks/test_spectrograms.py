@@ -145,7 +145,9 @@ def test_the_table_is_drawn_anew_when_asked(checkpoint, how, frames):
         assert model(input_values=torch.randn(1, frames or 1024, 32)).logits.shape == (1, 2)
     assert drawn[0].shape == (2 + 2 * times, 16)
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
-    assert float(drawn[0].detach().std()) == pytest.approx(model.config.initializer_range, rel=0.1)  # the checkpoint's is 1
+    assert float(drawn[0].detach().std()) == pytest.approx(
+        model.config.initializer_range, rel=0.1
+    )  # the checkpoint's is 1
     task = get_task(TASK, pooling="mean", positions=how)
     table = ["encoder.embeddings.position_embeddings"] if how == "new" else []
     assert task.head_patterns(model) == ["classifier", *table]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import pkgutil
 import platform
 import sys
@@ -75,6 +76,8 @@ def _common(
     del version, debug
     for library in _CHATTY:
         logging.getLogger(library).setLevel(logging.ERROR)
+    if not sys.stderr.isatty():  # a bar is not for a log file
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     _tell_progress()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,8 +48,9 @@ def train(
     from adaptome.recipe import load_recipe
     from adaptome.training import run, run_folds
 
-    carried_out = run_folds if folds else run
-    result = carried_out(load_recipe(recipe, changes or [])).to_dict()
+    asked = load_recipe(recipe, changes or [])
+    made = run_folds(asked, tell=lambda line: print(line, file=sys.stderr)) if folds else run(asked)
+    result = made.to_dict()
     if json:
         print_json(result)
     elif folds:
@@ -64,8 +66,8 @@ def _show_folds(result: dict[str, Any]) -> None:
     rows = [
         (f"fold {name}", *(f"{found[key]:.4f}" for key in mean)) for name, found in result["folds"].items()
     ]
-    rows.append(("mean ± deviation", *(f"{mean[key]:.4f} ± {spread[key]:.4f}" for key in mean)))
-    print_table(("test", *mean), rows, title=f"{len(rows) - 1} folds, in {result['folder']}")
+    rows += [(name, *(f"{of[key]:.4f}" for key in mean)) for name, of in (("mean", mean), ("± deviation", spread))]  # fmt: skip
+    print_table(("test", *mean), rows, title=f"{len(result['folds'])} folds, in {result['folder']}")
 
 
 def _show(result: dict[str, Any]) -> None:
