@@ -121,6 +121,8 @@ def test_a_table_shows_every_cell(capsys):
     assert lines[0].strip() == "Methods"
     assert lines[2].split() == ["lora[q]", "1,234,567", "yes"]
     assert lines[3].split() == ["ia3", "8", "no"]
+    print_table(["name"], [["a"]], title="A title that is wider than its table")
+    assert capsys.readouterr().out.splitlines()[0] == "A title that is wider than its table"
 
 
 def test_every_command_file_registers():

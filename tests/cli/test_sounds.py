@@ -87,8 +87,12 @@ def test_folds_are_told_as_a_table_and_as_json(capsys):
     data = "{train: us8k/metadata/UrbanSound8K.csv, paths: '../audio/fold{fold}/{slice_file_name}', columns: {label: class}, "
     words = [f"data={data} folds: {{validation: next}}}}", "training.max_steps=1", "--folds"]
     assert run("train", "recipe.yaml", "output=many", *words) == 0
-    shown = capsys.readouterr().out
-    assert "3 folds, in many" in shown and "fold 3" in shown and "mean ± deviation" in shown
+    made = capsys.readouterr()
+    shown, before = made.out, made.err
+    assert [line for line in before.splitlines() if line.startswith("fold")] == [f"fold {i} ({i} of 3)" for i in (1, 2, 3)]  # fmt: skip
+    assert (
+        "3 folds, in many" in shown and "fold 3" in shown and "\nmean " in shown and "\n± deviation " in shown
+    )
     assert run("train", "recipe.yaml", "output=again", *words, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told == json.loads(Path("again/folds.json").read_text())

@@ -86,7 +86,7 @@ def test_clips_that_are_cut_off_or_far_shorter_than_the_input_are_told(tmp_path)
     for i, seconds in enumerate((0.2, 0.3, 0.75, 0.4)):
         write(tmp_path / CLASSES[i % 2] / f"{i}.wav", chirp(i % 2, samples=int(16000 * seconds)), 16000)
     for frames, told in (
-        (64, ["1 of 4 clips are longer than the 64 frames (0.64 s, task.max_length) that are read: their ends are cut off."]),
+        (64, ["what lies beyond the 64 frames (0.64 s, task.max_length) that are read is cut off: 1 of 4 clips are longer."]),
         (75, []),  # the last frame ends with the clip
         (149, []),
         (160, ["the longest clip lasts 0.75 s, and every clip is padded to 160 frames (1.6 s, task.max_length): 75 would do."]),

@@ -89,8 +89,9 @@ def _common(
     del version, debug
     for library in _CHATTY:
         logging.getLogger(library).setLevel(logging.ERROR)
-    if not sys.stderr.isatty():  # read when transformers is imported: no bars of its own in a log
+    if not sys.stderr.isatty():  # read when the libraries are imported: no bars of theirs in a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     _tell_progress()
 
 

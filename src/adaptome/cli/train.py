@@ -66,12 +66,13 @@ def train(
     from adaptome.recipe import load_recipe
     from adaptome.training import run, run_folds
 
-    carried_out, read = run_folds if folds else run, load_recipe(recipe, changes or [])
+    asked = load_recipe(recipe, changes or [])
     try:
-        result = carried_out(read).to_dict()
+        made = run_folds(asked, tell=lambda line: print(line, file=sys.stderr)) if folds else run(asked)
     except KeyboardInterrupt:
-        print(_how_to_go_on(Path(read.output.folder)), file=sys.stderr)
+        print(_how_to_go_on(Path(asked.output.folder)), file=sys.stderr)
         raise typer.Exit(130) from None
+    result = made.to_dict()
     if json:
         print_json(result)
     elif folds:
@@ -98,8 +99,8 @@ def _show_folds(result: dict[str, Any]) -> None:
     rows = [
         (f"fold {name}", *(f"{found[key]:.4f}" for key in mean)) for name, found in result["folds"].items()
     ]
-    rows.append(("mean ± deviation", *(f"{mean[key]:.4f} ± {spread[key]:.4f}" for key in mean)))
-    print_table(("test", *mean), rows, title=f"{len(rows) - 1} folds, in {result['folder']}")
+    rows += [(name, *(f"{of[key]:.4f}" for key in mean)) for name, of in (("mean", mean), ("± deviation", spread))]  # fmt: skip
+    print_table(("test", *mean), rows, title=f"{len(result['folds'])} folds, in {result['folder']}")
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -302,7 +302,7 @@ def _length_notes(clips: Mapping[str, list[Length]], processor: Any) -> list[str
     told = f"{kept:,} frames ({kept / FRAMES:g} s, task.max_length)"
     if longer:
         return [
-            f"{longer:,} of {len(lasting):,} clips are longer than the {told} that are read: their ends are cut off."
+            f"what lies beyond the {told} that are read is cut off: {longer:,} of {len(lasting):,} clips are longer."
         ]
     if 2 * longest < kept:
         return [

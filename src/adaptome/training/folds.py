@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,17 @@ class FoldsResult:
         return asdict(self)
 
 
-def run_folds(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None = None) -> FoldsResult:
+def run_folds(
+    recipe: Recipe | str | Path,
+    callbacks: Sequence[TrainerCallback] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> FoldsResult:
     """Train once for every fold as the test fold.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        callbacks: of each run, as `run` takes them.
+        tell: is given a line before each run.
 
     Raises:
         RecipeError: the recipe has no `data.folds`, or fixes what changes from run to run.
@@ -71,7 +80,11 @@ def run_folds(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] 
         raise RecipeError(
             f"evaluation.split={recipe.evaluation.split}: the mean over the folds is of the test split."
         )
-    results = {name: run(_with_fold(recipe, name), callbacks) for name in _names(recipe)}
+    names, results = _names(recipe), {}
+    for number, name in enumerate(names, 1):
+        if tell is not None:
+            tell(f"fold {name} ({number} of {len(names)})")
+        results[name] = run(_with_fold(recipe, name), callbacks)
     scores = {name: result.metrics for name, result in results.items()}
     keys = list(next(iter(scores.values())))
     made = FoldsResult(
