@@ -1,4 +1,4 @@
-"""Pictures of a red, a green and a blue grating among noise, and a small ViT that is pretrained on two of them."""
+"""Pictures of a red, a green and a blue grating among grey ones, and a small ViT that is pretrained on two of them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from transformers import ViTConfig, ViTForImageClassification
 
 
 def pictures(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures `[count, 3, 28, 28]`, and the directions `[count, 3]` (0 to 3) of their red, green and blue gratings of 8 x 8."""
-    x = 0.5 * torch.randn(count, 3, 28, 28, generator=generator)
-    directions = torch.randint(4, (count, 3), generator=generator)
-    angle = torch.arange(4.0)[:, None, None] * torch.pi / 4
-    gratings = torch.sin(1.6 * (torch.arange(8.0)[:, None] * angle.cos() + torch.arange(8.0) * angle.sin()))
-    for i in range(count):
-        places = torch.randperm(9, generator=generator)[:3].tolist()
-        for colour, place in enumerate(places):
-            top, left = place // 3 * 8, place % 3 * 8
-            x[i, colour, top : top + 8, left : left + 8] += 1.5 * gratings[directions[i, colour]]
-    return x, directions
+    """Pictures `[count, 3, 28, 28]` of nine gratings of 8 x 8, any phase, and the directions `[count, 3]` (0 to 3) of the red, green, blue one.
+
+    The other six are grey, so no token is mere noise. A direction at any phase is no linear function of the pixels.
+    """
+    x = 0.3 * torch.randn(count, 3, 28, 28, generator=generator)
+    directions = torch.randint(4, (count, 9), generator=generator)
+    order = torch.rand(count, 9, generator=generator).argsort(1)
+    phase = 2 * torch.pi * torch.rand(count, 9, 1, 1, generator=generator)
+    angle = (directions * torch.pi / 4)[..., None, None]
+    waves = torch.sin(
+        1.6 * (torch.arange(8.0)[:, None] * angle.cos() + torch.arange(8.0) * angle.sin()) + phase
+    )
+    colours = torch.cat([1.5 * torch.eye(3), torch.full((6, 3), 0.6)])
+    for place in range(9):
+        which, top, left = order[:, place], place // 3 * 8, place % 3 * 8
+        wave = waves[torch.arange(count), which]
+        x[:, :, top : top + 8, left : left + 8] += colours[which][..., None, None] * wave[:, None]
+    return x, directions[:, :3]
 
 
 def classify(x: Tensor, y: Tensor, batch: int = 16) -> Loss:
@@ -50,8 +57,8 @@ def pretrained() -> nn.Module:
     )  # fmt: skip
     torch.manual_seed(0)
     model = ViTForImageClassification(config)
-    x, directions = pictures(3000, torch.Generator().manual_seed(1000))
-    descend(model, classify(x, 4 * directions[:, 0] + directions[:, 1], 32), 300, 3e-3, 0, adapted=False)
+    x, directions = pictures(6000, torch.Generator().manual_seed(1000))
+    descend(model, classify(x, 4 * directions[:, 0] + directions[:, 1], 32), 600, 3e-3, 0, adapted=False)
     model.classifier = nn.Linear(32, 4)
     return model
 
