@@ -186,3 +186,9 @@ def test_optimizer_state_equals_torchs():
         assert optimizer_bytes(parameters, name) == sum(t.nbytes for t in tensors)
     assert optimizer_bytes(parameters, "adafactor") == 4 * (64 + 65 + 7)
     assert optimizer_bytes(parameters, "adamw-8bit") == 2 * (4160 + 4 * 17) + 2 * 4 * 7
+
+
+def test_a_bottleneck_in_float32_is_counted_on_shapes_alone():
+    model = nn.Sequential(nn.Linear(16, 24))
+    ad.attach(model, "series", targets="*", size=4, precision="float32")
+    assert footprint(shadow(model), {"input": torch.zeros(2, 16, device="meta")}).saved > 0

@@ -58,6 +58,13 @@ def test_budgets_are_written_in_several_ways():
     )
 
 
+def test_settings_of_the_method_to_match_are_written_as_words_too():
+    assert ad.plan(model(), "lora", targets="0", budget="lora:r=3,init=gaussian").budget.value == 3
+    for budget, words in (("lora:r=x", "'x' is a str; it must be int"), ("lora:r", "'' is a str")):
+        with pytest.raises(MethodError, match=words):
+            ad.plan(model(), "lora", targets="0", budget=budget)
+
+
 @pytest.mark.parametrize("budget", ["much", "-3", 0, "0%"])
 def test_what_is_no_count_is_refused(budget):
     with pytest.raises(MethodError, match="no count of parameters"):

@@ -68,6 +68,12 @@ def test_names_are_unique_and_metadata_is_known(spare_registry):
         ad.register("new", exprot="none")(type("Other", (ad.Method,), {"__annotations__": {}}))
 
 
+@pytest.mark.parametrize("other", [5, None, torch.nn.Linear])
+def test_what_is_no_method_is_refused(other):
+    with pytest.raises(MethodError, match=r"is no method\.\n  Give a name"):
+        ad.attach(torch.nn.Sequential(torch.nn.Linear(3, 4)), other)
+
+
 def test_a_method_comes_from_its_name_class_or_instance():
     assert (
         ad.get_method("lora", r=3)

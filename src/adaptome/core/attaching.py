@@ -72,10 +72,18 @@ def _fit(
     def count_of(text: str) -> int:
         name, _, settings = text.partition(":")
         pairs = [pair.partition("=") for pair in settings.split(",") if pair]
-        other = get_method(name.strip(), **{k.strip(): ast.literal_eval(v.strip()) for k, _, v in pairs})
+        other = get_method(name.strip(), **{k.strip(): _value(v.strip()) for k, _, v in pairs})
         return sum(other.parameters(host) for host in hosts) + other.shared_parameters(hosts)
 
     return fit(method, hosts, parse(budget, _base_count(model), count_of))
+
+
+def _value(text: str) -> Any:
+    """What a setting's value says: a number, a list, ... as Python writes it, else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _hosts(

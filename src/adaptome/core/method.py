@@ -410,8 +410,14 @@ def get_method(method: str | Method | type[Method], **settings: Any) -> Method:
     """A method from its name, its class or an instance, with settings.
 
     Raises:
-        MethodError: unknown name or setting.
+        MethodError: unknown name or setting, or something else than a method.
     """
     if isinstance(method, Method):
         return method.replace(**settings) if settings else method
-    return build(method_class(method) if isinstance(method, str) else method, settings)
+    if isinstance(method, str):
+        return build(method_class(method), settings)
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise MethodError(
+            f"{method!r} is no method.\n  Give a name ('lora'), a method (ad.LoRA(r=8)) or its class."
+        )
+    return build(method, settings)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptome.core.hosts import Host
+from adaptome.core.hosts import Host, autocasting
 from adaptome.core.method import option, settings
 from adaptome.forms.insertion import BEHIND, Inserted, InsertedMethod, Insertion, SublayerMethod
 from adaptome.forms.insertion import hidden as hidden
@@ -109,7 +110,7 @@ class Bottleneck(Inserted):
     def bypass(self, h: Tensor) -> Tensor:
         if self.precision == "input":
             return super().bypass(h)
-        with torch.autocast(h.device.type, enabled=False):
+        with torch.autocast(h.device.type, enabled=False) if autocasting(h) else nullcontext():
             return super().bypass(h.to(torch.promote_types(h.dtype, torch.float32))).to(h.dtype)
 
     def network(self, h: Tensor) -> Tensor:
