@@ -198,9 +198,7 @@ class _Ending:
         self.read = numbers([len(row) for row in rows])
         self.ends = numbers(ends)
         self.ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
-        self.length = torch.zeros(
-            len(rows), dtype=torch.long, device=device
-        )  # of what is new, the end included
+        self.length = numbers([0] * len(rows))  # of what is new, the end included
         self.idle = numbers(0)  # tokens written for rows that had ended
         self.over = numbers(False)
 
@@ -243,9 +241,11 @@ def _continue(
         stopping_criteria=StoppingCriteriaList([ending]),  # any callable will do
         **settings,
     )
-    greedy, over = settings.get("num_beams", 1) == 1, bool(ending.over)
-    lengths = ending.length.tolist() if greedy else [None] * len(rows)
-    for row, new, length in zip(rows, found[:, ids.shape[1] :].tolist(), lengths, strict=True):
+    over, counted = bool(ending.over), zip(ending.ended.tolist(), ending.length.tolist(), strict=True)
+    kept = [
+        length if ended or over else None for ended, length in counted
+    ]  # None: beams, which are not counted
+    for row, new, length in zip(rows, found[:, ids.shape[1] :].tolist(), kept, strict=True):
         row.written += new[:length]
     return [ended or not over for ended in ending.ended.tolist()]
 

@@ -86,8 +86,9 @@ class ReasoningOptions(TaskOptions):
 class Reasoning(Task):
     """Columns: instruction or question, input and options (may be absent), output (the text to learn), answer (what it is scored by).
 
-    The options of a multiple-choice question are shown after it, lettered as in LLM-Adapters' AQuA files. Without an output the answer is learned; without an answer it is read out of the output (GSM8K has both in one). Every file of a split is a
-    data set, named after the file, or its folder where the file is `test.json`; a column `dataset` names it row by row.
+    The options of a multiple-choice question are shown after it, lettered as in LLM-Adapters' AQuA files. Without an output
+    the answer is learned; without an answer it is read out of the output (GSM8K has both in one). Every file of a split is
+    a data set, named after the file, or its folder where the file is `test.json`; a column `dataset` names it row by row.
     Metrics: the loss of the written output, the exact accuracy of every set with its unweighted mean (and, of several
     sets, the share of all rows), and the share of rows whose text holds no answer.
     """
@@ -142,9 +143,8 @@ class Reasoning(Task):
             made[name], told = self._dataset(records, splits[name], name, processor)
             notes += [*_masked(records, name), *told]
         for name in sorted(set(splits) - {"train"}):
-            rules = self._rules(
-                splits[name]
-            )  # an answer that cannot be read is found before anything is trained
+            # an answer that cannot be read is found before anything is trained
+            rules = self._rules(splits[name])
             notes += [] if self._rule() else _guessed(rules)
         return Prepared(
             made, partial(self._collate, processor), length_column="length", notes=[*dict.fromkeys(notes)]
