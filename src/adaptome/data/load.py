@@ -77,17 +77,11 @@ def load_splits(
     mapping = dict(columns or {})
     if name is not None:
         tables = _whole(name, wanted, format, config, revision, options, mapping, prefer or {})
-    elif "train" in wanted or wanted:
+    elif wanted:
         tables = _files(wanted, format, options, mapping, prefer or {})
     else:
         raise DataError("No data: give data.name (hub id, folder or .npz file) or data.train (files).")
-    notes = [
-        note
-        for found in tables.values()
-        if isinstance(found, list)
-        for table in found
-        for note in table.notes
-    ]
+    notes = [note for table in _read(tables) for note in table.notes]
     if files is not None or paths is not None:
         tables = {k: with_files(found, files, paths, mapping) for k, found in tables.items()}
     wide = {mapping.get(column, column) for column in texts}
@@ -105,6 +99,11 @@ def load_splits(
     if limit is not None:
         splits = {k: _drawn(split, limit, split_seed) for k, split in splits.items()}
     return Splits({k: splits[k] for k in ("train", "validation", "test") if k in splits}, notes)
+
+
+def _read(tables: Mapping[str, Any]) -> list[Table]:
+    """All tables that were read from files; a hub's splits are none."""
+    return [table for found in tables.values() if isinstance(found, list) for table in found]
 
 
 # --- where the rows come from ----------------------------------------------------------------------------------------
