@@ -285,7 +285,7 @@ def about(cls: Class) -> str:
         "starts as the base": yes[cls.identity_at_init],
         "cost at inference": cls.inference_overhead,
         "ways differ within a batch": yes[cls.per_sample_routing],
-        "works on": ", ".join(cls.hosts),
+        "works on": ", ".join(cls.hosts) or "no layer",
         "quantised layers": yes[cls.admits_packed],
         "default targets": f"`{cls.default_targets}`",
         "paper": paper(cls),

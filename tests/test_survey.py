@@ -135,7 +135,8 @@ def test_a_query_of_the_registry_tells_the_surveys_columns(name):
     about = METHODS[name].about()
     assert about["category"] in CATEGORIES and about["subcategory"]
     assert about["models"] and set(about["models"]) <= set(KINDS)
-    assert about["positions"] and about["added_parameters"] and about["hosts"]
+    assert about["positions"] and about["added_parameters"]
+    assert about["hosts"] or not METHODS[name].default_targets  # a probe sits on no layer
     assert about["merge"] in typing.get_args(Merge) and about["export"] in typing.get_args(Export)
     assert (about["merge"] == "exact") == (about["inference_overhead"] == "none after merge")
     for flag in ("structure_changed", "identity_at_init", "admits_packed", "per_sample_routing"):

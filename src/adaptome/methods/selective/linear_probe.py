@@ -27,5 +27,9 @@ class LinearProbe(Method):
     def admits(self, host: Host) -> str | None:
         return "it sits on no layer, and trains what `train` names"
 
+    @classmethod
+    def positions(cls) -> tuple[str, ...]:
+        return ("output",)
+
     def parameters(self, host: Host) -> int:
         return 0
