@@ -125,7 +125,8 @@ def test_a_model_is_not_changed_and_may_be_adapted_already():
     state = {k: v.clone() for k, v in model.state_dict().items()}
     inspect(model, "lora", gradient_checkpointing=True, dtype="bf16")
     assert ad.adapters(model) == {}
-    assert not model.is_activation_checkpointing
+    names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # transformers renamed it after 5.20
+    assert not any(getattr(model, name, False) for name in names)
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
     plan = ad.attach(model, "lora", r=2)
     assert inspect(model).trainable == plan.trainable

@@ -11,6 +11,7 @@ import adaptome as ad
 from adaptome.architectures import build
 from adaptome.example_inputs import example_inputs
 from adaptome.memory import footprint, optimizer_bytes, scalar, shadow
+from tests.methods.helpers import checkpointing
 
 TINY = {
     "llama-3.2-1b": {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 80, "vocab_size": 96, "head_dim": 12,
@@ -91,13 +92,13 @@ def test_saved_bytes_of_the_whole_model(name):
     assert footprint(shadow(model), on_meta).saved == pytest.approx(really_saved(model, inputs), rel=0.1)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("name", ["llama-3.2-1b", "bert-base", "vit-b-16"])
-def test_peak_is_the_allocators(name, checkpointing):
+def test_peak_is_the_allocators(name, recomputed):
     model = tiny(name)
     ad.attach(model, "lora", targets="all-linear", seed=0)
-    if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+    if recomputed:
+        checkpointing(model)({"use_reentrant": False})
     inputs = example_inputs(model, 16, 64, device="cpu")
     on_meta = {key: value.to("meta") for key, value in inputs.items()}
     counted = footprint(shadow(model), on_meta)
@@ -131,7 +132,7 @@ def test_checkpointing_keeps_less_and_a_frozen_model_nothing():
     ad.attach(model, "lora", seed=0)
     inputs = example_inputs(model, 4, 32)
     full = footprint(shadow(model), inputs)
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpointing(model)({"use_reentrant": False})
     assert footprint(shadow(model), inputs).saved < full.saved / 2
     frozen = tiny("bert-base").requires_grad_(False)
     assert footprint(shadow(frozen), inputs).saved == footprint(shadow(frozen), inputs).gradients == 0

@@ -23,6 +23,12 @@ def shake(model: nn.Module, scale: float = 0.3, seed: int = 1) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * scale)
 
 
+def checkpointing(model: nn.Module):
+    """What lets a model of transformers recompute its activations; renamed after 5.20."""
+    renamed = getattr(model, "activation_checkpointing_enable", None)
+    return model.gradient_checkpointing_enable if renamed is None else renamed
+
+
 def linear(fan_in: int = 12, fan_out: int = 20, bias: bool = True) -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(fan_in, fan_out, bias=bias)

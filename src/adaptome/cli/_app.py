@@ -108,4 +108,3 @@ def _tell_progress() -> None:
     if not any(isinstance(handler, _Lines) for handler in progress.handlers):
         progress.addHandler(_Lines())
         progress.setLevel(logging.INFO)
-        progress.propagate = False

@@ -234,7 +234,8 @@ def load_image_processor(model: ModelSpec, size: int | None = None) -> Any:
     Raises:
         RecipeError: the model has no image processor, or none can be had.
     """
-    from transformers import AutoImageProcessor
+    # from its own module: the package's attribute asks for torchvision in transformers 5.17
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     settings: dict[str, Any] = {"size": {"height": size, "width": size}} if size else {}
     name = model.tokenizer or model.name

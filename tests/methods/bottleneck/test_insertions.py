@@ -13,7 +13,7 @@ from adaptome.core.errors import HostError, MethodError, StateError, TargetError
 from adaptome.core.targets import resolve
 from tests.grid.sites import fresh
 from tests.methods.bottleneck.models import FAMILIES, family, inputs, run
-from tests.methods.helpers import shake
+from tests.methods.helpers import checkpointing, shake
 
 SMALL = {"size": 3, "activation": "gelu", "scale": 0.5}
 METHODS = {
@@ -276,7 +276,7 @@ def test_checkpointed_blocks_give_the_same_gradients():
         ad.attach(model, "adaptformer", seed=1, **SMALL)
         shake(model)
         if checkpointed:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpointing(model)({"use_reentrant": False})
         model.config.hidden_dropout_prob = 0.0
         for module in model.modules():
             if isinstance(module, nn.Dropout):

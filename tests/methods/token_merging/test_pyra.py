@@ -14,7 +14,7 @@ from adaptome.core.steer import steered
 from adaptome.forms.token_merging import KEYS, Pairs, State, match, moved
 from adaptome.methods.token_merging.pyra import SCHEDULES
 from adaptome.optim import parameter_groups
-from tests.methods.helpers import shake
+from tests.methods.helpers import checkpointing, shake
 
 SMALL = dict(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24)
 PICTURES = dict(image_size=20, patch_size=4, **SMALL)  # 25 patches
@@ -251,7 +251,7 @@ def test_checkpointed_blocks_have_the_record_of_their_own_forward(reentrant):
         model = merged(r=(7, 5, 2)).train()
         shake(model)
         if checkpoint:
-            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            checkpointing(model)({"use_reentrant": reentrant})
             model.embeddings.register_forward_hook(lambda m, a, y: y.requires_grad_(True))
         # two forwards of other batches before the backward
         outputs = [model(x).last_hidden_state for x in (examples(3), examples(1)[:, :, :, :].flip(-1))]
