@@ -23,6 +23,7 @@ from adaptome.core.errors import (
 )
 from adaptome.core.files import atomic_folder
 from adaptome.core.fingerprint import fingerprint
+from adaptome.core.method import list_methods
 from adaptome.core.state import (
     attachment_of,
     find_root,
@@ -155,6 +156,12 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+def _on_no_layer(method: Any) -> bool:
+    """Whether it names a method that has no targets."""
+    known = list_methods().get(method) if isinstance(method, str) else None
+    return known is not None and not known.default_targets
+
+
 def _manifest_checks(manifest: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     """Every entry that loading reads, and whether it has the type that it must have; the first wrong one of a kind ends its kind."""
     base, tensors = manifest["base"], manifest["tensors"]
@@ -170,7 +177,7 @@ def _manifest_checks(manifest: dict[str, Any]) -> Iterator[tuple[str, bool]]:
 
     yield "method", isinstance(manifest["method"], str)
     yield "settings", isinstance(manifest["settings"], dict)
-    yield "targets", strings(manifest["targets"]) and bool(manifest["targets"] or manifest.get("heads"))
+    yield "targets", strings(manifest["targets"]) and (bool(manifest["targets"]) or _on_no_layer(manifest["method"]))
     yield "seed", type(manifest["seed"]) is int
     yield "dtype", manifest.get("dtype") in (None, *(dtype_name(d) for d in FLOATS))
     for key in ("train", "heads"):
