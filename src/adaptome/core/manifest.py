@@ -177,7 +177,10 @@ def _manifest_checks(manifest: dict[str, Any]) -> Iterator[tuple[str, bool]]:
 
     yield "method", isinstance(manifest["method"], str)
     yield "settings", isinstance(manifest["settings"], dict)
-    yield "targets", strings(manifest["targets"]) and (bool(manifest["targets"]) or _on_no_layer(manifest["method"]))
+    yield (
+        "targets",
+        strings(manifest["targets"]) and (bool(manifest["targets"]) or _on_no_layer(manifest["method"])),
+    )
     yield "seed", type(manifest["seed"]) is int
     yield "dtype", manifest.get("dtype") in (None, *(dtype_name(d) for d in FLOATS))
     for key in ("train", "heads"):
