@@ -122,8 +122,8 @@ def generate(
 
     Prompts of similar length share a batch and are padded on the left, so that every row ends where its answer begins.
     A row ends with the tokenizer's or the model's end-of-sequence token, before any of `stops`, or with its last token.
-    Without beams, a batch is given up when what is still written for its ended rows costs more than to read the others
-    anew: these go on together with those of other batches. On a terminal a bar tells how far it is.
+    Without beams, a batch of which half has ended is given up when what is still written for its ended rows costs more than
+    to read the others anew: these go on together with those of other batches. On a terminal a bar tells how far it is.
 
     Args:
         special_tokens: whether the tokenizer adds its own to the prompts; a rendered chat has them already.
@@ -216,7 +216,8 @@ class _Ending:
         self.length = torch.where(running, written, self.length)
         self.ended |= running & (last | (written >= self.room))
         if self.gives_up:
-            self.over |= self.idle > READ_AGAIN * ((self.read + written) * ~self.ended).sum()
+            again = READ_AGAIN * ((self.read + written) * ~self.ended).sum()
+            self.over |= (self.idle > again) & (2 * self.ended.sum() >= len(new))
         return self.ended | self.over
 
     def _stopped(self, new: Tensor) -> list[bool]:
