@@ -188,7 +188,7 @@ class _Ending:
         limit: int,
         device: Any,
     ):
-        def numbers(values: Sequence[float]) -> Tensor:
+        def numbers(values: Any) -> Tensor:
             return torch.tensor(values, device=device)
 
         self.processor, self.stops, self.gives_up = processor, stops, False
@@ -235,11 +235,12 @@ def _continue(
     before, device = [row.prompt + row.written for row in rows], ending.room.device
     ids = left_padded(before, settings["pad_token_id"]).to(device)
     mask = left_padded([[1] * len(row) for row in before], 0).to(device)
+    criteria: Any = [ending]  # any callable will do
     found = model.generate(  # type: ignore[operator]
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=ending.limit,
-        stopping_criteria=StoppingCriteriaList([ending]),  # type: ignore[list-item]  # any callable will do
+        stopping_criteria=StoppingCriteriaList(criteria),
         **settings,
     )
     over, counted = bool(ending.over), zip(ending.ended.tolist(), ending.length.tolist(), strict=True)
