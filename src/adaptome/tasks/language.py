@@ -122,8 +122,8 @@ def generate(
 
     Prompts of similar length share a batch and are padded on the left, so that every row ends where its answer begins.
     A row ends with the tokenizer's or the model's end-of-sequence token, before any of `stops`, or with its last token.
-    Without beams, a batch is given up when what is still written for its ended rows costs more than to read the others
-    anew: these go on together with those of other batches. On a terminal a bar tells how far it is.
+    Without beams, a batch of which half has ended is given up when what is still written for its ended rows costs more than
+    to read the others anew: these go on together with those of other batches. On a terminal a bar tells how far it is.
 
     Args:
         special_tokens: whether the tokenizer adds its own to the prompts; a rendered chat has them already.
@@ -216,7 +216,8 @@ class _Ending:
         self.length = torch.where(running, written, self.length)
         self.ended |= running & (last | (written >= self.room))
         if self.gives_up:
-            self.over |= self.idle > READ_AGAIN * ((self.read + written) * ~self.ended).sum()
+            again = READ_AGAIN * ((self.read + written) * ~self.ended).sum()
+            self.over |= (self.idle > again) & (2 * self.ended.sum() >= len(new))
         return self.ended | self.over
 
     def _stopped(self, new: Tensor) -> list[bool]:
@@ -234,11 +235,12 @@ def _continue(
     before, device = [row.prompt + row.written for row in rows], ending.room.device
     ids = left_padded(before, settings["pad_token_id"]).to(device)
     mask = left_padded([[1] * len(row) for row in before], 0).to(device)
+    criteria: Any = [ending]  # any callable will do
     found = model.generate(  # type: ignore[operator]
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=ending.limit,
-        stopping_criteria=StoppingCriteriaList([ending]),  # any callable will do
+        stopping_criteria=StoppingCriteriaList(criteria),
         **settings,
     )
     over, counted = bool(ending.over), zip(ending.ended.tolist(), ending.length.tolist(), strict=True)
