@@ -20,6 +20,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "triadaptlora": dict(r=4, interval=2, warmup=0.0),
     "diffora": dict(search=0.5),
     "mos": dict(r=2),
+    "dylora": dict(r=4),
+    "loca": dict(n=20, coefficient_steps=2, location_steps=1, location_share=1.0),
 }
 X = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
 

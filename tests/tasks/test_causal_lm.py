@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.tasks import get_task
+from adaptome.tasks.language import perplexity
 from tests.tasks.tiny import small, spec, splits_of
 
 PAIRS = [
@@ -201,3 +204,7 @@ def test_chats_need_a_template(tmp_path, model, tokenizer_folder):
         get_task("causal-lm", chat_template="nowhere.jinja").load_processor(model)
     with pytest.raises(RecipeError, match="has no end-of-sequence token"):
         task.load_processor(spec(from_config=small("llama"), tokenizer=tokenizer_folder))
+
+
+def test_a_perplexity_out_of_range_stays_a_number_that_json_has():
+    assert json.loads(json.dumps(perplexity(1e4), allow_nan=False)) == sys.float_info.max

@@ -189,16 +189,6 @@ class NormHost(Host):
     def shape(self) -> tuple[int, ...]:
         return (self.fan_out,)
 
-    def along_output(self, vector: Tensor) -> Tensor:
-        spatial = {
-            "GroupNorm": 2,
-            "BatchNorm2d": 2,
-            "BatchNorm3d": 3,
-            "SyncBatchNorm": 2,
-            "InstanceNorm2d": 2,
-        }.get(type(self.layer).__name__.removeprefix("Adapted"), 0)
-        return vector.view(-1, *[1] * spatial)
-
 
 class ParameterHost(Host):
     """One parameter of a module by name: read wherever the module's own forward reads it."""

@@ -35,3 +35,8 @@ def mean_over_processes(value: Tensor) -> Tensor:
 def in_parallel() -> bool:
     """Whether there are several processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def still(value: Tensor) -> Tensor:
+    """Without a gradient; over several processes with one of 0, for DDP waits for every parameter's."""
+    return value.detach() + 0 * value if in_parallel() else value.detach()

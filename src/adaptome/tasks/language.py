@@ -91,8 +91,8 @@ def likelihood(total: torch.Tensor) -> dict[str, float]:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that is out of range."""
-    return math.exp(loss) if loss < 700 else math.inf
+    """exp(loss); the largest number there is where that is out of range, for JSON has no infinity."""
+    return math.exp(loss) if loss < 709 else sys.float_info.max
 
 
 # -- generation ----------------------------------------------------------------------------------------------------

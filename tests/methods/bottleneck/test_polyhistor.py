@@ -157,8 +157,10 @@ def test_steering_errors_say_what_is_missing():
     with pytest.raises(StateError, match="steered for 7 samples"):
         output(model, torch.zeros(7, dtype=torch.long))
     for number in (-1, 3):
-        with pytest.raises((IndexError, RuntimeError), match="out of range"):
+        with pytest.raises(StateError, match=f"no task number {number}; the 3 tasks are numbered from 0"):
             output(model, torch.tensor([0, 1, number]))
+    with pytest.raises(StateError, match="steered as torch.float32"):
+        output(model, torch.zeros(3))
 
 
 def test_settings_of_the_hypernetworks_are_one_and_widths_divide():

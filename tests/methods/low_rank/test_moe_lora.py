@@ -221,3 +221,15 @@ def test_what_it_cannot_do_is_said():
 
 def test_count():
     assert ad.plan(llama2_7b(), ad.MoELoRA(r=8, experts=4), targets=["q", "v"]).trainable == 17_825_792
+
+
+def test_under_autocast_tokens_are_routed_as_without_it():
+    model, a = adapted(linear(), ad.MoELoRA(r=2, experts=4, top_k=1))
+    model.float()
+    with torch.no_grad():
+        a.G.copy_(1.0 + torch.arange(4)[:, None] * 1e-4)  # bfloat16 tells none of them apart
+    x = torch.rand(9, 12) + 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        g, p = a.gates(x)
+    assert g.argmax(-1).eq(3).all() and p.dtype == torch.float32
+    torch.testing.assert_close((g, p), a.gates(x))

@@ -289,6 +289,9 @@ def test_unknown_sets_and_bad_settings_are_refused():
         pytest.raises(StateError, match=r"samples \[1\]"),
     ):
         model(batch(2, 12))
+    for wrong in (torch.ones(2, 2), torch.ones(2, 4), torch.ones(2)):
+        with ad.steer(available=wrong.bool()), pytest.raises(StateError, match=r"give \[batch, 3\]"):
+            model(batch(2, 12))
     with pytest.raises(MethodError, match="did you mean|Did you mean 'depth'"):
         ad.MissingModality(sets=["dpeth"])
     with pytest.raises(MethodError, match="all modalities has no bank"):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from adaptome.core.adapter import Adapter, Frozen
 from adaptome.core.attaching import attach
-from adaptome.core.errors import MethodError
+from adaptome.core.errors import MethodError, StateError
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.core.model import detach
@@ -170,10 +170,23 @@ class Hypernetworks(nn.Module):
         pair: Any = self.layers[_key(host)]
         if isinstance(task, Tensor) and task.dim():
             v = torch.stack([self.v[name] for name in self.method.tasks])  # a ParameterDict orders by name
-            rows = task.to(v.device)
+            rows = self.numbers(task).to(v.device)
             return [(make.K, [f.index_select(0, rows) for f in make(v)]) for make in pair]
         v = self.v[known_task(self.method.name, task, self.method.tasks)]
         return [(make.K, make(v)) for make in pair]
+
+    def numbers(self, task: Tensor) -> Tensor:
+        """The tasks' numbers of a batch, checked where that waits for no device."""
+        count, name = len(self.method.tasks), self.method.name
+        if task.is_floating_point() or task.dtype == torch.bool:
+            raise StateError(f"{name}: task is steered as {task.dtype}; give the tasks' numbers as integers.")
+        if task.device.type == "cpu" and not torch.compiler.is_compiling():
+            wrong = sorted({t for t in task.tolist() if not 0 <= t < count})
+            if wrong:
+                raise StateError(
+                    f"{name}: there is no task number {wrong[0]}; the {count} tasks are numbered from 0: {', '.join(self.method.tasks)}."
+                )
+        return task
 
 
 class PolyhistorAdapter(Adapter):

@@ -18,7 +18,7 @@ from adaptome.core.method import Method, option, register
 from adaptome.core.state import attachment_of
 from adaptome.core.steer import require
 from adaptome.forms.low_rank import LowRank, Pair, group_of, kaiming
-from adaptome.forms.sharded import in_parallel, write
+from adaptome.forms.sharded import still, write
 
 
 @register(
@@ -188,7 +188,7 @@ class Matrix(nn.Module):
         if self.phase in ("both", "adapters"):
             return parameter
         if not self.lookahead or not torch.is_grad_enabled():
-            return _still(parameter)
+            return still(parameter)
         if self.phase == "behind":
             raise StateError(
                 "diffora with lookahead: gradient checkpointing would run the training step again with other adapters.\n"
@@ -211,7 +211,7 @@ class Matrix(nn.Module):
                 steps = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
         finally:
             self.phase, self._train_loss = "logits", None
-        self._ahead = {id(p): _still(p) - self.lookahead * step for p, step in zip(w, steps, strict=True)}
+        self._ahead = {id(p): still(p) - self.lookahead * step for p, step in zip(w, steps, strict=True)}
         self._train_loss = train_loss
 
     def __getstate__(self) -> dict[str, Any]:
@@ -236,7 +236,7 @@ class Candidate(Pair):
     def gate(self) -> Tensor:
         """g."""
         matrix: Matrix = self.shared
-        logits = _still(matrix.logits) if matrix.phase == "adapters" else matrix.logits
+        logits = still(matrix.logits) if matrix.phase == "adapters" else matrix.logits
         logits = (logits.full_tensor() if hasattr(logits, "full_tensor") else logits).to(self.B.dtype)
         if self.relaxation == "sigmoid":
             soft = logits[self.own].sigmoid()
@@ -298,11 +298,6 @@ class Dropped(WeightAdapter):
         """Factors that are 0."""
         host = self.host
         return torch.zeros(*host.lead, 1, host.fan_in), torch.zeros(*host.lead, host.fan_out, 1)
-
-
-def _still(value: Tensor) -> Tensor:
-    """Without a gradient; over several processes with one of 0, for DDP waits for every parameter's."""
-    return value.detach() + 0 * value if in_parallel() else value.detach()
 
 
 def gates_of(adapters: Mapping[str, Adapter]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.core.steer import steered
 from adaptome.forms.low_rank import LowRank, kaiming
+from adaptome.forms.sharded import whole, write
 
 
 class Draw(nn.Module):
@@ -121,11 +122,12 @@ class DyLoRAAdapter(LowRank):
     @torch.no_grad()
     def keep_untrained(self) -> None:
         """Put the components back that this step did not train."""
-        if self._before is not None and self._before[0].shape == self.A.shape:
+        A, B = whole(self.A), whole(self.B)
+        if self._before is not None and self._before[0].shape == A.shape:
             b = self.shared.rank
-            first = self.first(b) if self.detached else 0
-            A, B = (t.to(self.A.device) for t in self._before)
-            A[..., first:b, :], B[..., first:b] = self.A[..., first:b, :], self.B[..., first:b]
-            self.A.copy_(A)
-            self.B.copy_(B)
-        self._before = (self.A.detach().clone(), self.B.detach().clone())
+            trained = slice(self.first(b) if self.detached else 0, b)
+            kept_A, kept_B = (t.to(A.device) for t in self._before)
+            kept_A[..., trained, :], kept_B[..., trained] = A[..., trained, :], B[..., trained]
+            write(self.A, A := kept_A)
+            write(self.B, B := kept_B)
+        self._before = (A.clone(), B.clone())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from adaptome.core.adapter import Adapter, Frozen
 from adaptome.core.errors import MethodError
-from adaptome.core.hosts import Host
+from adaptome.core.hosts import Host, autocasting
 from adaptome.core.method import Method, option, register
 from adaptome.forms.low_rank import kaiming
 
@@ -90,8 +91,9 @@ class MoELoRAAdapter(Adapter):
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """g and softmax(G x), `[..., E]`, in at least float32: a choice should not hang on rounding."""
-        exact = torch.promote_types(x.dtype, self.G.dtype)
-        logits = F.linear(x.to(exact), self.G.to(exact)).to(torch.promote_types(exact, torch.float32))
+        exact = torch.promote_types(torch.promote_types(x.dtype, self.G.dtype), torch.float32)
+        with torch.autocast(x.device.type, enabled=False) if autocasting(x) else nullcontext():
+            logits = F.linear(x.to(exact), self.G.to(exact))
         best = logits.topk(self.top_k, dim=-1)
         g = torch.zeros_like(logits).scatter(-1, best.indices, best.values.softmax(-1))
         return g, logits.softmax(-1)

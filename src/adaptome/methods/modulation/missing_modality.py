@@ -176,6 +176,11 @@ class Banks(Modulation):
 
     def rows(self, available: Tensor) -> Tensor:
         """The bank of every sample `[batch]`, as a row of `stacked`, from availabilities `[batch, modalities]`."""
+        if available.shape[1:] != (len(self.method.modalities),):
+            raise StateError(
+                f"missing-modality: available has shape {list(available.shape)}; give [batch, {len(self.method.modalities)}], a column each for "
+                f"{', '.join(self.method.modalities)}."
+            )
         bits = (available.long() * 2 ** torch.arange(available.shape[1], device=available.device)).sum(1)
         if (
             not torch.compiler.is_compiling() and available.device.type == "cpu"

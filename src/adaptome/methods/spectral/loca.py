@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adaptome.core.adapter import Adapter
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
+from adaptome.forms.sharded import still
 from adaptome.forms.spectrum import COSINE, CosineMatrix, SparseSpectrum
 from adaptome.methods.spectral.fourierft import positions, too_many
 
@@ -114,14 +115,14 @@ class LoCAAdapter(SparseSpectrum):
         """Rows and columns on the grid before rounding, `[*, n]` each."""
         at = self.get_buffer("start").to(self.a.dtype).expand(*self.host.lead, -1, -1)
         if self.l is not None:
-            at = at + self.pace * (self.l if self.shared.phase != "coefficients" else self.l.detach())
+            at = at + self.pace * (self.l if self.shared.phase != "coefficients" else still(self.l))
         rows, columns = at.unbind(-2)
         return rows.clamp(0, self.host.fan_out - 1), columns.clamp(0, self.host.fan_in - 1)
 
     @property
     def coefficients(self) -> Tensor:
         """a, without gradient in the steps of the locations."""
-        return self.a.detach() if self.shared.phase == "locations" else self.a
+        return still(self.a) if self.shared.phase == "locations" else self.a
 
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
         return *self.coordinates(), self.coefficients
