@@ -3,7 +3,7 @@
 claim      Xiong et al. 2024, arXiv:2403.09192: token merging at high rates hurts an adapted model; two vectors a layer that weigh the tokens
            about to disappear, trained with LoRA on the task alone, win some of it back, at the inference cost of plain merging
 miniature  a ViT of 4 blocks and 50 tokens, pretrained here to name the directions of a red and a green grating among grey ones, is adapted to
-           name a blue one's (LoRA on q, k, v and the head, 400 steps, one learning rate for all). All gratings have any phase, so that a
+           name a blue one's (LoRA on q, k, v and the head, 800 steps, one learning rate for all). All gratings have any phase, so that a
            token must pass a block before its direction can be read, and the first merge comes before that. The rate is the highest there is: every
            block merges half of its tokens, and 5 of 50 are left. LoRA beside ToMe has rank 5, LoRA beside PYRA rank 4, so that PYRA has no more parameters. Run it with
            five seeds: they draw the task's pictures, the batches and the adapters; the pretrained model is one for all.
@@ -41,7 +41,7 @@ def measurement() -> Measure:
 
             return attach
 
-        how = {"steps": 400, "rates": (5e-3,), "seed": seed, "train": "classifier"}
+        how = {"steps": 800, "rates": (5e-3,), "seed": seed, "train": "classifier"}
         for label, seen in (
             (UNMERGED, adapt(base, "lora", loss, score, targets="qkv", r=4, **how)),
             (TOME, adapt(base, "pyra", loss, score, targets=None, r=HIGH, modulate=False, prepare=beside(5), **how)),
