@@ -151,3 +151,10 @@ def test_positions_and_formulas_come_from_targets_and_documentation():
     assert METHODS["lora"].formula().startswith("r (in + out) per layer")
     assert METHODS["diffora"].formula().endswith("110,592 for 6 shared pairs")
     assert {n for n, m in METHODS.items() if m.per_sample_routing} >= {"moe-lora", "petalface", "divcontrol"}
+
+
+@pytest.mark.parametrize("name", sorted(ad.list_methods()))
+def test_every_method_says_when_to_take_it(name):
+    rows = [line.split(None, 1) for line in (ad.list_methods()[name].__doc__ or "").splitlines()]
+    (when,) = [row[1] for row in rows if row and row[0] == "when"]
+    assert len(when) > 20

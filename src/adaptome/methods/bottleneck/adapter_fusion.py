@@ -25,6 +25,7 @@ class AdapterFusion(Method):
 
         z = layer(x);  a_j = A_j(z);  y = z + V sum_j w_j a_j,    w = softmax_j((Q z) . (K a_j))
 
+    when        several tasks' adapters on one base exist, and a new task is to draw on all of them
     shapes      Q, K, V [d, d]; A_j the adapters named, without their residual
     init        Q, K ~ N(0, 0.02^2), V = I: starts near the mean of the adapters
     use         attach or load the adapters first (`pfeiffer`, `houlsby`, `series`, `compacter`: all that read a layer's output), freeze them

@@ -18,6 +18,7 @@ class AdaptFormer(BesideMethod, SublayerBottleneck):
 
         y = MLP(x) + s A(x),    A(x) = U f(D x + d) + u,    x what the MLP reads
 
+    when        vision transformers: a small network beside each MLP, the base's own path kept
     shapes      D [b, d], d [b], U [d, b], u [d]; b = size, or round(d / reduction)
     init        D Kaiming-uniform(a = sqrt 5), the rest 0: starts as the base
     placement   across the MLP's first and last map, so that it is right where the MLP is no module (BERT, OPT); the adapter is on

@@ -24,6 +24,7 @@ class CLIPAdapter(Method):
 
         f = layer(x);    y = ratio relu(U relu(D f)) + (1 - ratio) f
 
+    when        few-shot classification on CLIP's features, the towers left alone
     shapes      D [b, d], U [d, b], b = d / reduction, d = the width of the features: CLIP's visual_projection, text_projection, or both
     init        Kaiming-uniform(a = sqrt 5), both: does not start as the base; with U = 0 the outer relu would let no gradient through
     parameters  2 d b per layer: 131,072 for CLIP ViT-B/16's image features, d = 512

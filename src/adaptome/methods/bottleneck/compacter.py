@@ -26,6 +26,7 @@ class Compacter(InsertedMethod):
 
         z = f(x);  y = z + s (U g(D z + d) + u),    D = sum_k A_k (x) (s_k t_k^T),  U = sum_k A_k (x) (s'_k t'_k^T)
 
+    when        bottlenecks at a tenth of their size or less
     shapes      A_k [n, n] for k = 1..n, of all layers and both matrices; s_k [b/n, rank], t_k [rank, d/n], U's likewise
     init        'zero': U's s' = 0: starts as the base; A ~ N(0, 1/n), the rest normal so that D has Kaiming-uniform's variance;
                 'paper': A ~ N(0, 0.01^2), s and t Glorot-uniform: near the base

@@ -24,6 +24,7 @@ class ConformerAdapter(BesideMethod):
 
         y = MLP(x) + s A(x),    A(x) = U silu(BN(K * GLU(D LN(x) + d) + c)) + u
 
+    when        audio transformers, where the order of frames matters
     shapes      D [2b, d], K [b, k] one filter a channel over the tokens, U [d, b]; b = size, or round(d / reduction)
     init        D and K Kaiming-uniform(a = sqrt 5), U = u = 0: starts as the base. The release zeroes every weight, and nothing
                 but u would ever move

@@ -24,6 +24,7 @@ class Convpass(BesideMethod):
 
         y = f(x) + s A(x),    A(x) = U g(K * g(D x + d) + c) + u,    g = QuickGELU, f the attention and the MLP
 
+    when        vision and audio transformers with little data, where what lies near helps
     shapes      D [b, d], K [b, b, 3, 3] over the grid of patches (dims = 1: [b, b, 3] over the line of all tokens), U [d, b]
     grid        a square unless `rows` tells its height (12 for AST); tokens in front that do not fit into it are special ones (at most
                 8 in front of a square), and each is a grid of its own, of one patch. Activations [batch, high, wide, d] are a grid as they are

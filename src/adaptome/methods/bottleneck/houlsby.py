@@ -15,6 +15,7 @@ class Houlsby(SublayerBottleneck):
 
         z = f(x);  y = z + s A(z),    A(z) = U g(D z + d) + u,    f each of the two, before the sum with the residual stream
 
+    when        encoders and many tasks; more capacity than `pfeiffer`, at twice the cost
     shapes      D [b, d], d [b], U [d, b], u [d]; b = size, or round(d / reduction)
     init        'zero': D Kaiming-uniform(a = sqrt 5), the rest 0: starts as the base; 'bert': N(0, 0.02^2), near it (the paper: 0.01)
     placement   behind the last maps, hence inside the norms of post-norm models and before their dropout;

@@ -23,6 +23,7 @@ class MAM(Method):
 
         y = attention(q, [K; k], [V; v]),    y = MLP(x) + s (U f(D x + d) + u)
 
+    when        text tasks, with prefixes and parallel adapters at once
     shapes      as in `prefix-tuning` and `adaptformer`, which it consists of
     init        U = 0, K and V ~ N(0, 0.02^2): the prefix takes a share of the attention from the first step on, so not as the base
     hidden      the paper's prefix is made by an MLP of this width, 800 there

@@ -16,6 +16,7 @@ class Parallel(BottleneckMethod):
 
         y = layer(x) + s U f(D x)
 
+    when        decoders, with more capacity than LoRA, beside the sub-layers
     shapes      D [b, in], U [out, b]; on a module (targets='mlp-blocks'), in = out = the width of its activations
     init        'zero': D Kaiming-uniform, U = 0: starts as the base; 'bert': both N(0, 0.02^2), as LLM-Adapters' code: does not
     use         one bypass for each linear layer named; `adaptformer` has one for a whole MLP, also where that is no module

@@ -15,6 +15,7 @@ class Pfeiffer(SublayerBottleneck):
 
         z = MLP(x);  y = z + s A(z),    A(z) = U f(D z + d) + u,    before the sum with the residual stream
 
+    when        encoders and many tasks at half of `houlsby`'s cost; what `adapter-fusion` fuses
     shapes      D [b, d], d [b], U [d, b], u [d]; b = size, or round(d / reduction)
     init        D Kaiming-uniform(a = sqrt 5), the rest 0: starts as the base
     placement   behind the MLP's last map, hence inside the norm of post-norm models; form='parallel', place='before' with

@@ -37,6 +37,7 @@ class Polyhistor(Method):
 
         y = z + U f(D z + d) + u,    z = layer(x),    D = K (x) P Q,    P = reshape(H_P v_t),    Q = reshape(H_Q v_t);    U likewise
 
+    when        several dense tasks on one hierarchical encoder, their adapters made by shared hypernetworks
     shapes      D [n, w], U [w, n], w = out, n = w / rho; v_t [k] for each task t, shared by all layers; for each layer and matrix its
                 own H_P, H_Q and, with `scale_kernels`, K [s, s], s = w / w0, w0 the widths' greatest common divisor: P Q is then a
                 template of the size of width w0. Without: K = 1, and P Q has the matrix's size
@@ -109,6 +110,7 @@ class PolyhistorLite(Polyhistor):
 
         y = z + U f(D z + d) + u,    z = layer(x),    D = K (x) P Q,    P = reshape(H_P v_t),    Q = reshape(H_Q v_t);    U likewise
 
+    when        as `polyhistor`, at a few percent of its size
     shapes      D [n, w], U [w, n], w = out, n = w / rho; P [n0, r], Q [r, w0] of the smallest layer's size; K [s, s] of each layer and
                 matrix, s = w / w0, the same for all tasks. w0 is the widths' greatest common divisor, n0 = w0 / rho
     init        as polyhistor: starts as the base, for every task

@@ -19,6 +19,7 @@ class Series(BottleneckMethod):
         after   z = layer(x);  y = z + s U f(D z)
         before  y = layer(x + s U f(D x))
 
+    when        decoders; the plain bottleneck, at any place
     shapes      D [b, d], U [d, b]; d = out (after) or in (before); on a module, the width of its activations
     init        'zero': D Kaiming-uniform, U = 0: starts as the base; 'bert': both N(0, 0.02^2), as LLM-Adapters' code: does not
     parameters  2 b d per layer: 67,108,864 for LLaMA-7B, down, b = 256

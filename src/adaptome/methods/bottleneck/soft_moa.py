@@ -25,6 +25,7 @@ class SoftMoA(BesideMethod):
         soft    y = f(X) + s C [A_e(slot)],  slots = softmax_tokens(X P)^T X,  C = softmax_slots(X P)
         dense   y = f(x) + s sum_e softmax(R x + r)_e A_e(x)
 
+    when        audio and vision transformers, with more capacity at little computation
     shapes      A_e(x) = U_e g(D_e x + d_e) + u_e, D_e [b, d], U_e [d, b], e = 1..n; X [tokens, d]; P [d, n p]; R [n, d]
     init        D_e Kaiming-uniform(a = sqrt 5), U_e = 0: starts as the base; P, R Xavier-normal
     placement   as in `adaptformer`, here beside the attention

@@ -29,6 +29,7 @@ class TipAdapter(Method):
 
         y = W f + alpha V^T exp(-beta (1 - K f / |f|))
 
+    when        few-shot classification with CLIP without training, or with little
     shapes      W [classes, d] the frozen head, its rows texts' features (`zero_shot_head` makes one); f [..., d]; K [n, d] the features
                 of n labelled samples, each of length 1; V [n, classes] their labels, one-hot and stored as numbers
     init        does not start as the base: what is attached is the classifier with its cache

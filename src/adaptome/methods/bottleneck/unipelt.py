@@ -32,6 +32,7 @@ class UniPELT(Method):
         z = W x;  y = z + g (U f(D z + d) + u)                  the MLP's last map, g of z
         g = mean over the sample's tokens of sigmoid(w . h + c)
 
+    when        it is not known which of LoRA, prefixes and bottlenecks suits: gates weigh them
     shapes      w [d], c a number, one gate per place; K, V as in `prefix-tuning`; A [r, in], B [out, r]; D [b, d], U [d, b]
     init        A, D Kaiming-uniform(a = sqrt 5), B = U = 0; w, K, V ~ N(0, 0.02^2), c = 0, so that g is near 1/2: not as the base
     tokens      a gate reads all tokens of its sample, padding too: for encoders

@@ -25,6 +25,7 @@ class AdaLoRA(Method):
 
         y = W x + (alpha / r0) P diag(E) Q x,    loss + orthogonal * mean_M |M M^T - 1|_F^2  over all Q and P^T
 
+    when        layers need different ranks, and the total is known, not the split
     shapes      W [out, in] frozen; P [out, r0], E [r0], Q [r0, in]; a triplet is a column of P, its entry of E and its row of Q
     init        P, Q ~ N(0, 0.02^2), E = 0: starts as the base; r0 = `init_r`
     budget      b(t) = n (r + (r0 - r) (1 - (t - ti) / (T - ti - tf))^3) triplets in all n layers, from n r0 (t < ti) to n r (the last tf

@@ -30,6 +30,7 @@ class DiffoRA(Method):
 
         y = W x + g (alpha / r) B A x,    g = N softmax(a)_j over the N modules of a block, later 0 or 1
 
+    when        a search for the modules that deserve an adapter can be afforded
     search      with `selected` not given: the first `search` of the steps train the adapters and the logits a in turn, each step one of
                 them on its own batch (first-order bilevel; after `warmup` of the search on adapters alone, for B = 0 gives a no
                 gradient). Then the K = ceil(ratio N) largest of each block have g = 1, the others 0, and training goes on

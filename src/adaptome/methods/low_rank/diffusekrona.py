@@ -24,6 +24,7 @@ class DiffuseKronA(Method):
 
         W' = W + s A (x) B;    (A (x) B) x = A X B^T with x seen as X [a2, b2]
 
+    when        image generation from a few pictures of a subject, with smaller files than LoRA's
     shapes      A [a1, a2], B [b1, b2]; out = a1 b1, in = a2 b2; rank(A (x) B) = rank A rank B, up to full;
                 convolutions: a2 divides the channels, B has the kernel's columns
     init        A ~ N(0, 1 / a1^2), B = 0: starts as the base

@@ -41,6 +41,7 @@ class DivControl(Method):
 
         y = U_G S_G V_G x + sum_k a_k U_k S_k V_k x + b,    a = softmax of the `active` largest of Gate(e), 0 elsewhere
 
+    when        one model for many conditions, and new ones from few samples
     shapes      U [out, r], S [r], V [r, in]: learngenes G first, then K = `tailors` groups of equal size; e [text]
     init        the r leading singular triplets of W, by size; what r leaves out of W is dropped. With a_k below 1 the layer does not
                 start as the base: the paper's zero-initialised output layers hide that

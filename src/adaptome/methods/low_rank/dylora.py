@@ -37,6 +37,7 @@ class DyLoRA(Method):
 
         y = W x + (alpha / b) B[:, :b] A[:b] x,    b drawn once a step for the whole model, from {r_min, r_min + unit, ..., r}
 
+    when        the rank is to be chosen after training, or differs between devices
     shapes      W [out, in] frozen; A [r, in], B [out, r]
     init        A Kaiming-uniform(a = sqrt 5), B = 0: starts as the base at every b
     parameters  r (in + out) per layer: 294,912 for RoBERTa-base, q and v, r = 8

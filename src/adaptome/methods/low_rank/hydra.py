@@ -29,6 +29,7 @@ class Hydra(Method):
         y = f(x) + s (Bp (Ap x + ap) + bp) + s (Bs (As f(x) + as) + bs),    f(x) = W x + b
         W' = W + s (P + S W),  b' = b + s (S b + Bp ap + bp + Bs as + bs),   P = Bp Ap, S = Bs As
 
+    when        the update is to add features and rework those that the layer has
     shapes      W [out, in]; Ap [r, in], Bp [out, r]; As [q, out], Bs [out, q]; ap [r], as [q], bp, bs [out] with `bias`
     init        Bp, Bs and all branch biases 0: starts as the base; Ap, As 'kaiming' (a = sqrt 5), 'normal' N(0, 0.02^2) or 'xavier'
     parameters  r (in + out) + 2 q out, and r + q + 2 out with `bias`: 331,776 for RoBERTa-base, down, r = 4, q = 8

@@ -25,6 +25,7 @@ class LoHa(Method):
 
         dW = s (B1 A1) * (B2 A2),    s = alpha / r;    the same as s B A with r^2 rows A[(j, k)] = A1[j] * A2[k], B likewise
 
+    when        updates of high rank at LoRA's size, mostly for image generation
     shapes      A1, A2 [r, in], B1, B2 [out, r]; rank up to r^2
     init        A2 = 0, the others Kaiming-uniform(a = sqrt 5): starts as the base
     parameters  2 r (in + out) per layer: 8,388,608 for LLaMA-2-7B, q and v, r = 8

@@ -24,6 +24,7 @@ class LoKr(Method):
 
         dW = s C (x) B A,    s = alpha / r;    (C (x) B A) x = C X (B A)^T with x seen as X [i1, i2]
 
+    when        updates of high rank in very small files, mostly for image generation
     shapes      C [o1, i1], B [o2, r], A [r, i2]; out = o1 o2, in = i1 i2 with o1 <= o2, i1 <= i2 as near to each other as divisors
                 can be, or with o1, i1 near `factor`; convolutions: i1 divides the channels, A has the kernel's columns
                 where r >= max(o2, i2) / 2, B A is one trained matrix D [o2, i2]; with `decompose_both` C may be Cb Ca likewise

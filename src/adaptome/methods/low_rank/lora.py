@@ -23,6 +23,7 @@ class LoRA(Method):
 
         y = W x + s B A x,    s = alpha / r,  or alpha / sqrt(r) with rslora
 
+    when        the first choice: on any layer, merged exactly, known to every server
     shapes      W [out, in] frozen; A [r, in], B [out, r]; x [..., in] -> y [..., out]; fused experts: one pair per expert
     init        'kaiming': A ~ U(-1/sqrt(in), 1/sqrt(in)), B = 0 (the authors' code); embeddings: A = 0, B ~ N(0, 1) likewise
                 'gaussian': A ~ N(0, 1/r^2), B = 0

@@ -21,6 +21,7 @@ class LoRAFA(Method):
 
         y = W x + s B A x,    s = alpha / r
 
+    when        the memory of activations is the limit: the inputs of adapted layers are not kept
     shapes      W [out, in] and A [r, in] frozen; B [out, r]; x [..., in] -> y [..., out]
     init        A ~ U(-1/sqrt(in), 1/sqrt(in)) from the seed (not stored: rebuilt when loading), B = 0
     parameters  r out per layer: 2,097,152 for LLaMA-2-7B, q and v, r = 8

@@ -27,6 +27,7 @@ class MoELoRA(Method):
 
         y = W x + (alpha / r) sum_e g_e(x) B_e A_e x,    g = softmax of the `top_k` largest of G x, 0 for the others
 
+    when        data of different kinds in one adapter that need not merge
     shapes      W [out, in] frozen, quantised or not; A [E, r, in], B [E, out, r], G [E, in]; g [E] a token
     init        A Kaiming-uniform(a = sqrt 5), B = 0: starts as the base; G ~ N(0, 0.02^2)
     parameters  E r (in + out) + E in per layer: 17,825,792 for LLaMA-2-7B, q and v, E = 4, r = 8

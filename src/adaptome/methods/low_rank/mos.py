@@ -46,6 +46,7 @@ class MoS(Method):
 
         y = W x + (alpha / q) B A x,    row t of A = [P_A[a(t l)], ..., P_A[a(t l + l - 1)]],  column t of B likewise from P_B and b
 
+    when        many adapters have to be stored: LoRA's quality from pools that layers share
     shapes      P_A [L r l, in / l], P_B [L r l, out / l]: one pair for the L layers of one role and shape; A [q, in], B [out, q];
                 a, b [q l] fixed integers of the layer
     init        P_A ~ U(-1/sqrt(in), 1/sqrt(in)), P_B = 0: starts as the base; a and b are drawn apart: (q - p) l of the public

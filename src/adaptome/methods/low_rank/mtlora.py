@@ -34,6 +34,7 @@ class MTLoRA(Method):
         y   = W x + b + s B A x                               the shared stream
         y_t = W x + b + s B_t A_t x_t                         the stream of task t, in layers named by `specific`
 
+    when        several dense tasks on one encoder, in one pass
     mode        'matrix': so. 'matrixv2': y_t has the shared update too, + s B A x. 'addition': layers with streams have no A, B, and their
                 shared stream is y = W x + b + LayerNorm(sum_t y_t), with a trained LayerNorm. 'lora_only': no streams, A, B alone
     shapes      W [out, in] frozen; A [r, in], B [out, r]; A_t [task_r, in], B_t [out, task_r] per task

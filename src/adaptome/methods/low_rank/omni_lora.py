@@ -27,6 +27,7 @@ class OmniLoRA(Method):
         T    y = W x + s B_t A_t x
         ST   y = W x + s (B_t A_t + B_shared A_shared) x
 
+    when        one model for tasks that share and differ, as of sound, of sight and of both
     shapes      W [out, in] frozen; A [b, in], B [out, b], b = r, or round(in / reduction)
     scale       s = alpha / r, or alpha / reduction: r = 64, alpha = 8 is the paper's reduction = 32, alpha = 4 at width 2048
     init        'down-zero': A = 0, B Kaiming-uniform(a = sqrt 5), as the authors' code; 'kaiming', 'gaussian': B = 0; all start as the base

@@ -29,6 +29,7 @@ class PETALface(Method):
 
         y = W x + s drop(B_low A_low (1 - a) x) + s drop(B_high A_high a x),    a = 0.5 + (q - threshold)
 
+    when        one model for images of very different quality
     shapes      W [out, in] frozen; A_low, A_high [r, in], B_low, B_high [out, r]; q [batch] scores of image quality
     init        'gaussian': A ~ N(0, 1/r^2), B = 0: starts as the base for every a; 'kaiming', 'down-zero' likewise
     use         `ad.steer(quality=scores)`, one score per sample, or one number for all; layers that see windows of a sample

@@ -58,6 +58,7 @@ class RandLoRA(Method):
 
         dW = s sum_j B_j diag(l_j) A diag(g_j),    j = 1..n,  n = ceil(share m / r),  m = min(in, out), M = max(in, out)
 
+    when        LoRA's low rank is the limit: updates of full rank at its size
     shapes      A [r, m], B_j [M, r] frozen, the corners of one pair for all layers; lambda [n, r], gamma [n, m];
                 dW is [M, m] as it stands where in = m, else transposed
     init        lambda = 0, gamma = 1 / max(n, m): starts as the base; A, B uniform of unit variance from `projection_seed`

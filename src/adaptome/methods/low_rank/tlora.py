@@ -47,6 +47,7 @@ class TLoRA(Method):
         residual 'lora'   D = B A
         residual 'ttm'    D[i, j] = tr(B1[i1, j1] B2[i2, j2] B3[i3, j3])
 
+    when        the target is near a transform of the base, with fewer numbers than LoRA's
     shapes      Ad [Id, Id, R, R]; ring: Bd [Od, q, q], Cd [Id, q, q]; lora: A [q, in], B [out, q]; ttm: Bd [Od, Id, q, q]; indices
                 are row-major (the first slowest)
     init        Ad = identity / R on every ring index, so T = 1 exactly; B1 = 0 (or B = 0), so D = 0: starts as the base;

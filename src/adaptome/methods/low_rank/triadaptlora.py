@@ -29,6 +29,7 @@ class TriAdaptLoRA(Method):
 
         y = W x + (alpha / s) B (L + U) A x,    s the active rank of the layer, in blocks: r_1 = `init_r`, then `growth` each
 
+    when        as `adalora`, with ranks that grow where they matter and are not cut
     shapes      A [S, in], B [out, S]; block k owns rows k of L up to its own end and columns k of U likewise, r_k s_k numbers each (for
                 blocks of 1: a lower and an upper triangle); S = `max_r`; what is beyond s is masked out
     init        A, L and the diagonal blocks of U ~ N(0, 0.02^2), the first block of U with them; B = 0: starts as the base. New ranks

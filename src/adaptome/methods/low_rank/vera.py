@@ -41,6 +41,7 @@ class VeRA(Method):
 
         y = W x + diag(b) B diag(d) A x
 
+    when        many adapters have to be stored: a tenth of LoRA's numbers
     shapes      A [r, in], B [out, r] frozen, the corner of one pair for all layers; d [r], b [out]
     init        A, B Kaiming-uniform(a = sqrt 5) from `projection_seed` (not stored), d = `d_initial`, b = 0: starts as the base
     parameters  r + out per layer: 278,528 for LLaMA-2-7B, q and v, r = 256

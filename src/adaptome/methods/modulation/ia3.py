@@ -26,6 +26,7 @@ class IA3(Method):
         output side   y = l * (W x + b)          keys and values
         input side    y = W (l * x) + b          the MLP's last layer
 
+    when        few examples, almost no parameters, and an update that merges
     shapes      l [out] or [in]; x [..., in] -> y [..., out]; conv: one factor per channel
     init        l = 1: starts as the base
     parameters  out or in per layer: 614,400 for LLaMA-2-7B, k, v and down

@@ -34,6 +34,7 @@ class MissingModality(ModulationMethod):
 
         y' = gamma_S * y + beta_S,    y = layer(x),  S the available set;  y' = y, bit for bit, when all are available
 
+    when        a multimodal model has to work while some of its inputs are absent
     shapes      gamma_S, beta_S [out] per set, along the channels
     init        'identity': gamma = 1, beta = 0: starts as the base; 'normal': N(1, 0.02^2), N(0, 0.02^2)
     use         `ad.steer(available={"rgb"})` or "rgb+depth"; nothing steered means all. Rows of one batch may differ: a bool tensor

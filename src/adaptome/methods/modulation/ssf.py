@@ -22,6 +22,7 @@ class SSF(ModulationMethod):
 
         y' = gamma * y + beta,    y = layer(x)
 
+    when        vision models; scales and shifts that merge away
     shapes      gamma, beta [out], along the channels: the last dimension, for convolutions and batch norms the second
     init        'identity': gamma = 1, beta = 0: starts as the base; 'normal': gamma ~ N(1, 0.02^2), beta ~ N(0, 0.02^2), the authors'
     parameters  2 out per layer: 202,752 for ViT-B's 12 blocks (two norms, q, k, v, o, up, down)

@@ -30,6 +30,7 @@ class BOFT(Method):
 
         W' = diag(s) W R,    R = R^(1) ... R^(m),    R^(i) = P_i^T diag(R_1, ..., R_{in/b}) P_i;    y = s * (W (R x))
 
+    when        the update is to keep the angles between neurons and mix far inputs, with fewer numbers than `oft`
     shapes      Q [m, in / b, b (b - 1) / 2] as in OFT; s [out] with `scale`; P_i joins half blocks that lie 2^(i-1) half blocks apart,
                 so m factors mix b 2^(m-1) inputs, which must divide in
     init        Q = 0, s = 1: starts as the base

@@ -22,6 +22,7 @@ class OFT(Method):
 
         W' = W R,    R = diag(R_1, ..., R_{in/b}),    R_i = (I + Q_i) (I - Q_i)^-1,    Q_i skew;    y = W (R x)
 
+    when        the update is to keep the angles between neurons, as in image generation
     shapes      Q [in / b, b (b - 1) / 2], the entries above the diagonals, row by row; b = `size` divides in
     init        Q = 0, R = I: starts as the base
     parameters  in (b - 1) / 2 per layer: 4,063,232 for LLaMA-2-7B, q and v, b = 32

@@ -29,6 +29,7 @@ class CoOp(FromText):
 
         embed(t) = C[t - first] where t is one of the ids first, first + 1, ...; the table's row for every other token
 
+    when        few-shot classification with CLIP, where the wording of the prompts is the weak point
     shapes      C [classes p, d]: one context for all classes, or one for each. The ids say which vector stands where, so the text's length,
                 mask, positions, cache and end token stay as they are
     init        N(0, 0.02^2); `ad.prompt_from(model, "a photo of a", tokenizer)` starts every context from words. Text without the ids is the base's

@@ -24,6 +24,7 @@ class LLaMAAdapter(Method):
 
         o = softmax(q k^T) v + tanh(g) softmax(q K^T) V,    K = W_k P, V = W_v P
 
+    when        decoders that are to follow instructions, from a start that disturbs nothing
     shapes      P [p, d], through the layer's own frozen W_k and W_v, not rotated; g one number per head; o before the output map
     init        P ~ N(0, 1), g = 0: starts as the base, bit for bit
     layers      the paper puts it on the top 30 of 32: `layers="-30:"`

@@ -25,6 +25,7 @@ class PTuning(Method):
         y = backbone([P; embed(x)]), without the places of P;    P = W2 relu(W1 E + b1) + b2         ('mlp')
                                                                  P = W2 relu(W1 LSTM(E) + b1) + b2   ('lstm')
 
+    when        as `prompt-tuning`, where vectors that are trained directly do not settle
     shapes      E, P [p, d]; LSTM both ways, two layers, h = hidden / 2 each, so W1 [hidden, hidden], W2 [d, hidden]; 'mlp': W1 [hidden, d]
     init        E: embeddings of p tokens drawn from the first 5,000; the network as torch draws it. Not the base
     parameters  'mlp': p d + hidden (d + 1) + d (hidden + 1) per backbone; 'lstm': the same with hidden (hidden + 1), and

@@ -27,6 +27,7 @@ class PrefixTuning(FromText):
 
         y = attention(q, [K; k], [V; v])
 
+    when        generation with a frozen decoder and one small prefix a task
     shapes      K, V [kv heads, p, head width]; q, k, v as the attention has them, after rotation and the cache
     positions   the tokens keep theirs, and the cache holds tokens alone: `generate`, beams, static caches, sliding windows and packed rows
                 work as before. K is added as it is, not rotated

@@ -22,6 +22,7 @@ class PromptTuning(FromText):
 
         y = backbone([P; embed(x)]), without the places of P
 
+    when        large models and many tasks, with the fewest numbers; small models learn little by it
     shapes      P [p, d]; the output has the length of x, so heads, losses and labels stay as they are
     init        'vocabulary': embeddings of p tokens drawn from the first 5,000; 'normal': N(0, 0.02^2); `ad.prompt_from(model, text, tokenizer)`
                 starts it from words. None of them is the base

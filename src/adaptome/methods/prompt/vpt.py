@@ -27,6 +27,7 @@ class VPT(Method):
         deep     [c, _, x] <- block_l([c, P_l, x])    in every block, where c is the first token and _ is dropped
         shallow  [c, z, x] <- block_l([c, z, x]),  z = P before the first block; dropped after the last
 
+    when        vision transformers with little data, the base left alone
     shapes      P [p, d]; what comes out of the last block has the length it had without. Between the blocks, 'shallow' leaves the tokens in,
                 so that `hidden_states` of the blocks before the last hold them at places 1 to p
     init        uniform in +- sqrt(6 / (3 patch^2 + d)); not the base

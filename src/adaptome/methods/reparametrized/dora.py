@@ -27,6 +27,7 @@ class DoRA(Method):
 
         W' = m * V / ||V||,    V = W + s B A,  s = alpha / r;  norms over the inputs of each output row
 
+    when        LoRA at a low rank leaves a gap to full fine-tuning; a step costs a little more
     shapes      W [out, in] frozen; A [r, in], B [out, r]; m [out]; x [..., in] -> y [..., out]
     init        A Kaiming-uniform(a = sqrt 5), B = 0, m = ||W||: starts as the base
     parameters  r (in + out) + out per layer: 4,456,448 for LLaMA-2-7B, q and v, r = 8

@@ -18,6 +18,7 @@ class BitFit(Method):
 
         y = W x + b + db
 
+    when        the smallest change of a base with biases, and nothing more at inference
     shapes      b, db [out]
     init        db = 0: starts as the base
     parameters  out per layer with a bias: 102,912 for ViT-B/16; none for LLaMA, which has no biases (refused, with the reason)

@@ -27,6 +27,7 @@ class FishMask(Method):
 
         W' = W + M * D,    M has its n ones where F = mean_x (d log p(y | x) / dW)^2 is largest
 
+    when        far less than 1 % of the weights may change, and a few batches are at hand to choose them
     shapes      W [out, in]; stored are the n places and the n values, never D
     init        values 0: starts as the base
     use         `fish_mask(model, batches, loss, k)` scores a few batches, takes the k best entries of all layers together and attaches;

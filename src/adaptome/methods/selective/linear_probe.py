@@ -15,6 +15,7 @@ class LinearProbe(Method):
 
         y = W f + b,    f what the frozen model makes
 
+    when        the baseline of every comparison, or features that tell the classes apart already
     shapes      W [classes, d], b [classes]: whatever `train` names, trained whole as beside every other method
     init        as the head stands
     placement   on no layer: it takes no targets. `ad.attach(model, "linear-probe", train="classifier")`; a recipe's task names its

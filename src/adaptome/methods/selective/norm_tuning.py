@@ -18,6 +18,7 @@ class NormTuning(Method):
 
         w' = w + dw,    b' = b + db
 
+    when        the smallest change of a network with norms, alone or beside other methods
     shapes      w, b, dw, db [dim]
     init        dw = db = 0: starts as the base
     parameters  dim, and dim again where the norm has a bias: 266,240 for LLaMA-2-7B (65 norms of 4,096)

@@ -35,6 +35,7 @@ class PaCA(Method):
 
         y = W' x + b,    W'[:, I] = W[:, I] + s P  and W elsewhere,    s = alpha / r
 
+    when        the time and the memory of a training step are the limit: they are nearly the frozen model's
     shapes      W [out, in] frozen, quantised or not; I r distinct columns; P [out, r]; convolutions: I names input channels (of a
                 group), each with its prod(k) taps, P [out, r prod(k)]; fused experts: I for all, P [experts, out, r]
     init        P = 0: starts as the base; I drawn from the seed, or the columns of largest or smallest norm; I is saved

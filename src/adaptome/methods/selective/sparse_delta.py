@@ -20,6 +20,7 @@ class SparseDelta(Method):
 
         W' = W + M * D,    M a fixed mask with n ones
 
+    when        few weights may change, anywhere, with no bound on the rank
     shapes      W [out, in]; stored are the n places and the n values, never D
     init        values 0: starts as the base; places drawn from the seed, or the largest or smallest weights; they are saved
     parameters  n per layer (all where there are fewer): 224,000 for LLaMA-2-7B, all-linear, n = 1000

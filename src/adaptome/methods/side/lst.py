@@ -36,6 +36,7 @@ class LST(Method):
 
         s_0 = D_0 h_0;    s_i = block_i(mu_i s_(i-1) + (1 - mu_i) D_i h_i),    mu_i = sigmoid(a_i / 0.1);    y = h + U norm(s)
 
+    when        the memory of training is the limit: no gradient enters the base
     shapes      h_0 [batch, tokens, d] the embedded input, h_i the output of the base's block i, h its last hidden state, s the last s_i;
                 D_i [w, d], U [d, w], w = d / reduction; block_i a pre-norm transformer block of width w (MLP 4 w); a_i a number
     init        U = 0: starts as the base; a_i = 0; 'pruned': D_i selects coordinates, block_i is the base's cut to its largest rows

@@ -21,6 +21,7 @@ class ClipSVD(Method):
 
         W' = U diag(S + dS) V^T,    W = U diag(S) V^T
 
+    when        few-shot adaptation that is to keep what the base knows beside the task, with very few numbers
     shapes      U [out, r], S, dS [r], V^T [r, in]; k = min(out, in), r = floor(floor(ratio k) / 4) 4, between 1 and k, and k at ratio 1
     init        dS = 0: starts as the base; dS may make a singular value negative. Weight decay pulls towards the base
     parameters  r per layer: 92,160 for CLIP ViT-B/16, all 144 linear layers of both encoders

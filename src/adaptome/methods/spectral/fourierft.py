@@ -24,6 +24,7 @@ class FourierFT(Method):
 
         dW = alpha Re(IDFT2(S)),    S[p_i, q_i] = c_i and zero elsewhere
 
+    when        files have to be tiny, and the update of high rank
     shapes      S [out, in], complex positions p, q [n], distinct, drawn from `position_seed`: equal on layers of one shape; c [n]
     init        c = 0: starts as the base; 'normal': c ~ N(0, 1), as the paper has it
     parameters  n per layer: 64,000 for LLaMA-2-7B, q and v, n = 1000

@@ -37,6 +37,7 @@ class LoCA(Method):
 
         dW = alpha C^T S D,    S[p_t, q_t] += a_t;  C [out, out], D [in, in] orthonormal DCT-II, so |dW| = alpha |S|
 
+    when        as `fourierft`, where the frequencies that matter are to be learned too
     shapes      a [n]; l [2, n] offsets of rows and columns from start cells drawn from `position_seed`:
                 (p, q)_t = round(clamp(start_t + pace l_t)); always in at least float32
     init        a = 0, l = 0: starts as the base; a location whose coefficient is 0 has no gradient, so values come first

@@ -26,6 +26,7 @@ class LoLDU(Method):
 
         W' = W + P L_r diag(sigma z - sigma0 z0) U_r,    W = P L diag(D) U,  z0 = D_r,  sigma0 = alpha / r
 
+    when        at most some hundred numbers a layer
     shapes      P permutation (partial pivoting, kept as the order of L's rows); L_r [out, r], U_r [r, in] unit trapezoids; z [r]
     init        'lu': z = z0, starts as the base. The others do not: 'uniform' in +-|mean(z0)| / 2 (the paper's best rows), 'constant'
                 mean(z0), 'normal' with the mean and deviation of z0, 's_uniform' U(-1, 1), 's_normal' N(0, 1), 'ones', 'zeros'

@@ -44,6 +44,7 @@ class PYRA(Method):
         S' = S + (S * d_D) * d_r,   d_D = 2 sigmoid(W_r^T M),  d_r = 2 sigmoid(M W_D^T) - 1,   M = LN(S + T)
         x = sum(m x) / sum(m) over each group, with S' for S;  x = x + mlp(norm(x));  later logits get + log m
 
+    when        a vision transformer is to be adapted and to run faster at once
     shapes      S, T [batch, r, D], times their sizes m, most alike pairs first; W_r [r, 1], W_D [1, D], LN of D; every block has its own
     init        W_D = 0, W_r ~ U(-1, 1) (Kaiming, a = sqrt 5), LN = (1, 0): starts as ToMe, bit for bit. In the first step W_D alone
                 has a gradient. ToMe itself changes the base's outputs; only with r = 0 everywhere is it the base
