@@ -25,7 +25,8 @@ from adaptome.core.files import write_atomic
 from adaptome.recipe import ComparedMethod, MethodSection, Recipe, load_recipe
 from adaptome.tasks import get_task
 from adaptome.training.arguments import greater_is_better
-from adaptome.training.runs import METRICS, RECIPE, plans, run
+from adaptome.training.folder import METRICS, RECIPE
+from adaptome.training.runs import plans, run
 
 COMPARISON, REPORT = "comparison.json", "report.html"
 Tell = Callable[[str], None]

@@ -256,7 +256,7 @@ def _full_disk_told(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors reports the system's error as text only
+        # safetensors and tokenizers report the system's error as text only, the latter in a bare Exception
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if not full and "os error 28" not in str(error):
             raise

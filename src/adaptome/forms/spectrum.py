@@ -71,7 +71,7 @@ class Cosine(Fourier):
 
     def synthesise(self, waves: Tensor, N: int) -> Tensor:
         V = torch.view_as_complex(waves.t().contiguous().unflatten(-1, (-1, 2))) * _twiddle(N, waves).conj()
-        return self._inverse(V, N).index_select(-1, _folded(N, waves).argsort())
+        return self._inverse(V, N).index_select(-1, _unfolded(N, waves))
 
     def place(self, k: Tensor, N: int, like: Tensor) -> tuple[Tensor, Tensor]:
         height = _height(k, N, like)
@@ -259,7 +259,7 @@ class CosineMatrix(torch.autograd.Function):
             0, (index + first).flatten(), added.flatten()
         )
         v = torch.fft.irfft2(S.view(*lead, out, half), s=(out, width))
-        return v.index_select(-2, _folded(out, v).argsort()).index_select(-1, _folded(width, v).argsort())
+        return v.index_select(-2, _unfolded(out, v)).index_select(-1, _unfolded(width, v))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -302,6 +302,12 @@ def _folded(N: int, like: Tensor) -> Tensor:
     """The places of 0, 2, 4, ... and then those of the odd numbers, from the last down."""
     places = torch.arange(N, device=like.device)
     return torch.cat([places[::2], places[1::2].flip(0)])
+
+
+def _unfolded(N: int, like: Tensor) -> Tensor:
+    """Where each of N numbers is when they are folded: the inverse of `_folded`."""
+    places = torch.arange(N, device=like.device)
+    return torch.where(places % 2 == 0, places // 2, N - 1 - places // 2)
 
 
 def _twiddle(N: int, like: Tensor) -> Tensor:

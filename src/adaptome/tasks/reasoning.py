@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import re
-import string
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -15,7 +13,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from adaptome.core.errors import DataError, RecipeError, nearest
+from adaptome.core.errors import DataError, RecipeError
 from adaptome.data.splits import Split, Splits
 from adaptome.tasks import answers
 from adaptome.tasks.answers import RULES, Choice, Letter, Number, Rule, Text, rule_for
@@ -29,6 +27,7 @@ from adaptome.tasks.language import (
     left_padded,
     likelihood,
 )
+from adaptome.tasks.reasoning_rows import asked_by, masked_numbers, question_of, read_rows, sets_of
 
 logger = logging.getLogger(__name__)
 
@@ -136,15 +135,16 @@ class Reasoning(Task):
     # -- data ------------------------------------------------------------------------------------------------------
 
     def prepare(self, splits: Splits, processor: Any) -> Prepared:
-        texts = {name: _records(split, name) for name, split in splits.items()}
+        texts = {name: read_rows(split, name) for name, split in splits.items()}
         notes = self._contamination(splits)
         made = {}
         for name, records in texts.items():
             made[name], told = self._dataset(records, splits[name], name, processor)
-            notes += [*_masked(records, name), *told]
+            notes += [*masked_numbers(records, name), *told]
         for name in sorted(set(splits) - {"train"}):
             # an answer that cannot be read is found before anything is trained
-            rules = self._rules(splits[name])
+            answers_of = [record["answer"] for record in texts[name]]
+            rules = self._rules(splits[name], answers_of, sets_of(splits[name]))
             notes += [] if self._rule() else _guessed(rules)
         return Prepared(
             made, partial(self._collate, processor), length_column="length", notes=[*dict.fromkeys(notes)]
@@ -247,7 +247,7 @@ class Reasoning(Task):
         """
         if "train" not in splits or "test" not in splits:
             return []
-        pairs = answers.contaminated(_sets(splits["train"]), _sets(splits["test"]))
+        pairs = answers.contaminated(sets_of(splits["train"]), sets_of(splits["test"]))
         if pairs and not self.options.allow_contamination:
             held = ", ".join(sorted({name for _, name in pairs}))
             raise DataError(
@@ -256,7 +256,7 @@ class Reasoning(Task):
                 "tests all the same."
             )
         notes = [f"{one} is known to hold questions of {held}." for one, held in pairs]
-        texts = {name: [_question(row) for row in splits[name].rows] for name in ("train", "test")}
+        texts = {name: [question_of(row) for row in splits[name].rows] for name in ("train", "test")}
         shared = answers.overlap(texts["train"], texts["test"])
         if shared:
             notes.append(f"{shared} of {len(texts['test'])} questions of test stand in train.")
@@ -272,7 +272,7 @@ class Reasoning(Task):
         return likelihood(torch.as_tensor(result.predictions).double().sum(0))
 
     def inputs(self, rows: Any) -> list[Any]:
-        return [{"instruction": _asked(row), "input": row.get("input")} for row in rows]
+        return [{"instruction": asked_by(row), "input": row.get("input")} for row in rows]
 
     def predict(
         self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 8
@@ -316,8 +316,8 @@ class Reasoning(Task):
         verdicts: dict[str, list[bool]] = {}
         unread: dict[str, list[str]] = {}
         rights = 0
-        rules, sets = self._rules(split), _sets(split)
-        truths = [record["answer"] for record in _records(split, "evaluated")]
+        truths, sets = [record["answer"] for record in read_rows(split, "evaluated")], sets_of(split)
+        rules = self._rules(split, truths, sets)
         for name, truth, prediction in zip(sets, truths, predictions, strict=True):
             rule, text = rules[name], prediction["completion"]
             right = rule.right(text, truth)
@@ -346,13 +346,12 @@ class Reasoning(Task):
             return Choice(tuple(self.options.choices), whole=True)
         return {"number": Number(), "letter": Letter(), "text": Text()}.get(self.options.read)
 
-    def _rules(self, split: Split) -> dict[str, Rule]:
-        """The rule of every set of a split.
+    def _rules(self, split: Split, truths: Sequence[str], sets: Sequence[str]) -> dict[str, Rule]:
+        """The rule of every set of a split, from the answer and the set of each row.
 
         Raises:
             DataError: an answer that its rule cannot read, or no answer; names the line.
         """
-        sets, truths = _sets(split), [record["answer"] for record in _records(split, "evaluated")]
         rules = {
             name: self._rule()
             or rule_for(name, [t for t, own in zip(truths, sets, strict=True) if own == name])
@@ -368,42 +367,6 @@ class Reasoning(Task):
         return rules
 
 
-def _records(split: Split, name: str) -> list[dict[str, str]]:
-    """instruction, input, output and answer of every row, as text.
-
-    Raises:
-        DataError: neither output nor answer is there, or an instruction is no text; names the line.
-    """
-    there = split.rows.column_names
-    if "question" not in there:
-        Splits({name: split}).require("instruction")
-    if "output" not in there and "answer" not in there:
-        guess = (nearest("answer", there) or nearest("output", there) or there[-1:])[0]
-        raise DataError(
-            f"{split.source}: the {name} split has neither output (the text to learn) nor answer (what is scored).\n"
-            f"  Columns there: {', '.join(there)}. Say which one it is, e.g. data.columns: {{answer: {guess}}}."
-        )
-    made = []
-    for row, record in enumerate(split.rows):
-        bare = record.get("instruction") or record.get("question")
-        if not isinstance(bare, str) or not bare.strip():
-            raise DataError(f"{split.where(row)}: 'instruction' is {bare!r}; expected text.")
-        options = record.get("options")
-        if options is not None and not (
-            isinstance(options, list) and all(isinstance(o, str) for o in options)
-        ):
-            raise DataError(f"{split.where(row)}: 'options' is {options!r}; expected a list of texts.")
-        texts = {
-            key: "" if record.get(key) is None else str(record[key]) for key in ("input", "output", "answer")
-        }
-        texts["output"] = texts["output"] or texts["answer"]
-        texts["answer"] = texts["answer"] or texts["output"]
-        if not texts["output"]:
-            raise DataError(f"{split.where(row)}: no value for 'output' nor for 'answer'.")
-        made.append({"instruction": _asked(record), **texts})
-    return made
-
-
 def _guessed(rules: Mapping[str, Rule]) -> list[str]:
     """Notes on the sets that are not known, whose answers say how they are read."""
     return [
@@ -411,41 +374,6 @@ def _guessed(rules: Mapping[str, Rule]) -> list[str]:
         for name, rule in rules.items()
         if name not in RULES
     ]
-
-
-def _masked(records: Sequence[Mapping[str, str]], name: str) -> list[str]:
-    """A note where questions have placeholders for their numbers, as files for equation solvers have."""
-    masked = [
-        found for record in records if (found := re.search(r"\b(?:number|N_)\d+\b", record["instruction"]))
-    ]
-    if 2 * len(masked) < len(records):
-        return []
-    return [
-        f"{len(masked)} of {len(records)} questions of {name} have placeholders such as {masked[0][0]} for their numbers: "
-        "fill these in, for no model can answer without them."
-    ]
-
-
-def _sets(split: Split) -> list[str]:
-    """The data set of every row."""
-    if "dataset" in split.rows.column_names:
-        return [answers.set_name(str(name)) for name in split.rows["dataset"]]
-    files = [answers.set_name(table.file) for table in split.tables]
-    return [files[table] for table, _ in split.origin.tolist()]
-
-
-def _question(row: Mapping[str, Any]) -> str:
-    return f"{_asked(row)} {row.get('input') or ''}"
-
-
-def _asked(row: Mapping[str, Any]) -> str:
-    """The question, with its options where it has some: `["A)21", "B)5"]` is shown as "Answer Choices: (A) 21 (B) 5"."""
-    asked = str(row.get("instruction") or row.get("question"))
-    options = [
-        f"({letter}) {re.sub(rf'^[( ]*{letter} *[).:] *', '', option)}"
-        for letter, option in zip(string.ascii_uppercase, row.get("options") or [], strict=False)
-    ]
-    return f"{asked} Answer Choices: {' '.join(options)}" if options else asked
 
 
 def _ended(ids: list[int], end: int) -> list[int]:

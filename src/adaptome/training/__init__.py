@@ -21,7 +21,7 @@ _HOME = {
     "FoldsResult": "folds",
     "Result": "runs",
     "evaluate": "runs",
-    "last_checkpoint": "runs",
+    "last_checkpoint": "folder",
     "load_run": "runs",
     "plans": "runs",
     "predict": "runs",

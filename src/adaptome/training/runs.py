@@ -1,12 +1,4 @@
-"""A recipe carried out: data and model, adapters, training, evaluation, and a folder that holds it all.
-
-<output.folder>/
-  adapter/            what `ad.load` reads (a folder per adapter when there are several)
-  recipe.yaml         the recipe as run, defaults written out
-  task.json           the task with its labels
-  metrics.json        scores, loss curve, counts, time and memory; written last
-  checkpoints/        see `training.checkpoint`
-"""
+"""A recipe carried out: data and model, adapters, training, evaluation, and a folder that holds it all (`training.folder`)."""
 
 from __future__ import annotations
 
@@ -24,23 +16,28 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 import adaptome as ad
 from adaptome.core.errors import RecipeError, TrainingError
-from adaptome.core.files import remove_folder, write_atomic
+from adaptome.core.files import write_atomic
 from adaptome.core.plan import Plan
 from adaptome.data import Splits, load_splits
 from adaptome.recipe import MethodSection, Recipe, load_recipe
 from adaptome.tasks import Prepared, Task, get_task, task_from_dict
 from adaptome.training.adapters import gathered_adapters, write_adapters
 from adaptome.training.arguments import training_arguments
-from adaptome.training.checkpoint import checkpoints, last_good
+from adaptome.training.folder import (
+    ADAPTER,
+    METRICS,
+    PREDICTIONS,
+    RECIPE,
+    TASK,
+    check_room,
+    make_room,
+)
 from adaptome.training.memory import PeakMemory
 from adaptome.training.predictions import predictions_on, write_predictions
 from adaptome.training.progress import Progress
 from adaptome.training.trainer import AdapterCheckpoints, AdaptomeTrainer
 
 logger = logging.getLogger(__name__)
-
-ADAPTER, METRICS, RECIPE, TASK = "adapter", "metrics.json", "recipe.yaml", "task.json"
-PREDICTIONS, CHECKPOINTS = "predictions.jsonl", "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     folder = Path(recipe.output.folder)
-    _check_room(recipe, folder)
+    check_room(recipe, folder)
     peak = PeakMemory()
     task, processor, splits, prepared = _prepared(recipe)
     if prepared.get("train") is None:
@@ -112,7 +109,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     split = _final_split(recipe, prepared)
     model = _base_model(recipe, task, processor)
     notes = [*prepared.notes, *_attach(recipe, task, model)]
-    _make_room(recipe, folder)
+    make_room(recipe, folder)
     trainer = _trainer(
         recipe,
         task,
@@ -215,12 +212,6 @@ def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     return Loaded(recipe, task, processor, model)
 
 
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run that did not finish, which `training.resume=true` goes on from."""
-    folder = Path(folder)
-    return None if (folder / METRICS).exists() else last_good(folder / CHECKPOINTS)
-
-
 def evaluate(folder: str | Path, split: str | None = None, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Metrics of a finished run on one of its splits.
 
@@ -258,32 +249,6 @@ def predict(folder: str | Path, inputs: Sequence[Any], batch_size: int = 32) -> 
 
 
 # -- the parts of a run --------------------------------------------------------------------------------------------
-
-
-def _check_room(recipe: Recipe, folder: Path) -> None:
-    """Refuse a folder that holds a run already, unless the recipe says what is to be done with it."""
-    done = (folder / METRICS).exists()
-    if done and not recipe.output.overwrite and not recipe.training.resume:
-        raise TrainingError(
-            f"{folder} holds a finished run.\n  Choose another output.folder, or output.overwrite=true to start over."
-        )
-    stale = checkpoints(folder / CHECKPOINTS)
-    if stale and not recipe.output.overwrite and not recipe.training.resume:
-        raise TrainingError(
-            f"{folder} holds checkpoints of a run that did not finish, up to step {stale[-1][0]}.\n"
-            "  Go on with training.resume=true, start over with output.overwrite=true, or choose another output.folder."
-        )
-
-
-def _make_room(recipe: Recipe, folder: Path) -> None:
-    """Remove an earlier run that is to be overwritten: late, so that a mistake in the recipe does not cost it."""
-    if not recipe.output.overwrite or recipe.training.resume:
-        return
-    for name in (ADAPTER, CHECKPOINTS):
-        if (folder / name).is_dir():
-            remove_folder(folder / name)
-    for name in (METRICS, RECIPE, TASK, PREDICTIONS):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _base_model(recipe: Recipe, task: Task, processor: Any) -> nn.Module:

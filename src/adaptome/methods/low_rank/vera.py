@@ -85,10 +85,9 @@ class VeRAAdapter(LowRank):
     def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         plain = None if self.dropout and self.training else plain_weight(self.host, frozen, x)
         if plain is None:
-            y: Tensor = frozen(x, *args, **kwargs)
-            return self.add_product(y, x)
+            return super().forward(frozen, x, *args, **kwargs)
         A, B = (factor.to(x.dtype) for factor in self.corner())
-        y = _Vectors.apply(x, *plain, A, B, self.d, self.b, self.strength)
+        y: Tensor = _Vectors.apply(x, *plain, A, B, self.d, self.b, self.strength)
         return y
 
     def add_product(self, y: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,54 @@
+"""The folder of a run.
+
+<output.folder>/
+  adapter/            what `ad.load` reads (a folder per adapter when there are several)
+  recipe.yaml         the recipe as run, defaults written out
+  task.json           the task with its labels
+  metrics.json        scores, loss curve, counts, time and memory; written last
+  predictions.jsonl   where the recipe asks for them
+  checkpoints/        see `training.checkpoint`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adaptome.core.errors import TrainingError
+from adaptome.core.files import remove_folder
+from adaptome.recipe import Recipe
+from adaptome.training.checkpoint import checkpoints, last_good
+
+ADAPTER, METRICS, RECIPE, TASK = "adapter", "metrics.json", "recipe.yaml", "task.json"
+PREDICTIONS, CHECKPOINTS = "predictions.jsonl", "checkpoints"
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The newest whole checkpoint of a run that did not finish, which `training.resume=true` goes on from."""
+    folder = Path(folder)
+    return None if (folder / METRICS).exists() else last_good(folder / CHECKPOINTS)
+
+
+def check_room(recipe: Recipe, folder: Path) -> None:
+    """Refuse a folder that holds a run already, unless the recipe says what is to be done with it."""
+    done = (folder / METRICS).exists()
+    if done and not recipe.output.overwrite and not recipe.training.resume:
+        raise TrainingError(
+            f"{folder} holds a finished run.\n  Choose another output.folder, or output.overwrite=true to start over."
+        )
+    stale = checkpoints(folder / CHECKPOINTS)
+    if stale and not recipe.output.overwrite and not recipe.training.resume:
+        raise TrainingError(
+            f"{folder} holds checkpoints of a run that did not finish, up to step {stale[-1][0]}.\n"
+            "  Go on with training.resume=true, start over with output.overwrite=true, or choose another output.folder."
+        )
+
+
+def make_room(recipe: Recipe, folder: Path) -> None:
+    """Remove an earlier run that is to be overwritten: late, so that a mistake in the recipe does not cost it."""
+    if not recipe.output.overwrite or recipe.training.resume:
+        return
+    for name in (ADAPTER, CHECKPOINTS):
+        if (folder / name).is_dir():
+            remove_folder(folder / name)
+    for name in (METRICS, RECIPE, TASK, PREDICTIONS):
+        (folder / name).unlink(missing_ok=True)
