@@ -45,7 +45,6 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
         "warmup_steps": training.warmup,
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
-        "label_smoothing_factor": recipe.objective.label_smoothing,
         "bf16": training.bf16,
         CHECKPOINTING: training.gradient_checkpointing,
         "seed": training.seed,
@@ -61,11 +60,13 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
     }
     if training.length_grouping and prepared.length_column:
         made |= {"train_sampling_strategy": "group_by_length", "length_column_name": prepared.length_column}
+    if prepared.label_names is not None:
+        made["label_names"] = list(prepared.label_names)
     if training.fsdp:
         made |= {"fsdp": True, "fsdp_config": dict(training.fsdp) if isinstance(training.fsdp, dict) else {}}
     made |= _when(recipe, task, prepared.get("validation") is not None)
     if task.trainer == "sft":
-        made |= task.sft_arguments(recipe.objective.completion_only_loss)  # type: ignore[attr-defined]
+        made |= task.sft_arguments()  # type: ignore[attr-defined]
     return made
 
 
