@@ -43,7 +43,10 @@ def test_terms_are_weighed_scheduled_and_summed():
 def test_what_modules_gave_is_seen_and_no_hook_is_left():
     model = adapted()
     terms = Terms(model, [term("activation-density")])
-    hooks = lambda: sum(len(m._forward_hooks) for m in model.modules())
+
+    def hooks():
+        return sum(len(m._forward_hooks) for m in model.modules())
+
     before = hooks()
     with terms.watching():
         outputs = model(IDS % 32)
@@ -133,7 +136,7 @@ def gradients(model):
 def test_memory_and_speed_tricks_change_no_number(how):
     def step(trick):
         model = adapted()
-        terms = Terms(model, [term("cross-entropy"), term("activation-density", 0.3)])
+        terms = Terms(model, [term("cross-entropy"), term("activation-density", 0.3, phi="tanh", beta=1.0)])
         run = model
         if trick == "checkpointing":
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -166,7 +169,7 @@ def test_no_memory_grows_over_steps():
     for _ in range(5):
         with terms.watching():
             terms.loss(model(IDS % 32), {})[0].backward()
-    assert not terms._watched and not terms._hooks
+    assert not any(terms._watched.values()) and not terms._hooks
 
 
 # -- in the Trainer ----------------------------------------------------------------------------------------------------

@@ -197,6 +197,23 @@ def all_rows(rows: Tensor) -> Tensor:
         return rows
     if torch.distributed.get_world_size() == 1:
         return rows
-    from torch.distributed.nn.functional import all_gather
+    gathered: Tensor = _AllRows.apply(rows)
+    return gathered
 
-    return torch.cat(all_gather(rows.contiguous()))
+
+class _AllRows(torch.autograd.Function):
+    """Every process computes the whole loss, so a row's gradient is the sum over processes; DDP then takes the mean of these."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        made = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(made, rows.contiguous())
+        return torch.cat(made)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.contiguous()
+        torch.distributed.all_reduce(total)
+        first = ctx.count * torch.distributed.get_rank()
+        return total[first : first + ctx.count]

@@ -152,7 +152,10 @@ class Terms:
             if name != "base" and name not in self.teachers:
                 raise RecipeError(f"objective: the teacher {name!r} was not given.")
         self._open = self._muted = False
-        self._watched: dict[int, dict[str, Tensor]] = {}
+        # the same mappings in every step: a compiled model writes to those it was compiled with
+        self._watched: dict[int, dict[str, Tensor]] = {
+            n: {} for n, need in enumerate(self.needs) if need.watch
+        }
         self._hooks: list[Any] = []
 
     # -- what the terms train --------------------------------------------------------------------------------------
@@ -165,6 +168,11 @@ class Terms:
             like = next(model.parameters())
             model.add_module(PARTS, nn.ModuleDict(made).to(like.device))
         return [f"{PARTS}.{name}" for name, part in made.items() if next(part.parameters(), None) is not None]
+
+    def trains(self) -> bool:
+        """Whether the terms train something of their own."""
+        parts = getattr(self.model, PARTS, None)
+        return parts is not None and any(p.requires_grad for p in parts.parameters())
 
     def state(self) -> dict[str, Tensor]:
         """Buffers of the terms' parts, for checkpoints; their parameters are the adapter's."""
@@ -189,7 +197,6 @@ class Terms:
         if self._hooks:
             yield
             return
-        self._watched = {number: {} for number, need in enumerate(self.needs) if need.watch}
         self._open, self._muted = True, False
         for number, need in enumerate(self.needs):
             if need.watch is not None:
@@ -199,7 +206,9 @@ class Terms:
         finally:
             for hook in self._hooks:
                 hook.remove()
-            self._hooks, self._watched, self._open = [], {}, False
+            self._hooks, self._open = [], False
+            for seen in self._watched.values():
+                seen.clear()
 
     def _hooked(self, number: int, watch: Watch) -> list[Any]:
         found = {match.path: match.module for match in resolve(self.model, watch.targets)}

@@ -276,6 +276,8 @@ def _trainer(
             "load_best_model_at_end": False,
             "report_to": [],
         }
+    if loss is not None and loss.trains():
+        settings["ddp_find_unused_parameters"] = False  # what only the loss uses is no part of the forward
     shared = {
         "train_dataset": train,
         "eval_dataset": validation,
