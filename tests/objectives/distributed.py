@@ -50,7 +50,7 @@ def check(name: str, rank: int, alone: dict[str, torch.Tensor]) -> None:
     assert found.keys() == alone.keys()
     for key, value in alone.items():
         torch.testing.assert_close(
-            found[key], value, rtol=1e-3, atol=1e-6, msg=lambda m, k=key: f"{name} {k}: {m}"
+            found[key], value, rtol=1e-3, atol=2e-5, msg=lambda m, k=key: f"{name} {k}: {m}"
         )
     assert any(value.abs().max() > 1e-6 for key, value in alone.items() if key != "loss")
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from adaptome.core.errors import did_you_mean
+
 
 class Section(BaseModel):
     """A part of a recipe; unknown keys are refused."""
@@ -49,9 +51,13 @@ def _foldered(value: Any) -> Any:
     return {"folder": value} if isinstance(value, str) else value
 
 
-class ModelSection(Section):
-    """The base model: a name, or a configuration to build it from with random weights."""
+class ModelSection(OpenSection):
+    """The base model: a name, a configuration to build it from with random weights, or a composite model with its settings."""
 
+    composite: str | None = Field(
+        default=None,
+        description="a model of adaptome's own, made of parts; further keys are its settings (see `adaptome.models`)",
+    )
     name: str | None = Field(
         default=None,
         description="hub id, local folder, or 'minilm' (the sentence encoder that comes as a package)",
@@ -74,6 +80,14 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
+        if self.composite is None and self.settings:
+            raise ValueError(
+                f"unknown key {next(iter(self.settings))!r}.{did_you_mean(next(iter(self.settings)), type(self).model_fields)}"
+            )
+        if self.composite is not None:
+            if self.name is not None or self.from_config is not None:
+                raise ValueError("give one of name, from_config and composite")
+            return self
         if self.from_config is None and self.name is None:
             self.name = "minilm"
         elif self.from_config is not None and self.name is not None:
