@@ -13,10 +13,10 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import adaptome as ad
+from adaptome.core import packed
 from adaptome.core.adapter import Adapted
 from adaptome.core.hosts import host_of
 from adaptome.forms.reparametrization import Reparametrization
-from adaptome.quantization import packed
 
 IN, HIDDEN, OUT = 64, 128, 96
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from adaptome.core import packed
 from adaptome.core.attaching import attach
 from adaptome.core.errors import DataError, HostError, MethodError
 from adaptome.core.hosts import Host, first_input, host_of
@@ -24,7 +25,6 @@ from adaptome.core.plan import Plan
 from adaptome.core.state import attachment_of
 from adaptome.core.targets import resolve
 from adaptome.methods.low_rank.lora import FromWeight, LoRA, LoRAAdapter, balanced, leading
-from adaptome.quantization import packed
 
 Run = Callable[[nn.Module, Any], object]
 
