@@ -17,7 +17,7 @@ from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.core.state import attachment_of
 from adaptome.core.steer import require
-from adaptome.forms.low_rank import LowRank, Pair, group_of, kaiming
+from adaptome.forms.low_rank import FactorPair, LowRank, group_of, kaiming
 from adaptome.forms.sharded import still, write
 
 
@@ -118,7 +118,7 @@ class DiffoRA(Method):
         if isinstance(shared, Matrix):
             return Candidate(self, host, shared)
         if host.name in (self.selected or ()):
-            return Pair(host, self.r, self.scale, self.dropout)
+            return FactorPair(host, self.r, self.scale, self.dropout)
         return Dropped(host) if self.sharing == "none" else SharedPair(self, host, shared)
 
     def on_step(
@@ -220,7 +220,7 @@ class Matrix(nn.Module):
         return {**self.__dict__, "_train_loss": None, "_ahead": {}}
 
 
-class Candidate(Pair):
+class Candidate(FactorPair):
     """The pair of one module while it is searched, gated."""
 
     rebuilt = ("members",)
