@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from adaptome.forms.soft import plain_prompt, prompt_from
     from adaptome.forms.streams import TaskStreams
     from adaptome.interop.peft import ExportReport, export
-    from adaptome.methods.low_rank.lora_starts import corda, eva, loftq
+    from adaptome.methods.low_rank.corda import corda
+    from adaptome.methods.low_rank.eva import eva
+    from adaptome.methods.low_rank.loftq import loftq
 
 __all__ = [
     "Adapter", "AdaptomeError", "Attachment", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "Report", "TaskStreams",
@@ -88,7 +90,9 @@ _HOMES = {
     "adaptome.forms.streams": ("TaskStreams",),
     "adaptome.interop.peft": ("ExportReport", "export"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
-    "adaptome.methods.low_rank.lora_starts": ("corda", "eva", "loftq"),
+    "adaptome.methods.low_rank.corda": ("corda",),
+    "adaptome.methods.low_rank.eva": ("eva",),
+    "adaptome.methods.low_rank.loftq": ("loftq",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

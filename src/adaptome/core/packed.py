@@ -1,6 +1,6 @@
 """Packed weights: parameters that a quantisation library stores in fewer bits than it computes with.
 
-A format says how its library's parameters are read and written; it is registered, and found as methods are. Those here, in
+A `Library` says how its parameters are read and written; it is registered, and found as methods are. Those here, in
 `adaptome.quantization`:
 
     library        parameter                                    layer
@@ -29,7 +29,7 @@ from adaptome.core.discovery import discover
 from adaptome.core.errors import HostError, MergeError
 
 
-class Format(ABC):
+class Library(ABC):
     """How one library stores weights in few bits. Register one instance: `register(Mine())`.
 
     `layer` is the parameter's owner, `value` the parameter; a weight is dense, in the layout of the unquantised one.
@@ -37,7 +37,7 @@ class Format(ABC):
 
     #: the library, as messages call it
     name: ClassVar[str]
-    #: whether it takes what no other format knows; asked last then
+    #: whether it takes what no other one knows; asked last then
     generic: ClassVar[bool] = False
     #: settings of the library that leave activations alone, for where `stops_gradients` holds
     weights_only: ClassVar[str] = ""
@@ -76,29 +76,29 @@ class Format(ABC):
         return False
 
 
-_FORMATS: list[Format] = []
+_LIBRARIES: list[Library] = []
 
 
-def register(found: Format) -> None:
-    """Add a format."""
-    _FORMATS.append(found)
-    _FORMATS.sort(key=lambda known: known.generic)
+def register(found: Library) -> None:
+    """Add a library."""
+    _LIBRARIES.append(found)
+    _LIBRARIES.sort(key=lambda known: known.generic)
 
 
-def formats() -> list[Format]:
-    """Every registered format, generic ones last."""
+def libraries() -> list[Library]:
+    """Every registered library, generic ones last."""
     discover("quantization")
-    return _FORMATS
+    return _LIBRARIES
 
 
-def _format_of(layer: nn.Module, value: Tensor) -> Format | None:
-    return next((known for known in formats() if known.fits(layer, value)), None)
+def _library_of(layer: nn.Module, value: Tensor) -> Library | None:
+    return next((known for known in libraries() if known.fits(layer, value)), None)
 
 
 def is_packed(layer: nn.Module, parameter: str = "weight") -> bool:
     """Whether the layer stores this parameter quantised, or will on its first move to a device."""
     value = layer._parameters.get(parameter)
-    return value is not None and (_format_of(layer, value) is not None or _foreign(value))
+    return value is not None and (_library_of(layer, value) is not None or _foreign(value))
 
 
 def _foreign(value: Tensor) -> bool:
@@ -123,7 +123,7 @@ def dense(layer: nn.Module, parameter: str = "weight", dtype: torch.dtype | None
         HostError: the parameter is not packed, or in a format that is not known.
     """
     value = _value(layer, parameter)
-    known = _format_of(layer, value)
+    known = _library_of(layer, value)
     if known is None:
         raise _unknown(layer, value, parameter)
     with torch.no_grad():
@@ -150,7 +150,7 @@ def repack(layer: nn.Module, weight: Tensor, parameter: str = "weight") -> nn.Pa
         raise MergeError(
             f"{type(layer).__name__}.{parameter} is on the meta device: it has no bits to change; load the model first."
         )
-    known = _format_of(layer, value)
+    known = _library_of(layer, value)
     if known is None:
         raise _unknown(layer, value, parameter)
     expected = known.shape(layer, value)
@@ -166,7 +166,7 @@ def install(layer: nn.Module, value: nn.Parameter | None, parameter: str = "weig
 
     Plain ones are put as they are; None takes away the parameter that a merge made.
     """
-    known = None if value is None else _format_of(layer, value)
+    known = None if value is None else _library_of(layer, value)
     if known is None or value is None:
         layer._parameters[parameter] = value
     else:
@@ -188,7 +188,7 @@ def settle(model: nn.Module) -> None:
     Layers that torchao runs on quantised activations never pass a gradient on. Nothing can be done about it here but
     to warn, once a model.
     """
-    for known in formats():
+    for known in libraries():
         deaf = []
         for name, module in model.named_modules():
             known.settle(module)
@@ -205,7 +205,7 @@ def settle(model: nn.Module) -> None:
 
 def release(model: nn.Module) -> None:
     """Undo `settle`."""
-    for known in formats():
+    for known in libraries():
         for module in model.modules():
             known.release(module)
 
@@ -223,6 +223,6 @@ def _unknown(layer: nn.Module, value: Tensor, parameter: str) -> HostError:
     if not _foreign(value):
         return HostError(f"{what}: it is not packed; read and write it as it is.")
     return HostError(
-        f"{what}, packed in a format that adaptome cannot read; known are those of {' and '.join(known.name for known in formats())}.\n"
+        f"{what}, packed in a format that adaptome cannot read; known are those of {' and '.join(known.name for known in libraries())}.\n"
         "  Choose a method that does not ask for the dense weight, such as lora, or load the model unquantised."
     )

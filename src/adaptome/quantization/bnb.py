@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from adaptome.core.errors import MergeError
-from adaptome.core.packed import Format, register
+from adaptome.core.packed import Library, register
 
 _FLAG, _REMEMBERED = "support_avx512bf16_for_cpu", "_bnb_cpu_packing"
 
 
-class BitsAndBytes(Format):
+class BitsAndBytes(Library):
     """4-bit blocks and 8-bit rows."""
 
     name = "bitsandbytes"

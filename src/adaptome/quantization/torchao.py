@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptome.core.errors import MergeError
-from adaptome.core.packed import Format, register
+from adaptome.core.packed import Library, register
 
 
-class TorchAO(Format):
+class TorchAO(Library):
     """Its tensor subclasses, and any that has its own `dequantize`."""
 
     name, generic = "torchao", True
