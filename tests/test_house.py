@@ -81,7 +81,10 @@ def arrows(modules: dict[str, ast.Module]) -> list[Arrow]:
         for source, tree in modules.items()
         for name, line in _named(tree)
         for target in [_module(name, modules)]
-        if target is not None and target != source
+        if target is not None
+        and target != source
+        # a registry's file names its own package, whose files it imports to find what they register
+        and not (name == f"{target}." and source.startswith(name))
     ]
 
 
@@ -97,7 +100,7 @@ def _named(node: ast.AST) -> Iterator[tuple[str, int]]:
             assert child.level == 0, "imports are absolute in this library"
             yield from ((f"{child.module}.{alias.name}", child.lineno) for alias in child.names)
         elif isinstance(child, ast.Constant) and f"{LIBRARY}." in str(child.value):
-            yield f"{child.value}.", child.lineno  # a module or nothing: not a name in one
+            yield f"{child.value}.", child.lineno  # with the dot it is a module or nothing, not a name in one
         yield from _named(child)
 
 
