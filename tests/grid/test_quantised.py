@@ -13,10 +13,12 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import adaptome as ad
+from adaptome.core import packed
 from adaptome.core.adapter import Adapted
 from adaptome.core.hosts import host_of
 from adaptome.forms.reparametrization import Reparametrization
-from adaptome.quantization import packed
+
+from .covering import cases_of, each
 
 IN, HIDDEN, OUT = 64, 128, 96
 
@@ -84,6 +86,7 @@ METHODS = [
     for name, method in ad.list_methods().items()
     if method.admits_packed and {"linear", "module"} & set(method.hosts)
 ]
+on_each_base = cases_of("method base", [(m, b) for m in METHODS for b in BASES], each, indirect=["base"])
 
 
 @pytest.fixture(params=BASES)
@@ -172,7 +175,7 @@ def assert_same_bits(a, b):
 X = torch.randn(7, 3, 48, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@on_each_base
 def test_starts_as_the_base(base, method):
     before = run(base, X)
     attach(base, method)
@@ -201,7 +204,7 @@ def test_forward_and_gradients_are_those_of_the_dense_weights(base, method):
     ad.check_gradients(base)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@on_each_base
 def test_training_lowers_the_loss_and_leaves_the_base_alone(base, method):
     attach(base, method)
     before = bits(base)
@@ -254,7 +257,7 @@ def test_merging_requantises_tells_the_error_and_comes_back(base, method):
     assert torch.equal(run(base, X), adapted)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@on_each_base
 def test_saved_adapters_load_on_the_quantised_and_on_the_dense_base(base, method, tmp_path):
     fresh, twin = copy.deepcopy(base), dense_twin(base)
     expected = run(shake(attach(base, method)), X)
@@ -267,7 +270,7 @@ def test_saved_adapters_load_on_the_quantised_and_on_the_dense_base(base, method
     assert_close(run(twin, X), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@on_each_base
 def test_detaching_restores_everything(base, method):
     before, classes, output = bits(base), [type(m) for m in base.modules()], run(base, X)
     keys, parameters = list(base.state_dict()), list(base.parameters())

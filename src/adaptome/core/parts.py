@@ -12,12 +12,11 @@ Parts of other packages register themselves the same way, in modules named under
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from adaptome.core.discovery import import_all
 from adaptome.core.errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
@@ -51,9 +50,7 @@ class Parts(Generic[P]):
 
     def all(self) -> dict[str, type[P]]:
         """Every registered part, by name in alphabetical order."""
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
+        import_all(self.package)
         for point in entry_points(group=self.package):
             if point.name not in self._known:
                 point.load()
