@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from adaptome.core.adapter import Frozen
 from adaptome.core.errors import MethodError
-from adaptome.core.hosts import Host
+from adaptome.core.hosts import Host, autocasting
 from adaptome.core.method import Method, option, register
 from adaptome.forms.low_rank import kaiming
 from adaptome.forms.reparametrization import Reparametrization
@@ -83,7 +84,8 @@ class HRAAdapter(Reparametrization):
         if self.gram_schmidt:
             Q, _ = torch.linalg.qr(U)
             return (2 * Q).to(dtype), Q.to(dtype)
-        gram = U.mT @ U
+        with torch.autocast(U.device.type, enabled=False) if autocasting(U) else nullcontext():
+            gram = U.mT @ U
         inverse = gram.triu(1) + torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1) / 2)
         # P T^-1 = U
         P = torch.linalg.solve_triangular(inverse, U, upper=True, left=False)

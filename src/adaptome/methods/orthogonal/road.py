@@ -45,8 +45,9 @@ class RoAD(Method):
 
     def admits(self, host: Host) -> str | None:
         reason = super().admits(host)
-        if reason is None and host.fan_out % self.size:
-            reason = f"size = {self.size} does not divide its {host.fan_out} outputs"
+        together = host.fan_out // getattr(host.layer, "groups", 1)
+        if reason is None and together % self.size:
+            reason = f"size = {self.size} does not divide its {together} outputs (of each group of channels)"
         return reason
 
     @classmethod

@@ -1,0 +1,109 @@
+"""GLoRA: weight and bias are scaled and shifted by trained terms of a chosen form."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core.adapter import WeightAdapter
+from adaptome.core.errors import MethodError
+from adaptome.core.hosts import Host
+from adaptome.core.method import Method, option, register
+from adaptome.forms.low_rank import kaiming
+
+Support = Literal["lora", "vector", "constant", "none"]
+
+
+@register(
+    "glora",
+    subcategory="low-rank, generalised",
+    export="delta",
+    hosts=("linear", "conv"),
+    source="Chavan et al. 2023, arXiv:2306.07967, section 3",
+)
+class GLoRA(Method):
+    r"""GLoRA: weight and bias are scaled and shifted by trained terms of a chosen form.
+
+        W' = W + W * A + B,    b' = b + b * D + E + W C
+
+    when        scale and shift of weights and biases in one method that merges; LoRA, SSF and bias tuning are cases of it
+    shapes      A, B: 'lora' [out, r] [r, in], 'vector' [out, 1], 'constant' [1], 'none'; C: 'lora' [in, r] [r, 1], 'vector' [in]; D, E:
+                'vector' [out], 'constant' [1]; C, D and E only where the layer has a bias
+    init        the first factor of 'lora' ~ U(-1/sqrt(r), 1/sqrt(r)), all else 0: starts as the base
+    parameters  with 'lora' and 'vector': 2 r (in + out) per layer, and in + 2 out with a bias
+    forward     the layer reads W' and b'
+    composition C reads the base's own weight, whatever other adapters make of it
+    search      the paper picks the forms by an evolutionary search; here they are settings
+    merge       exact
+    export      peft-lora by SVD, its error told; refused on a layer whose bias changes
+    source      Chavan et al. 2023, arXiv:2306.07967, section 3
+    """
+
+    r: int = option(4, at_least=1, help="rank of 'lora' forms")
+    A: Support = option("lora", help="form of the weight's scale")
+    B: Support = option("lora", help="form of the weight's shift")
+    C: Literal["lora", "vector", "none"] = option("vector", help="form of the prompt-like shift W C")
+    D: Literal["vector", "constant", "none"] = option("vector", help="form of the bias's scale")
+    E: Literal["vector", "constant", "none"] = option("vector", help="form of the bias's shift")
+
+    def validate(self) -> None:
+        if self.A == self.B == "none":
+            raise MethodError("glora: A and B are both 'none'; the weight would not change. Give one of them a form.")
+
+    def parameters(self, host: Host) -> int:
+        sides = {"A": (host.fan_out, host.fan_in), "B": (host.fan_out, host.fan_in)}
+        if host.has("bias"):
+            sides |= {"C": (host.fan_in, 1), "D": (host.fan_out, 1), "E": (host.fan_out, 1)}
+        return sum(_count(getattr(self, name), *shape, self.r) for name, shape in sides.items())
+
+    def adapter(self, host: Host, shared: nn.Module | None = None) -> GLoRAAdapter:
+        return GLoRAAdapter(self, host)
+
+
+def _count(form: Support, rows: int, columns: int, r: int) -> int:
+    return {"lora": r * (rows + columns), "vector": rows, "constant": 1, "none": 0}[form]
+
+
+class Term(nn.Module):
+    """One trained term of a chosen form."""
+
+    def __init__(self, form: Support, rows: int, columns: int, r: int):
+        super().__init__()
+        if form == "lora":
+            self.down = nn.Parameter(kaiming(torch.empty(rows, r)))
+            self.up = nn.Parameter(torch.zeros(r, columns))
+        else:
+            self.value = nn.Parameter(torch.zeros(rows if form == "vector" else 1, 1))
+
+    def forward(self) -> Tensor:
+        """`[rows, columns]`, or what broadcasts to it."""
+        return self.down @ self.up if hasattr(self, "up") else self.value
+
+
+class GLoRAAdapter(WeightAdapter):
+    """A to E of one layer, those that it has."""
+
+    def __init__(self, method: GLoRA, host: Host):
+        super().__init__(host)
+        out, width, bias = host.fan_out, host.fan_in, host.has("bias")
+        sides = {"A": (out, width), "B": (out, width), "C": (width, 1), "D": (out, 1), "E": (out, 1)}
+        self.terms = nn.ModuleDict()
+        for name, shape in sides.items():
+            form = getattr(method, name)
+            if form != "none" and (bias or name in "AB"):
+                self.terms[name] = Term(form, *shape, method.r)
+        self.changes = ("weight", "bias") if bias else ("weight",)
+
+    def changed(self, name: str, value: Tensor) -> Tensor:
+        terms: dict[str, Any] = dict(self.terms.items())
+        scale, shift = ("A", "B") if name == "weight" else ("D", "E")
+        after = value
+        for term, factor in ((scale, value), (shift, 1.0)):
+            if term in terms:
+                added = terms[term]().to(value.dtype)
+                after = after + factor * (added if name == "weight" else added[:, 0])
+        if name == "bias" and "C" in terms:
+            after = after + (self.host.weight().to(value.dtype) @ terms["C"]().to(value.dtype))[:, 0]
+        return after
