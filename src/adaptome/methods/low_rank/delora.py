@@ -55,7 +55,7 @@ class DeLoRAAdapter(LowRank):
         super().__init__(host, 1 / method.r, method.dropout)
         self.A = nn.Parameter(kaiming(torch.empty(*host.lead, method.r, host.fan_in)))
         self.B = nn.Parameter(torch.zeros(*host.lead, host.fan_out, method.r))
-        self.lambda_ = nn.Parameter(torch.full((*host.lead, 1), method.strength))
+        self.lambda_ = nn.Parameter(torch.full((*host.lead, 1), method.strength, dtype=torch.float64))
         W = host.weight()
         self.register_buffer("c", W.to(torch.promote_types(W.dtype, torch.float32)).norm(dim=-2))
 

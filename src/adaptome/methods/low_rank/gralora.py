@@ -41,7 +41,9 @@ class GraLoRA(Method):
 
     def validate(self) -> None:
         if self.r % self.k:
-            raise MethodError(f"gralora: r = {self.r} does not divide by k = {self.k}, the blocks that share it.")
+            raise MethodError(
+                f"gralora: r = {self.r} does not divide by k = {self.k}, the blocks that share it."
+            )
 
     def admits(self, host: Host) -> str | None:
         reason = super().admits(host)
@@ -82,9 +84,13 @@ class GraLoRAAdapter(LowRank):
             return super().add_product(y, x)
         k, x = self.k, F.dropout(x.to(y.dtype), self.dropout, self.training)
         z = torch.einsum("...ni,nri->...nr", x.unflatten(-1, (k, -1)), self.A.to(x.dtype))
-        z = z.unflatten(-1, (k, -1)).transpose(-2, -3).flatten(-2)  # what goes to block j of the outputs, from every n
+        z = (
+            z.unflatten(-1, (k, -1)).transpose(-2, -3).flatten(-2)
+        )  # what goes to block j of the outputs, from every n
         added = torch.einsum("...jr,jor->...jo", z, self.B.to(x.dtype)).flatten(-2)
         y = self.host.add(y, added, self.scale * self.strength)
         if self.A_all is None or self.B_all is None:
             return y
-        return self.host.add_expanded(y, self.host.reduce(x, self.A_all), self.B_all, self.scale * self.strength)
+        return self.host.add_expanded(
+            y, self.host.reduce(x, self.A_all), self.B_all, self.scale * self.strength
+        )

@@ -47,7 +47,7 @@ class Lily(Method):
     init        A ~ U(-1/sqrt(in), 1/sqrt(in)), B = 0: starts as the base; G ~ U(-1/sqrt(r), 1/sqrt(r))
     mean        'sample': over the tokens of a sample; 'batch': over all tokens of a call, as in PEFT, so that an output hangs on the others
                 in its batch
-    parameters  r in per `stride` layers, experts r out per kind, experts r per layer: 9,453,568 for LLaMA-2-7B, q and v, r = 32, stride 1,
+    parameters  r in per `stride` layers, experts r out per kind, experts r per layer: 9,445,376 for LLaMA-2-7B, q and v, r = 32, stride 1,
                 experts 4
     merge       none: the update depends on the input
     source      Zhong et al. 2024, arXiv:2407.09946, section 3
@@ -106,5 +106,7 @@ class LilyAdapter(Adapter):
         first = int(self.by_sample and p.dim() > 2)
         if p.dim() > 1 and not (self.by_sample and p.dim() == 2):
             p = p.mean(tuple(range(first, p.dim() - 1)), keepdim=True)
-        spread = (p[..., :, None] * z[..., None, :]).flatten(-2)  # [..., experts r]: B_e of p_e z, summed over e
+        spread = (p[..., :, None] * z[..., None, :]).flatten(
+            -2
+        )  # [..., experts r]: B_e of p_e z, summed over e
         return torch.add(y, F.linear(spread, B.transpose(0, 1).flatten(1)), alpha=self.scale * self.strength)

@@ -16,7 +16,10 @@ from adaptome.forms.reparametrization import Reparametrization
 
 
 @register(
-    "miss", subcategory="low-rank, repeated", export="delta", source="Kang and Yin 2024, arXiv:2409.15371, section 3"
+    "miss",
+    subcategory="low-rank, repeated",
+    export="delta",
+    source="Kang and Yin 2024, arXiv:2409.15371, section 3",
 )
 class MiSS(Method):
     r"""MiSS: one small trained matrix, repeated over the inputs of a layer.
@@ -47,7 +50,9 @@ class MiSS(Method):
         if reason is None and self.form == "mini" and host.fan_out % self.rows:
             reason = f"rows = {self.rows} does not divide its {host.fan_out} outputs"
         if reason is None and self.form == "bat" and (host.fan_in % self.r or host.fan_out % self.r):
-            reason = f"form='bat' needs r = {self.r} to divide both its sides, {host.fan_in} and {host.fan_out}"
+            reason = (
+                f"form='bat' needs r = {self.r} to divide both its sides, {host.fan_in} and {host.fan_out}"
+            )
         return reason
 
     def parameters(self, host: Host) -> int:
@@ -92,6 +97,8 @@ class BatAdapter(Reparametrization):
     def weight(self, W: Tensor) -> Tensor:
         r = self.D.shape[-1]
         D = self.D.to(W.dtype)[..., None, :, :]
-        blocks: Any = W.unflatten(-1, (-1, r)).unflatten(-3, (-1, r)).transpose(-2, -3)  # [*, out / r, in / r, r, r]
+        blocks: Any = (
+            W.unflatten(-1, (-1, r)).unflatten(-3, (-1, r)).transpose(-2, -3)
+        )  # [*, out / r, in / r, r, r]
         moved = blocks + blocks @ D + D
         return moved.transpose(-2, -3).flatten(-2).flatten(-3, -2)

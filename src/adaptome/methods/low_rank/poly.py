@@ -56,7 +56,9 @@ class Poly(Method):
     def admits(self, host: Host) -> str | None:
         reason = super().admits(host)
         if reason is None and (host.fan_in % self.splits or host.fan_out % self.splits):
-            reason = f"splits = {self.splits} does not divide both its sides, {host.fan_in} and {host.fan_out}"
+            reason = (
+                f"splits = {self.splits} does not divide both its sides, {host.fan_in} and {host.fan_out}"
+            )
         return reason
 
     def parameters(self, host: Host) -> int:
@@ -83,7 +85,11 @@ class PolyAdapter(LowRank):
         z = self.z[[self.tasks.index(known_task("poly", task, self.tasks)) for task in tasks]]
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         # adapters of half precision would draw 0 and 1
-        drawn = RelaxedBernoulli(torch.ones((), device=z.device), logits=z).rsample() if self.training else z.sigmoid()
+        drawn = (
+            RelaxedBernoulli(torch.ones((), device=z.device), logits=z).rsample()
+            if self.training
+            else z.sigmoid()
+        )
         return drawn / (drawn.sum(-1, keepdim=True) + 1e-12)
 
     def mixed(self, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:

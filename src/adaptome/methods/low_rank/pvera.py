@@ -68,7 +68,7 @@ class PVeRAAdapter(LowRank):
     def __init__(self, method: PVeRA, host: Host, shared: nn.Module | None):
         super().__init__(host, 1.0, method.dropout, shared)
         self.r, self.sample = method.r, method.sample
-        self.d = nn.Parameter(torch.full((2 * method.r,), method.d_initial))
+        self.d = nn.Parameter(torch.full((2 * method.r,), method.d_initial, dtype=torch.float64))
         self.b = nn.Parameter(torch.zeros(host.fan_out))
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -80,6 +80,8 @@ class PVeRAAdapter(LowRank):
         if not (self.training or self.sample):
             return super().add_product(y, x)
         x = F.dropout(x.to(y.dtype), self.dropout, self.training)
-        mean, variance = (self.host.reduce(x, self.shared.A[:, : self.host.fan_in]) * self.d.to(y.dtype)).chunk(2, -1)
+        mean, variance = (
+            self.host.reduce(x, self.shared.A[:, : self.host.fan_in]) * self.d.to(y.dtype)
+        ).chunk(2, -1)
         z = mean + torch.randn_like(mean) * (0.5 * variance).exp()
         return self.host.add_expanded(y, z, self.factors()[1], self.strength)

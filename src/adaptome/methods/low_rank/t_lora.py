@@ -89,13 +89,17 @@ class TLoRATimestepAdapter(LowRank):
         U, S, Vh = torch.linalg.svd(W.to(torch.promote_types(W.dtype, torch.float32)), full_matrices=False)
         first = {"first": 0, "middle": (len(S) - method.r) // 2, "last": len(S) - method.r}[method.which]
         part = slice(first, first + method.r)
-        for name, value in (("A", Vh[part]), ("d", S[part]), ("B", U[:, part])):
-            setattr(self, name, nn.Parameter(value.contiguous()))
-            self.register_buffer(f"{name}0", value.clone(memory_format=torch.contiguous_format))
+        start = {"A": Vh[part].contiguous(), "d": S[part].contiguous(), "B": U[:, part].contiguous()}
+        for name, value in start.items():
+            self.register_buffer(f"{name}0", value.clone())
+        self.A, self.d, self.B = (nn.Parameter(value) for value in start.values())
 
     def mask(self, timestep: Tensor) -> Tensor:
         """m_t twice, for the update and its start: `[..., 2 r]`."""
-        m = torch.arange(self.method.r, device=self.d.device) < self.method.rank(timestep.to(self.d.device))[..., None]
+        m = (
+            torch.arange(self.method.r, device=self.d.device)
+            < self.method.rank(timestep.to(self.d.device))[..., None]
+        )
         return torch.cat([m, m], -1)
 
     def factors(self) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,9 @@ class Numbers(nn.Module):
             for host in hosts:
                 for index in drawn(method, host):
                     uses += torch.bincount(index.flatten(), minlength=method.n)
-        self.register_buffer("scales", uses.clamp_min(1).to(self.theta.dtype).rsqrt())
+        self.register_buffer(
+            "scales", uses.clamp_min(1).to(torch.promote_types(hosts[0].dtype, torch.float32)).rsqrt()
+        )
 
 
 def drawn(method: UniLoRA, host: Host) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,9 @@ class HRA(Method):
 
     def validate(self) -> None:
         if self.r % 2 and not self.gram_schmidt:
-            raise MethodError(f"hra: r = {self.r} is odd: reflections start in pairs that cancel. Take {self.r + 1}.")
+            raise MethodError(
+                f"hra: r = {self.r} is odd: reflections start in pairs that cancel. Take {self.r + 1}."
+            )
 
     def admits(self, host: Host) -> str | None:
         if host.kind in self.hosts and self.gram_schmidt and self.r > host.fan_in:

@@ -30,14 +30,16 @@ class RoAD(Method):
     shapes      t, a [out / 2], [out] or [2 out] by variant 1, 2 or 4: one number for both rows of a pair, one for each row, or one for each
                 entry (rows of a group after one another: first those of the cosines, then of the sines); g = `size` divides out
     init        t = 0, a = 1: starts as the base
-    parameters  variant * out per layer: 278,528 for LLaMA-2-7B, q and v, variant 1
+    parameters  variant * out per layer: 262,144 for LLaMA-2-7B, q and v, variant 1; 1,359,872 on all-linear, 0.02 % of it
     merge       exact: the rows of W, and the bias, turned
     export      peft-lora by SVD, its error told; refused on a layer whose bias is turned too
     source      Liao and Monz 2024, arXiv:2409.00119, section 3
     """
 
     variant: Literal[1, 2, 4] = option(1, help="numbers a pair of outputs has, in halves: 1, 2 or 4")
-    size: int = option(64, at_least=2, help="g: outputs g / 2 apart are turned together; it divides the layer's outputs")
+    size: int = option(
+        64, at_least=2, help="g: outputs g / 2 apart are turned together; it divides the layer's outputs"
+    )
 
     def validate(self) -> None:
         if self.size % 2:
@@ -75,7 +77,9 @@ class RoADAdapter(WeightAdapter):
 
     def entries(self) -> tuple[Tensor, Tensor]:
         """a cos t and a sin t of every output, each `[out]`."""
-        t, a, half = self.t, self.a, self.g // 2
+        t: Tensor = self.t
+        a: Tensor = self.a
+        half = self.g // 2
         if self.variant == 1:
             t, a = (v.view(-1, 1, half).expand(-1, 2, -1).flatten() for v in (t, a))
         elif self.variant == 4:

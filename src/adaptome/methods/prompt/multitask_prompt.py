@@ -39,7 +39,9 @@ class MultitaskPrompt(Method):
     p: int = option(20, at_least=1, help="how many vectors")
     r: int = option(1, at_least=1, help="rank of a task's factor")
     std: float = option(0.02, above=0, help="of the factors at the start")
-    place: Place = option("auto", help="before the tokens or after the first; 'auto': after the first where a pooler reads it")
+    place: Place = option(
+        "auto", help="before the tokens or after the first; 'auto': after the first where a pooler reads it"
+    )
 
     def validate(self) -> None:
         check_tasks("multitask-prompt", self.tasks)

@@ -26,13 +26,14 @@ Support = Literal["lora", "vector", "constant", "none"]
 class GLoRA(Method):
     r"""GLoRA: weight and bias are scaled and shifted by trained terms of a chosen form.
 
-        W' = W + W * A + B,    b' = b + b * D + E + W C
+        W' = W + W * A + B,    b' = b + b * D + E + W C;    with product='matrix': W + W A + B
 
     when        scale and shift of weights and biases in one method that merges; LoRA, SSF and bias tuning are cases of it
     shapes      A, B: 'lora' [out, r] [r, in], 'vector' [out, 1], 'constant' [1], 'none'; C: 'lora' [in, r] [r, 1], 'vector' [in]; D, E:
                 'vector' [out], 'constant' [1]; C, D and E only where the layer has a bias
     init        the first factor of 'lora' ~ U(-1/sqrt(r), 1/sqrt(r)), all else 0: starts as the base
     parameters  with 'lora' and 'vector': 2 r (in + out) per layer, and in + 2 out with a bias
+    product     'entries' multiplies entry by entry, as the authors' code; 'matrix' is a product with A [in, r] [r, in], as in LyCORIS
     forward     the layer reads W' and b'
     composition C reads the base's own weight, whatever other adapters make of it
     search      the paper picks the forms by an evolutionary search; here they are settings
@@ -47,16 +48,30 @@ class GLoRA(Method):
     C: Literal["lora", "vector", "none"] = option("vector", help="form of the prompt-like shift W C")
     D: Literal["vector", "constant", "none"] = option("vector", help="form of the bias's scale")
     E: Literal["vector", "constant", "none"] = option("vector", help="form of the bias's shift")
+    product: Literal["entries", "matrix"] = option(
+        "entries", help="how W and A are multiplied; 'matrix' with A='lora'"
+    )
 
     def validate(self) -> None:
+        if self.product == "matrix" and self.A != "lora":
+            raise MethodError(f"glora: product='matrix' needs A='lora'; A is {self.A!r}.")
         if self.A == self.B == "none":
-            raise MethodError("glora: A and B are both 'none'; the weight would not change. Give one of them a form.")
+            raise MethodError(
+                "glora: A and B are both 'none'; the weight would not change. Give one of them a form."
+            )
 
     def parameters(self, host: Host) -> int:
-        sides = {"A": (host.fan_out, host.fan_in), "B": (host.fan_out, host.fan_in)}
+        return sum(_count(form, *shape, self.r) for form, shape in self.terms(host).values())
+
+    def terms(self, host: Host) -> dict[str, tuple[Support, tuple[int, int]]]:
+        """Form and shape of every term that a layer has."""
+        out, width = host.fan_out, host.fan_in
+        shapes = {"A": (width if self.product == "matrix" else out, width), "B": (out, width)}
         if host.has("bias"):
-            sides |= {"C": (host.fan_in, 1), "D": (host.fan_out, 1), "E": (host.fan_out, 1)}
-        return sum(_count(getattr(self, name), *shape, self.r) for name, shape in sides.items())
+            shapes |= {"C": (width, 1), "D": (out, 1), "E": (out, 1)}
+        return {
+            name: (form, shape) for name, shape in shapes.items() if (form := getattr(self, name)) != "none"
+        }
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> GLoRAAdapter:
         return GLoRAAdapter(self, host)
@@ -87,23 +102,23 @@ class GLoRAAdapter(WeightAdapter):
 
     def __init__(self, method: GLoRA, host: Host):
         super().__init__(host)
-        out, width, bias = host.fan_out, host.fan_in, host.has("bias")
-        sides = {"A": (out, width), "B": (out, width), "C": (width, 1), "D": (out, 1), "E": (out, 1)}
-        self.terms = nn.ModuleDict()
-        for name, shape in sides.items():
-            form = getattr(method, name)
-            if form != "none" and (bias or name in "AB"):
-                self.terms[name] = Term(form, *shape, method.r)
-        self.changes = ("weight", "bias") if bias else ("weight",)
+        self.matrix = method.product == "matrix"
+        self.terms = nn.ModuleDict(
+            {name: Term(form, *shape, method.r) for name, (form, shape) in method.terms(host).items()}
+        )
+        self.changes = ("weight", "bias") if host.has("bias") else ("weight",)
 
     def changed(self, name: str, value: Tensor) -> Tensor:
         terms: dict[str, Any] = dict(self.terms.items())
+        before = value if name == "weight" else value[:, None]
         scale, shift = ("A", "B") if name == "weight" else ("D", "E")
-        after = value
-        for term, factor in ((scale, value), (shift, 1.0)):
-            if term in terms:
-                added = terms[term]().to(value.dtype)
-                after = after + factor * (added if name == "weight" else added[:, 0])
+        after = before
+        if scale in terms and self.matrix and name == "weight":
+            after = after + before @ terms["A"].down.to(value.dtype) @ terms["A"].up.to(value.dtype)
+        elif scale in terms:
+            after = after + before * terms[scale]().to(value.dtype)
+        if shift in terms:
+            after = after + terms[shift]().to(value.dtype)
         if name == "bias" and "C" in terms:
-            after = after + (self.host.weight().to(value.dtype) @ terms["C"]().to(value.dtype))[:, 0]
-        return after
+            after = after + self.host.weight().to(value.dtype) @ terms["C"]().to(value.dtype)
+        return after if name == "weight" else after[:, 0]

@@ -32,7 +32,9 @@ class SHiRA(Method):
     """
 
     r: int = option(8, at_least=1, help="rank of the LoRA that has as many numbers")
-    mask: Literal["random", "largest", "smallest"] = option("random", help="which entries: drawn, or by magnitude")
+    mask: Literal["random", "largest", "smallest"] = option(
+        "random", help="which entries: drawn, or by magnitude"
+    )
 
     def count(self, host: Host) -> int:
         """Ones of one weight's mask, as a LoRA's numbers."""

@@ -22,7 +22,9 @@ class Rows(nn.Module):
         super().__init__()
         self.table = method.tables(hosts)
         width = {table: _sides(host)[1] for host in hosts for table in [self.table[host.name]]}
-        self.D = nn.ParameterList([nn.Parameter(torch.zeros(len(method.ids), width[i])) for i in sorted(width)])
+        self.D = nn.ParameterList(
+            [nn.Parameter(torch.zeros(len(method.ids), width[i])) for i in sorted(width)]
+        )
 
 
 def _sides(host: Host) -> tuple[int, int]:

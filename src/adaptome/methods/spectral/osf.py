@@ -63,7 +63,12 @@ class OSFAdapter(LowRank):
         super().__init__(host)
         k, W = method.kept(host), host.weight()
         U, s, V = torch.linalg.svd(W.to(torch.promote_types(W.dtype, torch.float32)), full_matrices=False)
-        for name, value in (("K", U[..., :k]), ("H", V[..., :k, :]), ("U0", U[..., k:] * s[..., None, k:]), ("V0", V[..., k:, :])):
+        for name, value in (
+            ("K", U[..., :k]),
+            ("H", V[..., :k, :]),
+            ("U0", U[..., k:] * s[..., None, k:]),
+            ("V0", V[..., k:, :]),
+        ):
             self.register_buffer(name, value.contiguous())
         self.U = nn.Parameter(U[..., k:].contiguous())
         self.s = nn.Parameter(s[..., k:].contiguous())

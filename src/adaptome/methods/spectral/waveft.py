@@ -63,7 +63,7 @@ class WaveFTAdapter(Scattered):
         p, q = positions(M, N, method.n, method.position_seed)
         rows, beyond_row, lower = patch(p, M, method.moments)
         columns, beyond_column, right = patch(q, N, method.moments)
-        filters = torch.tensor(daubechies(method.moments))
+        filters = torch.tensor(daubechies(method.moments), dtype=torch.float64)
         # of a detail of one side alone: top right lie those that are detailed from row to row, bottom left from column to column
         by_row, by_column = filters[right.long()] * ~beyond_row, filters[lower.long()] * ~beyond_column
         heights = by_row[:, :, None] * by_column[:, None]
@@ -71,7 +71,7 @@ class WaveFTAdapter(Scattered):
         copy = torch.arange(host.copies)[:, None] * (M * N)
         super().__init__(host, (copy + cells).flatten())
         self.scale = method.alpha
-        self.register_buffer("heights", heights.flatten(1).to(torch.get_default_dtype()))
+        self.register_buffer("heights", heights.flatten(1).to(torch.promote_types(host.dtype, torch.float32)))
         self.c = nn.Parameter(torch.zeros(*host.lead, method.n))
 
     def numbers(self) -> Tensor:
