@@ -19,7 +19,6 @@ from adaptome.forms.per_sample import per_row, refuse_per_sample
     "t-lora",
     subcategory="low-rank, by timestep",
     export="low-rank",
-    models=("VGM",),
     per_sample_routing=True,
     hosts=("linear", "conv"),
     source="Soboleva et al. 2025, arXiv:2507.05964, section 4",

@@ -45,7 +45,7 @@ class VBLoRA(Method):
 
     r: int = option(4, at_least=1, help="rank of the update")
     bank: int = option(256, at_least=1, help="vectors that the layers share")
-    size: int = option(256, at_least=1, help="b, the length of a vector; divides the sides of every layer")
+    size: int = option(64, at_least=1, help="b, the length of a vector; divides the sides of every layer")
     top_k: int = option(2, at_least=1, help="vectors that a piece is a mixture of")
     bound: float = option(0.02, above=0, help="of the vectors at the start")
     std: float = option(0.1, above=0, help="of the logits at the start")

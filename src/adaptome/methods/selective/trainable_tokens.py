@@ -1,4 +1,4 @@
-"""Trainable tokens: train the embeddings of a few tokens, and nothing else of the table."""
+"""Trainable tokens: train the embeddings of the tokens that are named, and nothing else of the table."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ class Rows(nn.Module):
     def __init__(self, method: TrainableTokens, hosts: Sequence[Host]):
         super().__init__()
         self.table = method.tables(hosts)
-        width = {table: _sides(host)[1] for host in hosts for table in [self.table[host.name]]}
-        self.D = nn.ParameterList(
-            [nn.Parameter(torch.zeros(len(method.ids), width[i])) for i in sorted(width)]
-        )
+        shapes = {self.table[host.name]: (len(method.trained(host)), _sides(host)[1]) for host in hosts}
+        self.D = nn.ParameterList([nn.Parameter(torch.zeros(shapes[i])) for i in range(len(shapes))])
 
 
 def _sides(host: Host) -> tuple[int, int]:
@@ -37,12 +35,12 @@ def _sides(host: Host) -> tuple[int, int]:
     source="PEFT, TrainableTokensModel",
 )  # fmt: skip
 class TrainableTokens(Method):
-    r"""Trainable tokens: train the embeddings of a few tokens, and nothing else of the table.
+    r"""Trainable tokens: train the embeddings of the tokens that are named, and nothing else of the table.
 
         E'[t_i] = E[t_i] + D[i],    E' = E elsewhere
 
     when        tokens were added, or few of them have to mean something new; beside LoRA on the other layers
-    shapes      E [tokens, d] frozen; D [k, d] for the k tokens that `ids` names
+    shapes      E [tokens, d] frozen; D [k, d] for the k tokens that `ids` names, for all of a table when it names none
     heads       an output head is a table of rows too: name it as a target. One that is tied to the embedding has the same D
     init        D = 0: starts as the base
     parameters  k d per table: 8,192 for two tokens of LLaMA-2-7B
@@ -51,15 +49,21 @@ class TrainableTokens(Method):
     source      PEFT's TrainableTokensModel
     """
 
-    ids: tuple[int, ...] = option((), help="ids of the tokens; must be named")
+    ids: tuple[int, ...] = option(
+        (), help="ids of the tokens, as in ids=[32000, 32001]; all when none are named"
+    )
 
     def admits(self, host: Host) -> str | None:
         reason = super().admits(host)
-        if reason is None and (not self.ids or len(set(self.ids)) < len(self.ids)):
-            reason = f"ids = {list(self.ids)} must name ids, none twice, as in ids=[32000, 32001]"
-        if reason is None and not 0 <= min(self.ids) <= max(self.ids) < _sides(host)[0]:
+        if reason is None and len(set(self.ids)) < len(self.ids):
+            reason = f"ids = {list(self.ids)} names a token twice"
+        if reason is None and self.ids and not 0 <= min(self.ids) <= max(self.ids) < _sides(host)[0]:
             reason = f"ids = {list(self.ids)} are not all among its {_sides(host)[0]} rows"
         return reason
+
+    def trained(self, host: Host) -> tuple[int, ...]:
+        """The rows of a table that train."""
+        return self.ids or tuple(range(_sides(host)[0]))
 
     def tables(self, hosts: Sequence[Host]) -> dict[str, int]:
         """Which table each layer reads."""
@@ -80,7 +84,7 @@ class TrainableTokens(Method):
 
     def shared_parameters(self, hosts: Sequence[Host]) -> int:
         tables = self.tables(hosts)
-        return sum({tables[host.name]: len(self.ids) * _sides(host)[1] for host in hosts}.values())
+        return sum({tables[host.name]: len(self.trained(host)) * _sides(host)[1] for host in hosts}.values())
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> TrainableTokensAdapter:
         return TrainableTokensAdapter(self, host, shared)
@@ -93,7 +97,8 @@ class TrainableTokensAdapter(Delta):
 
     def __init__(self, method: TrainableTokens, host: Host, shared: nn.Module | None):
         super().__init__(host, fast=True, shared=shared)
-        k, tokens = len(method.ids), torch.tensor(method.ids)
+        tokens = torch.tensor(method.trained(host))
+        k = len(tokens)
         self.register_buffer("tokens", tokens)
         # of every id its row in D, k for those that have none
         row = torch.full((_sides(host)[0],), k).index_copy(0, tokens, torch.arange(k))

@@ -63,12 +63,12 @@ class WaveFTAdapter(Scattered):
         p, q = positions(M, N, method.n, method.position_seed)
         rows, beyond_row, lower = patch(p, M, method.moments)
         columns, beyond_column, right = patch(q, N, method.moments)
-        filters = torch.tensor(daubechies(method.moments), dtype=torch.float64)
+        filters = torch.tensor(daubechies(method.moments), dtype=torch.float64, device=p.device)
         # of a detail of one side alone: top right lie those that are detailed from row to row, bottom left from column to column
         by_row, by_column = filters[right.long()] * ~beyond_row, filters[lower.long()] * ~beyond_column
         heights = by_row[:, :, None] * by_column[:, None]
         cells = (rows[:, :, None] * N + columns[:, None]).flatten()
-        copy = torch.arange(host.copies)[:, None] * (M * N)
+        copy = torch.arange(host.copies, device=p.device)[:, None] * (M * N)
         super().__init__(host, (copy + cells).flatten())
         self.scale = method.alpha
         self.register_buffer("heights", heights.flatten(1).to(torch.promote_types(host.dtype, torch.float32)))
@@ -85,7 +85,7 @@ def patch(k: Tensor, size: int, moments: int) -> tuple[Tensor, Tensor, Tensor]:
     wide = size + beyond + (size + beyond) % 2
     at = k + (wide - size) // 2
     second = at >= wide // 2
-    places = 2 * (at - second * (wide // 2))[:, None] + torch.arange(2 * moments) - beyond
+    places = 2 * (at - second * (wide // 2))[:, None] + torch.arange(2 * moments, device=k.device) - beyond
     return places.clamp(0, size - 1), (places < 0) | (places >= size), second
 
 
