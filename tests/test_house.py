@@ -38,13 +38,14 @@ FLOORS: dict[str, set[str]] = {
     "recipe": {LIBRARY, "core", "objectives", "tasks"},
     "callbacks": {LIBRARY, "core"},
     "optim": {"core"},
+    "equivalents": set(),
     "training": {
         LIBRARY, "callbacks", "continual", "core", "data", "decoding", "models", "objectives", "optim", "recipe", "report", "tasks",
     },
     "compare": {LIBRARY, "core", "recipe", "report", "tasks", "training"},
     "quickstart": {LIBRARY, "core", "data", "recipe", "report", "tasks", "training"},
     "cli": {
-        LIBRARY, "compare", "continual", "core", "data", "inspection", "interpretation", "models", "objectives", "quickstart", "recipe", "report", "tasks",
+        LIBRARY, "compare", "continual", "core", "data", "equivalents", "inspection", "interpretation", "models", "objectives", "quickstart", "recipe", "report", "tasks",
         "training",
     },
     "__main__": {"cli"},
