@@ -19,7 +19,7 @@ from adaptome.forms.reparametrization import Reparametrization
     subcategory="low-rank, projection",
     export="delta",
     hosts=("linear", "conv", "experts", "parameter"),
-    source="Kumar et al. 2025, arXiv:2509.22793, section 3",
+    source="Kumar et al. 2025, arXiv:2509.22793",
 )
 class DEFT(Method):
     r"""DEFT: a trained subspace of a layer's outputs is taken away, and filled anew.
@@ -33,7 +33,7 @@ class DEFT(Method):
     parameters  r (in + out) per layer, r out without R: 4,194,304 for LLaMA-2-7B, q and v, r = 8
     forward     linear layers: y + (s R x - T^T (y - bias)) Q^T, so W' is never built
     merge       exact
-    source      Kumar et al. 2025, arXiv:2509.22793, section 3; PaRa: Chen et al. 2024, arXiv:2406.05641
+    source      Kumar et al. 2025, arXiv:2509.22793; PaRa: Chen et al. 2024, arXiv:2406.05641
     """
 
     r: int = option(8, at_least=1, help="dimensions of the subspace")

@@ -19,7 +19,7 @@ SHORTEST = 1e-4
     "delora",
     subcategory="low-rank, normalised",
     export="low-rank",
-    source="Bini et al. 2025, arXiv:2503.18225, section 3",
+    source="Bini et al. 2025, arXiv:2503.18225",
 )
 class DeLoRA(Method):
     r"""DeLoRA: a low-rank update whose directions have length one, and one trained number for its strength.
@@ -32,7 +32,7 @@ class DeLoRA(Method):
                 that B = 0 has an update, 0, and a gradient
     parameters  r (in + out) + 1 per layer: 4,194,368 for LLaMA-2-7B, q and v, r = 8
     merge       exact; export: peft-lora, exact
-    source      Bini et al. 2025, arXiv:2503.18225, section 3; B = 0 and the shortest length as in PEFT
+    source      Bini et al. 2025, arXiv:2503.18225; B = 0 and the shortest length as in PEFT
     """
 
     r: int = option(8, at_least=1, help="rank of the update")

@@ -16,7 +16,7 @@ from adaptome.forms.low_rank import LowRank, kaiming
     "gralora",
     subcategory="low-rank, block-wise",
     export="low-rank",
-    source="Jung et al. 2025, arXiv:2505.20355, section 3",
+    source="Jung et al. 2025, arXiv:2505.20355",
 )
 class GraLoRA(Method):
     r"""GraLoRA: the weight is cut into k x k blocks, and every block has a low-rank update of its own.
@@ -30,7 +30,7 @@ class GraLoRA(Method):
     parameters  (r + hybrid_r) (in + out) per layer: 33,554,432 for LLaMA-2-7B, q and v, r = 64
     forward     two products of k blocks each: r (in + out) a token, as LoRA's
     merge       exact; export: peft-lora of rank k r + hybrid_r, exact
-    source      Jung et al. 2025, arXiv:2505.20355, section 3
+    source      Jung et al. 2025, arXiv:2505.20355
     """
 
     r: int = option(32, at_least=1, help="of all k blocks of a row or column together")

@@ -15,7 +15,7 @@ from adaptome.forms.reparametrization import Reparametrization
     "hira",
     subcategory="low-rank, Hadamard product",
     export="delta",
-    source="Huang et al. 2025, ICLR 2025 (openreview TwJrTz9cRS), section 3",
+    source="Huang et al. 2025, ICLR 2025 (openreview TwJrTz9cRS)",
 )
 class HiRA(Method):
     r"""HiRA: each weight is multiplied, entry by entry, by a trained low-rank matrix.
@@ -28,7 +28,7 @@ class HiRA(Method):
     parameters  r (in + out) per layer: 16,777,216 for LLaMA-2-7B, q and v, r = 32
     forward     reads W': the product has no form by the factors that is cheaper than r products with W
     merge       exact; export: peft-lora by SVD, its error told
-    source      Huang et al. 2025, ICLR 2025 (openreview TwJrTz9cRS), section 3
+    source      Huang et al. 2025, ICLR 2025 (openreview TwJrTz9cRS)
     """
 
     r: int = option(32, at_least=1, help="rank of the factor")

@@ -35,7 +35,7 @@ class Interconnected(nn.Module):
 @register(
     "lily", subcategory="low-rank, shared across layers", merge="none", export="none",
     inference_overhead="extra modules", per_sample_routing=True, hosts=("linear",),
-    source="Zhong et al. 2024, arXiv:2407.09946, section 3",
+    source="Zhong et al. 2024, arXiv:2407.09946",
 )  # fmt: skip
 class Lily(Method):
     r"""Lily: layers share their down-projections with neighbours and choose among up-projections that all of their kind share.
@@ -50,7 +50,7 @@ class Lily(Method):
     parameters  r in per `stride` layers, experts r out per kind, experts r per layer: 9,445,376 for LLaMA-2-7B, q and v, r = 32, stride 1,
                 experts 4
     merge       none: the update depends on the input
-    source      Zhong et al. 2024, arXiv:2407.09946, section 3
+    source      Zhong et al. 2024, arXiv:2407.09946
     """
 
     r: int = option(32, at_least=1, help="rank of the update")

@@ -19,7 +19,7 @@ from adaptome.forms.reparametrization import Reparametrization
     "miss",
     subcategory="low-rank, repeated",
     export="delta",
-    source="Kang and Yin 2024, arXiv:2409.15371, section 3",
+    source="Kang and Yin 2024, arXiv:2409.15371",
 )
 class MiSS(Method):
     r"""MiSS: one small trained matrix, repeated over the inputs of a layer.
@@ -35,7 +35,7 @@ class MiSS(Method):
     forward     sums of inputs before one thin product; 'bat' reads W'
     merge       exact; export: peft-lora by SVD with rank r, which is exact but for 'bat'
     names       formerly Bone
-    source      Kang and Yin 2024, arXiv:2409.15371, section 3
+    source      Kang and Yin 2024, arXiv:2409.15371
     """
 
     r: int = option(32, at_least=1, help="rank: inputs in a group")

@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "peanut",
     subcategory="low-rank, weight-aware",
     export="low-rank",
-    source="Zhong et al. 2024, arXiv:2410.01870, section 3",
+    source="Zhong et al. 2024, arXiv:2410.01870",
 )
 class PEANuT(Method):
     r"""PEANuT: the factor of a low-rank update is a small network of the frozen weight.
@@ -41,7 +41,7 @@ class PEANuT(Method):
     forward     the network runs over W once a call, out r in products; then as LoRA with H for A
     composition W is the base's own, whatever other adapters make of it
     merge       exact; export: peft-lora, exact
-    source      Zhong et al. 2024, arXiv:2410.01870, section 3
+    source      Zhong et al. 2024, arXiv:2410.01870
     """
 
     r: int = option(32, at_least=1, help="rank of the update")

@@ -39,7 +39,7 @@ class Poly(Method):
     training    sigmoid(z) is a draw of the relaxed Bernoulli distribution with these logits, at temperature 1
     parameters  skills r (in + out) + tasks splits skills per layer
     merge       exact for one task; refused for one per sample. Export: peft-lora, exact
-    source      Ponti et al. 2022, arXiv:2202.13914, section 2; splits: Caccia et al. 2022, arXiv:2211.03831, section 3
+    source      Ponti et al. 2022, arXiv:2202.13914; splits: Caccia et al. 2022, arXiv:2211.03831
     """
 
     tasks: tuple[str, ...] = option(("first", "second"), help="names of the tasks")

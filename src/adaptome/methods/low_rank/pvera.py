@@ -42,6 +42,7 @@ class PVeRA(Method):
     shapes      A [2 r, in], B [out, r] frozen, the corner of one pair for all layers; d [2 r], b [out]
     init        A, B Kaiming-uniform(a = sqrt 5) from `projection_seed` (not stored), d = `d_initial`, b = 0: starts as the base
     parameters  2 r + out per layer: 294,912 for LLaMA-2-7B, q and v, r = 256
+    prior       the paper's divergence from a normal prior is no term of the loss here, as in PEFT
     merge       exact for the means, which evaluation uses; export: peft-lora, exact
     source      Fillioux et al. 2025, arXiv:2512.07703
     """

@@ -21,7 +21,7 @@ from adaptome.forms.per_sample import per_row, refuse_per_sample
     export="low-rank",
     per_sample_routing=True,
     hosts=("linear", "conv"),
-    source="Soboleva et al. 2025, arXiv:2507.05964, section 4",
+    source="Soboleva et al. 2025, arXiv:2507.05964",
 )
 class TLoRATimestep(Method):
     r"""T-LoRA: a low-rank update of a denoiser whose rank falls with the noise of the timestep.
@@ -36,7 +36,7 @@ class TLoRATimestep(Method):
     parameters  r (in + out + 1) per layer
     merge       exact for one timestep; refused for timesteps per sample. Export: peft-lora, exact (rank 2 r)
     names       not the `tlora` of tensor products, which was there before
-    source      Soboleva et al. 2025, arXiv:2507.05964, section 4
+    source      Soboleva et al. 2025, arXiv:2507.05964
     """
 
     r: int = option(64, at_least=1, help="rank at the last, noiseless step")

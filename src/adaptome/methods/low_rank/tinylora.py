@@ -38,7 +38,7 @@ class TinyLoRA(Method):
     when        reinforcement learning, for which a few dozen numbers can do; thousands of adapters
     shapes      A [r, in], B [out, r] of W, with the roots of the singular values; P_i [r, r] frozen, n of them a layer; v [n], shared by the
                 layers of a group
-    init        P ~ N(0, 1/r) from the seed (not stored: rebuilt when loading), v = 0: starts as the base
+    init        P ~ N(0, 1/r), as in PEFT, from the seed (not stored: rebuilt when loading), v = 0: starts as the base
     tie         0: every layer has its own v; 1: one for all; between, consecutive layers share
     parameters  n per group: 4,096 for LLaMA-2-7B, q and v, n = 64; 13 in all with n = 13, tie = 1
     merge       exact; export: peft-lora, exact

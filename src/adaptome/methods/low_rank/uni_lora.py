@@ -53,7 +53,7 @@ def _number(name: str) -> int:
     export="low-rank",
     identity_at_init=False,
     budget_setting="n",
-    source="Li et al. 2025, arXiv:2506.00799, section 3",
+    source="Li et al. 2025, arXiv:2506.00799",
 )
 class UniLoRA(Method):
     r"""Uni-LoRA: every number of every layer's LoRA is one of a few trained ones, which one being drawn once.
@@ -66,7 +66,7 @@ class UniLoRA(Method):
     init        theta ~ U(-bound, bound): the update starts small, but not at 0; P from `projection_seed`, not stored
     parameters  n in all: 524,288 for LLaMA-2-7B, whatever the targets
     merge       exact; export: peft-lora, exact
-    source      Li et al. 2025, arXiv:2506.00799, section 3
+    source      Li et al. 2025, arXiv:2506.00799
     """
 
     n: int = option(524_288, at_least=1, help="trained numbers of the whole model")

@@ -28,7 +28,7 @@ class Bank(nn.Module):
     export="low-rank",
     identity_at_init=False,
     budget_setting="r",
-    source="Li et al. 2024, arXiv:2405.15179, section 3",
+    source="Li et al. 2024, arXiv:2405.15179",
 )
 class VBLoRA(Method):
     r"""VB-LoRA: all factors of all layers are put together from one bank of short trained vectors.
@@ -40,7 +40,7 @@ class VBLoRA(Method):
     init        v ~ U(-bound, bound), logits ~ N(0, std^2): the update starts small, but not at 0
     parameters  bank b, and r (in + out) bank / b per layer while it trains: 2,162,688 for LLaMA-2-7B, q and v, r = 4, bank 256, b = 256
     merge       exact; export: peft-lora, exact
-    source      Li et al. 2024, arXiv:2405.15179, section 3
+    source      Li et al. 2024, arXiv:2405.15179
     """
 
     r: int = option(4, at_least=1, help="rank of the update")

@@ -23,7 +23,7 @@ from adaptome.forms.reparametrization import Reparametrization
     subcategory="orthogonal, reflections",
     export="delta",
     hosts=("linear", "conv", "experts", "parameter"),
-    source="Yuan et al. 2024, arXiv:2405.17484, section 3",
+    source="Yuan et al. 2024, arXiv:2405.17484",
 )
 class HRA(Method):
     r"""HRA: every layer's input is mirrored by a few trained Householder reflections.
@@ -39,7 +39,7 @@ class HRA(Method):
     forward     H_1 ... H_r = I - U T U^T with T^-1 = triu(U^T U, 1) + diag(U^T U) / 2, so 2 in r products a token
     penalty     loss + orthogonality * sum over layers of ||I - U^T U||^2 with normalised columns: the paper's middle way between both
     merge       exact
-    source      Yuan et al. 2024, arXiv:2405.17484, section 3; the form of T: Joffrin and Low 2002 (as in compact WY products)
+    source      Yuan et al. 2024, arXiv:2405.17484; the form of T: Joffrain et al. 2006, ACM TOMS 32(2)
     """
 
     r: int = option(8, at_least=1, help="reflections; even without gram_schmidt")

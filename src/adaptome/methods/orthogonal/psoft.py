@@ -15,7 +15,7 @@ from adaptome.forms.rotation import cayley, skew
     "psoft",
     subcategory="orthogonal, principal subspace",
     export="low-rank",
-    source="Wu et al. 2026, ICLR 2026 (openreview FSHrinMArK), section 4",
+    source="Wu et al. 2025, arXiv:2505.11235",
 )
 class PSOFT(Method):
     r"""PSOFT: the leading singular directions of each weight are turned by one small trained rotation.
@@ -27,7 +27,7 @@ class PSOFT(Method):
     init        Q = 0, a = b = 1: starts as the base; A and B are made from the base again when loading
     parameters  r (r - 1) / 2 per layer, and 2 r with `stretch`: 35,840 for LLaMA-2-7B, q and v, r = 32
     merge       exact; export: peft-lora, exact
-    source      Wu et al. 2026, ICLR 2026 (openreview FSHrinMArK), section 4
+    source      Wu et al. 2025, arXiv:2505.11235
     """
 
     r: int = option(32, at_least=2, help="singular directions that turn")

@@ -18,7 +18,7 @@ from adaptome.core.method import Method, option, register
     subcategory="orthogonal, rotation of outputs",
     export="delta",
     hosts=("linear", "conv"),
-    source="Liao and Monz 2024, arXiv:2409.00119, section 3",
+    source="Liao and Monz 2024, arXiv:2409.00119",
 )
 class RoAD(Method):
     r"""RoAD: pairs of a layer's outputs are turned and stretched by trained 2 x 2 rotations.
@@ -33,7 +33,7 @@ class RoAD(Method):
     parameters  variant * out per layer: 262,144 for LLaMA-2-7B, q and v, variant 1; 1,359,872 on all-linear, 0.02 % of it
     merge       exact: the rows of W, and the bias, turned
     export      peft-lora by SVD, its error told; refused on a layer whose bias is turned too
-    source      Liao and Monz 2024, arXiv:2409.00119, section 3
+    source      Liao and Monz 2024, arXiv:2409.00119
     """
 
     variant: Literal[1, 2, 4] = option(1, help="numbers a pair of outputs has, in halves: 1, 2 or 4")

@@ -18,7 +18,7 @@ from adaptome.forms.soft import drawn_rows
 @register(
     "multitask-prompt", category="prompt", subcategory="soft", merge="none", export="none", identity_at_init=False, budget_setting="p",
     inference_overhead="longer sequence", per_sample_routing=True, hosts=("backbone",), default_targets="backbones",
-    source="Wang et al. 2023, arXiv:2303.02861, section 3",
+    source="Wang et al. 2023, arXiv:2303.02861",
 )  # fmt: skip
 class MultitaskPrompt(Method):
     r"""Multitask prompt tuning: one prompt for all tasks, changed for each by a low-rank factor.
@@ -32,7 +32,7 @@ class MultitaskPrompt(Method):
     parameters  p d + tasks r (p + d) per backbone: 90,152 for LLaMA-2-7B, p = 20, 2 tasks, r = 1
     distil      the paper learns P from prompts of single tasks first: train those, and set P and the factors to them
     merge       none: it is no change of weights
-    source      Wang et al. 2023, arXiv:2303.02861, section 3
+    source      Wang et al. 2023, arXiv:2303.02861
     """
 
     tasks: tuple[str, ...] = option(("first", "second"), help="names of the tasks")

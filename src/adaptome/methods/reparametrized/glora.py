@@ -21,7 +21,7 @@ Support = Literal["lora", "vector", "constant", "none"]
     subcategory="low-rank, generalised",
     export="delta",
     hosts=("linear", "conv"),
-    source="Chavan et al. 2023, arXiv:2306.07967, section 3",
+    source="Chavan et al. 2023, arXiv:2306.07967",
 )
 class GLoRA(Method):
     r"""GLoRA: weight and bias are scaled and shifted by trained terms of a chosen form.
@@ -39,7 +39,7 @@ class GLoRA(Method):
     search      the paper picks the forms by an evolutionary search; here they are settings
     merge       exact
     export      peft-lora by SVD, its error told; refused on a layer whose bias changes
-    source      Chavan et al. 2023, arXiv:2306.07967, section 3
+    source      Chavan et al. 2023, arXiv:2306.07967
     """
 
     r: int = option(4, at_least=1, help="rank of 'lora' forms")

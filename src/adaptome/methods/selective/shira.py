@@ -13,7 +13,7 @@ from adaptome.forms.sparse import SparseAdapter, places, size
 
 @register(
     "shira", category="selective", subcategory="automatic", structure_changed=False,
-    source="Bhardwaj et al. 2024, arXiv:2406.13175, section 3",
+    source="Bhardwaj et al. 2024, arXiv:2406.13175",
 )  # fmt: skip
 class SHiRA(Method):
     r"""SHiRA: train a few entries of each frozen weight, as many as a LoRA has numbers.
@@ -28,7 +28,7 @@ class SHiRA(Method):
     parameters  r (in + out) per layer (all where there are fewer): 33,554,432 for LLaMA-2-7B, q and v, r = 64
     special     `sparse-delta` with n = r (in + out), which hangs on the layer here
     merge       exact; export: peft-lora by SVD, its error told
-    source      Bhardwaj et al. 2024, arXiv:2406.13175, section 3
+    source      Bhardwaj et al. 2024, arXiv:2406.13175
     """
 
     r: int = option(8, at_least=1, help="rank of the LoRA that has as many numbers")

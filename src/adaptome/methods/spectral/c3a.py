@@ -19,7 +19,7 @@ WIDEST = 256
     "c3a",
     subcategory="spectral, circulant",
     export="delta",
-    source="Chen et al. 2024, arXiv:2407.19342, section 3",
+    source="Chen et al. 2024, arXiv:2407.19342",
 )
 class C3A(Method):
     r"""C3A: the update is a grid of circulant blocks, each one trained row.
@@ -30,9 +30,9 @@ class C3A(Method):
     shapes      w [out / b, in / b, b]: b = `size` divides in and out
     init        w = 0: starts as the base
     parameters  in out / b per layer: 18,432 for RoBERTa-base, q and v, b = 768; 110,592 with b = 128
-    forward     by FFT over the activations: in log b + out log b + 2 in out / b a token; x is kept
+    forward     by FFT over the activations: in log b + out log b + 2 in out / b a token; x's spectrum is kept
     merge       exact; export: peft-lora by SVD, its error told
-    source      Chen et al. 2024, arXiv:2407.19342, section 3; divided by in as in the authors' code
+    source      Chen et al. 2024, arXiv:2407.19342; divided by in as in the authors' code
     """
 
     size: int | None = option(

@@ -14,7 +14,7 @@ from adaptome.forms.low_rank import LowRank
     "osf",
     subcategory="spectral, singular vectors",
     export="low-rank",
-    source="Nayak et al. 2025, arXiv:2504.07097, section 3",
+    source="Nayak et al. 2025, arXiv:2504.07097",
 )
 class OSF(Method):
     r"""OSF: the weight's weaker singular directions train, in the complement of its strong ones.
@@ -28,7 +28,7 @@ class OSF(Method):
     parameters  q (in + out + 1) per layer: as many as full fine-tuning, or more
     projection  it stands in the forward, so that it holds whatever the optimiser does; the paper, and PEFT, project the gradients
     merge       exact; export: peft-lora of rank 2 q, exact
-    source      Nayak et al. 2025, arXiv:2504.07097, section 3
+    source      Nayak et al. 2025, arXiv:2504.07097
     """
 
     rank: int | None = option(None, at_least=1, help="k, the directions kept; half of all when not given")

@@ -19,7 +19,7 @@ from adaptome.methods.spectral.fourierft import positions, too_many
     "waveft",
     subcategory="spectral, wavelet",
     export="delta",
-    source="Bilican et al. 2025, arXiv:2505.12532, section 3",
+    source="Bilican et al. 2025, arXiv:2505.12532",
 )
 class WaveFT(Method):
     r"""WaveFT: a few trained wavelet coefficients of the update.
@@ -35,7 +35,7 @@ class WaveFT(Method):
                 `sparse-delta` moves its own; no transform is made
     edges       as PEFT's: S lies in the middle of a grid that is 2 (moments - 1) wider on both sides, and even
     merge       exact
-    source      Bilican et al. 2025, arXiv:2505.12532, section 3
+    source      Bilican et al. 2025, arXiv:2505.12532
     """
 
     n: int = option(2592, at_least=1, help="coefficients per layer")
