@@ -27,6 +27,7 @@ from adaptome.tasks.language import (
     left_padded,
     likelihood,
 )
+from adaptome.tasks.lengths import cut_note
 from adaptome.tasks.reasoning_rows import asked_by, masked_numbers, question_of, read_rows, sets_of
 
 logger = logging.getLogger(__name__)
@@ -165,11 +166,7 @@ class Reasoning(Task):
                 f"{split.source}: no example of the {name} split has an answer within task.max_length="
                 f"{self.options.max_length} tokens. Raise it."
             )
-        notes = []
-        if cut:
-            notes.append(
-                f"{cut} of {len(records)} examples of {name} exceed {self.options.max_length} tokens and were cut."
-            )
+        notes = cut_note(cut, len(records), name, self.options.max_length)
         if unlearned:
             notes.append(
                 f"{unlearned} examples of {name} were left out of the loss: their prompts leave no room for the answer."

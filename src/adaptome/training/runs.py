@@ -138,6 +138,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
             metrics |= task.judge(splits[split], found) if task.judges else {}
             if recipe.evaluation.predictions and trainer.args.should_save:
                 write_predictions(folder / PREDICTIONS, task, splits[split], prepared[split], found)
+    notes += [note for note in trainer.notes if note not in notes]
     result = _result(recipe, trainer, metrics, split, history, seconds, peak.bytes(), notes)
     if trainer.args.should_save:
         write_atomic(folder / METRICS, json.dumps(result.to_dict(), indent=1))
@@ -267,7 +268,9 @@ def _prepared(recipe: Recipe) -> tuple[Task, Any, Splits, Prepared]:
 
 
 def _read(recipe: Recipe, task: Task) -> Splits:
-    return load_splits(**recipe.data.model_dump(), prefer=task.prefer, texts=task.texts, files=task.files)
+    return load_splits(
+        **recipe.data.model_dump(), prefer=task.prefer, texts=task.texts, files=task.files, chats=task.chats
+    )
 
 
 def _names(recipe: Recipe) -> list[str]:

@@ -74,6 +74,8 @@ class AdapterCheckpoints(StoredAdapters):
         self.args.restore_callback_states_from_checkpoint = True
         if not any(isinstance(callback, AdaptomeCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(AdaptomeCallback())
+        #: what preparing the data changed, for the user to read
+        self.notes: list[str] = []
         self._loss_probed = False
         self._own_checkpoints = False
         self._resumed: Path | None = None
