@@ -59,6 +59,7 @@ class CausalLM(Task):
     options: CausalLMOptions
     trainer = "sft"
     chats = ("messages", "prompt", "completion")
+    later_options = ("max_new_tokens",)
     greater_is_better = False
 
     @property

@@ -94,6 +94,7 @@ class Reasoning(Task):
     """
 
     Options = ReasoningOptions
+    later_options = ("max_new_tokens", "num_beams")
     options: ReasoningOptions
     greater_is_better = False
     texts = ("instruction", "question", "options", "input", "output", "answer", "dataset")

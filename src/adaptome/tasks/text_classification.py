@@ -54,6 +54,7 @@ class TextClassification(Task):
 
     Options = TextClassificationOptions
     options: TextClassificationOptions
+    later_options = ("threshold",)
 
     @property
     def primary_metric(self) -> str:

@@ -4,6 +4,7 @@
   adapter/            what `ad.load` reads (a folder per adapter when there are several)
   recipe.yaml         the recipe as run, defaults written out
   task.json           the task with its labels
+  data.json           how many rows there were, and a digest of them, for resuming
   metrics.json        scores, loss curve, counts, time and memory; written last
   predictions.jsonl   where the recipe asks for them
   checkpoints/        see `training.checkpoint`
@@ -19,7 +20,7 @@ from adaptome.recipe import Recipe
 from adaptome.training.checkpoint import checkpoints, last_good
 
 ADAPTER, METRICS, RECIPE, TASK = "adapter", "metrics.json", "recipe.yaml", "task.json"
-PREDICTIONS, CHECKPOINTS = "predictions.jsonl", "checkpoints"
+PREDICTIONS, CHECKPOINTS, DATA = "predictions.jsonl", "checkpoints", "data.json"
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
@@ -50,5 +51,5 @@ def make_room(recipe: Recipe, folder: Path) -> None:
     for name in (ADAPTER, CHECKPOINTS):
         if (folder / name).is_dir():
             remove_folder(folder / name)
-    for name in (METRICS, RECIPE, TASK, PREDICTIONS):
+    for name in (METRICS, RECIPE, TASK, DATA, PREDICTIONS):
         (folder / name).unlink(missing_ok=True)

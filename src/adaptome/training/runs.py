@@ -35,6 +35,7 @@ from adaptome.training.folder import (
 from adaptome.training.memory import PeakMemory
 from adaptome.training.predictions import predictions_on, write_predictions
 from adaptome.training.progress import Progress
+from adaptome.training.resuming import changed_settings, write_data
 from adaptome.training.trainer import AdapterCheckpoints, AdaptomeTrainer
 
 logger = logging.getLogger(__name__)
@@ -107,8 +108,11 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     if prepared.get("train") is None:
         raise RecipeError("the data has no train split: give data.train, or a data set that has one.")
     split = _final_split(recipe, prepared)
+    resumed = changed_settings(recipe, folder, task, splits)
+    for told in resumed:
+        logger.warning("%s", told)
     model = _base_model(recipe, task, processor)
-    notes = [*prepared.notes, *_attach(recipe, task, model)]
+    notes = [*prepared.notes, *resumed, *_attach(recipe, task, model)]
     make_room(recipe, folder)
     trainer = _trainer(
         recipe,
@@ -122,6 +126,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / RECIPE, recipe.to_yaml(full=True))
         write_atomic(folder / TASK, json.dumps(task.to_dict(), indent=1))
+        write_data(folder, splits)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=recipe.training.resume)
     seconds, history = time.perf_counter() - began, list(trainer.state.log_history)
@@ -310,6 +315,7 @@ def _attach(recipe: Recipe, task: Task, model: nn.Module) -> list[str]:
             **section.settings,
         )
         heads = []
+        told += [f"{section.name}: {note}" for note in plan.notes]
         told += [f"{section.name}, {plan.budget}"] if plan.budget else []
     return told
 
