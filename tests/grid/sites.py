@@ -282,7 +282,7 @@ def small(method: str) -> ad.Method:
 def admitted(method: str, site: str) -> bool:
     """Whether the method takes every host of the place."""
     chosen, hosts = small(method), SITES[site].hosts()
-    if any(chosen.admits(host) is not None for host in hosts):
+    if any(chosen.fitted(host).admits(host) is not None for host in hosts):
         return False
     try:
         chosen.shared(hosts)
@@ -294,7 +294,7 @@ def admitted(method: str, site: str) -> bool:
 @functools.cache
 def refused(method: str, site: str) -> bool:
     """Whether the method takes one of the hosts of the place for none of its own."""
-    return any(small(method).admits(host) is not None for host in SITES[site].hosts())
+    return any(small(method).fitted(host).admits(host) is not None for host in SITES[site].hosts())
 
 
 def adapted(method: str, site: str, dtype: torch.dtype = torch.float32, *, moved: bool = True) -> nn.Module:

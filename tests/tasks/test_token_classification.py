@@ -55,7 +55,9 @@ def test_long_sentences_become_windows_and_lose_no_word(tmp_path, model):
     kept = [label for window in data["train"]["labels"] for label in window if label != IGNORED]
     assert [task.labels[i] for i in kept] == row["tags"]
     assert max(data["train"]["length"]) <= 10
-    assert data.notes[0] == ("1 sentences of train exceed 8 tokens and were cut into windows.")
+    assert data.notes[0] == (
+        "1 sentences of train exceed 8 tokens and were cut into windows (task.max_length)."
+    )
     built = task.load_model(model, processor)
     found = task.predict(built, processor, [words, ["cat"]])
     assert [len(f["tags"]) for f in found] == [25, 1]

@@ -90,3 +90,19 @@ def test_adapters_on_a_quantised_base_keep_their_dtype(tmp_path, tokenizer):
 def test_a_models_name_is_refused(tmp_path, tokenizer):
     with pytest.raises(TrainingError, match="attach an adapter"):
         trainer_of(tmp_path, tokenizer, "some/model")
+
+
+def test_examples_that_nothing_is_learned_from_are_counted_and_refused_when_there_are_no_others(
+    tmp_path, tokenizer
+):
+    from adaptome.core.errors import DataError
+
+    assert trainer_of(tmp_path / "a", tokenizer).notes == []
+    few = trainer_of(tmp_path / "b", tokenizer, max_length=3)
+    assert few.notes == [
+        "6 of 20 examples of train were left out: their prompts fill all 3 tokens (task.max_length)."
+    ]
+    with pytest.raises(
+        DataError, match=r"every example of train is longer than 1 tokens .*\n.*task\.max_length"
+    ):
+        trainer_of(tmp_path / "c", tokenizer, max_length=1)

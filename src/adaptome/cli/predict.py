@@ -57,8 +57,10 @@ def predict(
 
 def _lines(file: Path | None) -> list[str]:
     """The lines of a file that are not empty."""
+    from adaptome.data.textfile import read_text
+
     try:
-        text = sys.stdin.read() if str(file) == "-" else Path(str(file)).read_text(encoding="utf-8")
+        text = sys.stdin.read() if str(file) == "-" else read_text(Path(str(file)))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read as UTF-8 text: {error}.") from error
     lines = [line for line in text.splitlines() if line.strip()]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adaptome.core.errors import MergeError
+from adaptome.core.errors import MergeError, StateError
 from adaptome.core.hosts import Host, at_hand
 from adaptome.core.wrapper import Adapter as Adapter
 from adaptome.core.wrapper import Frozen as Frozen
@@ -139,6 +139,7 @@ def _parameter_property(name: str) -> property:
 def _changed(name: str, value: Tensor, adapters: tuple[WeightAdapter, ...]) -> Tensor:
     """The parameter with all adapters applied, in its own type."""
     dtype = value.dtype
+    check_replaced(name, adapters)
     for adapter in adapters:
         if "_hf_hook" in adapter.__dict__:
             with at_hand(adapter.modules()):
@@ -146,6 +147,19 @@ def _changed(name: str, value: Tensor, adapters: tuple[WeightAdapter, ...]) -> T
         else:
             value = adapter.apply_to(name, value)
     return value.to(dtype)
+
+
+def check_replaced(name: str, adapters: tuple[WeightAdapter, ...]) -> None:
+    """Raise StateError when one of the adapters replaces the parameter that an earlier one of another name has changed."""
+    for position, adapter in enumerate(adapters):
+        if position and adapter.replaces and adapter.strength == 1.0:
+            host = adapter.host
+            keys = {id(a): key for key, a in getattr(host.layer, ATTRIBUTE).items()}
+            first, last = keys.get(id(adapters[0]), "?"), keys.get(id(adapter), "?")
+            raise StateError(
+                f"{host.path or 'the root'}.{name} is trained whole in {last!r}, which would replace what {first!r} makes of it: both are active.\n"
+                f"  Run one of them, ad.activate(model, {last!r}); or give {last!r} a weight below 1 to mix them."
+            )
 
 
 def _offloaded(adapters: tuple[WeightAdapter, ...]) -> bool:

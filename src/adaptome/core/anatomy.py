@@ -63,6 +63,7 @@ class Anatomy:
         self.moes = {n for n in self.nodes if self._holds_experts(n)}
         self.mlps = self._find_mlps()
         self._mlp_of = self._cover(self.mlps)
+        self._lone = self._find_lone_experts()
         self.pairs = self._find_pairs()
         self._last = {down for _, down in self.pairs.values()}
         self.blocks = self._find_blocks()
@@ -199,6 +200,13 @@ class Anatomy:
                 mlps[node] = None
         return mlps
 
+    def _find_lone_experts(self) -> dict[Node, Node]:
+        """What is in experts that stand in a list of their own, in no MLP's module: each node's expert."""
+        taken = (self._inside, self._mlp_of, self._head_of)
+        return self._cover(
+            dict.fromkeys(n for n in self.nodes if is_expert(n) and not any(n in found for found in taken))
+        )
+
     def _beside_attention(self, node: Node | None) -> bool:
         return node is not None and any(child in self.attentions for child in node.children.values())
 
@@ -228,7 +236,7 @@ class Anatomy:
             self._holding(self.mlps) | self._holding(dict.fromkeys(self.pairs)),
         )
         inner = {n for n in self.nodes if n.index is not None and n.children and not n.kind}
-        inner -= self._inside.keys() | self._mlp_of.keys() | self._head_of.keys()
+        inner -= self._inside.keys() | self._mlp_of.keys() | self._head_of.keys() | self._lone.keys()
         maps = self._holding(dict.fromkeys(n for n in self.nodes if n.kind in ("linear", "conv")))
         for candidates in (inner & attention & mlp, inner & (attention | mlp), inner & maps):
             outer = {above for node in candidates for above in node.ancestors()}
@@ -288,6 +296,10 @@ class Anatomy:
             up.role, down.role = "up", "down"
         for mlp in self.mlps:
             self._label_mlp(mlp)
+        for expert in dict.fromkeys(self._lone.values()):
+            linears = self._linears(expert)
+            for node, role in zip(linears, mlp_roles(linears), strict=True):
+                node.role = role
         for node in self._head_of:
             node.role = "head"
         for node in self.backbones:
@@ -342,7 +354,7 @@ class Anatomy:
             groups |= {"biases"}
         expert = (
             node.kind == "linear"
-            and node in self._mlp_of
+            and (node in self._mlp_of or node in self._lone)
             and any(is_expert(above) for above in node.ancestors())
         )
         role = "expert" if expert else node.role

@@ -16,6 +16,7 @@ from adaptome.core import adapter as swap
 from adaptome.core import packed
 from adaptome.core.adapter import Adapter
 from adaptome.core.budget import Fit, fit, parse
+from adaptome.core.defaults import default_hosts
 from adaptome.core.errors import StateError, TargetError
 from adaptome.core.hosts import Host, host_of
 from adaptome.core.method import Method, get_method
@@ -55,11 +56,11 @@ def plan(
     model = root_of(model)
     chosen = get_method(method, **settings)
     heads = _head_targets(model, train)
-    hosts = _hosts(model, chosen, targets, exclude, layers, heads)
+    hosts, told = _hosts(model, chosen, targets, exclude, layers, heads)
     chosen, fitted = _fit(model, chosen, hosts, budget)
-    methods = _methods_by_layer(model, chosen, hosts, per_layer or {})
-    made = _plan(model, chosen, hosts, methods, trained(model, heads, None) if heads else {}, None)
-    return replace(made, budget=fitted)
+    methods, own = _methods_by_layer(model, chosen, hosts, per_layer or {})
+    made = _plan(model, chosen, hosts, methods, trained(model, heads, None) if heads else {}, None, own)
+    return replace(made, budget=fitted, notes=told)
 
 
 def _fit(
@@ -69,11 +70,14 @@ def _fit(
     if budget is None:
         return method, None
 
+    for host in hosts:
+        method.fitted(host).check(host)
+
     def count_of(text: str) -> int:
         name, _, settings = text.partition(":")
         pairs = [pair.partition("=") for pair in settings.split(",") if pair]
         other = get_method(name.strip(), **{k.strip(): _value(v.strip()) for k, _, v in pairs})
-        return sum(other.parameters(host) for host in hosts) + other.shared_parameters(hosts)
+        return sum(other.fitted(host).parameters(host) for host in hosts) + other.shared_parameters(hosts)
 
     return fit(method, hosts, parse(budget, _base_count(model), count_of))
 
@@ -93,14 +97,15 @@ def _hosts(
     exclude: Targets | None,
     layers: Any,
     heads: Mapping[str, Any],
-) -> list[Host]:
+) -> tuple[list[Host], tuple[str, ...]]:
+    """The hosts, and what is to be told of how they were chosen."""
     wanted = targets if targets is not None else method.default_targets
     if not (targets or method.default_targets):  # a method of no layer
         if not heads:
             raise TargetError(
                 f"{method.name} trains what `train` names and nothing else, and nothing is named.\n  Name the head: train='classifier'."
             )
-        return []
+        return [], ()
     matches: list[Match] = resolve(model, wanted, exclude=exclude, layers=layers)
     whole = [path for path, rows in heads.items() if rows is None]
     kept = [m for m in matches if not any(m.path == h or m.path.startswith(f"{h}.") for h in whole)]
@@ -109,29 +114,54 @@ def _hosts(
         raise TargetError(
             f"targets={wanted!r} matches only modules that are trained whole ({', '.join(whole)}).\n  Name other targets, or leave them out of train."
         )
+    told: tuple[str, ...] = ()
+    if targets is None:
+        hosts, told = default_hosts(model, method, hosts)
     for host in hosts:
-        method.check(host)
         if host.path in heads and host.kind not in ("experts", "parameter", "vector"):
             raise TargetError(
                 f"{host.path} is among the targets and some of its rows among what trains whole; one adapter has one part on a layer.\n"
                 f"  Leave it out of the targets (exclude='{host.path}'), or out of train."
             )
-    return hosts
+    return hosts, told
 
 
 def _methods_by_layer(
     model: nn.Module, method: Method, hosts: Sequence[Host], per_layer: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Method]:
-    """The method of every host by name: later patterns win."""
+) -> tuple[dict[str, Method], dict[str, dict[str, Any]]]:
+    """The method of every host by name, later patterns winning; and by host the settings that were changed to fit it."""
     chosen = {host.name: method for host in hosts}
     for pattern, settings in per_layer.items():
-        names = {host_of(m.module, m.path, m.parameter).name for m in resolve(model, pattern)} & set(chosen)
+        if pattern.startswith("=") and pattern[1:] in chosen:
+            names = {pattern[1:]}
+        else:
+            names = {host_of(m.module, m.path, m.parameter).name for m in resolve(model, pattern)} & set(
+                chosen
+            )
         if not names:
             raise TargetError(
                 f"per_layer pattern {pattern!r} matches none of the {len(hosts)} targets.\n  The targets are {', '.join(list(chosen)[:4])}, ..."
             )
         chosen |= {name: chosen[name].replace(**settings) for name in names}
-    return chosen
+    fitted: dict[str, dict[str, Any]] = {}
+    for host in hosts:
+        before, after = chosen[host.name], chosen[host.name].fitted(host)
+        if after is not before:
+            had = before.settings()
+            fitted[host.name] = {key: v for key, v in after.settings().items() if v != had[key]}
+            chosen[host.name] = after
+        after.check(host)
+    return chosen, fitted
+
+
+def _recorded(
+    per_layer: Mapping[str, Mapping[str, Any]], fitted: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Settings by pattern as an adapter is saved with them: the user's, and those that fit single layers."""
+    made = {pattern: dict(settings) for pattern, settings in per_layer.items()}
+    for name, settings in fitted.items():
+        made[f"={name}"] = {**made.get(f"={name}", {}), **settings}
+    return made
 
 
 _ROWS = re.compile(r"(?P<path>.*)\[(?P<first>\d+):(?P<end>\d*)\]")
@@ -167,8 +197,14 @@ def _plan(
     methods: Mapping[str, Method],
     heads: Mapping[str, Trained],
     seed: int | None,
+    fitted: Mapping[str, Mapping[str, Any]],
 ) -> Plan:
-    entries = tuple(Entry(h.name, h.kind, h.shape, h.role, methods[h.name].parameters(h)) for h in hosts)
+    def note(host: Host) -> str:
+        return ", ".join(f"{key}={value}" for key, value in fitted.get(host.name, {}).items())
+
+    entries = tuple(
+        Entry(h.name, h.kind, h.shape, h.role, methods[h.name].parameters(h), note(h)) for h in hosts
+    )
     seen: set[int] = set()
     sizes: dict[str, int] = {}
     for path, head in heads.items():
@@ -242,17 +278,17 @@ def attach(
     state: State | None = root.__dict__.get(STATE)
     _check_name(name, state)
     head_targets = _head_targets(root, train)
-    hosts = _hosts(root, chosen, targets, exclude, layers, head_targets)
+    hosts, told = _hosts(root, chosen, targets, exclude, layers, head_targets)
     chosen, fitted = _fit(root, chosen, hosts, budget)
-    methods = _methods_by_layer(root, chosen, hosts, per_layer or {})
+    methods, own = _methods_by_layer(root, chosen, hosts, per_layer or {})
     seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
     heads = trained(root, head_targets, dtype) if head_targets else {}
-    made = replace(_plan(root, chosen, hosts, methods, heads, seed), budget=fitted)
+    made = replace(_plan(root, chosen, hosts, methods, heads, seed, own), budget=fitted, notes=told)
     built, shared = _build(chosen, hosts, methods, seed, dtype)
     # Nothing on the model has changed up to here: an error above leaves it as it was.
     attachment = Attachment(
         name, chosen, targets, exclude, layers, (train,) if isinstance(train, str) else tuple(train),
-        {k: dict(v) for k, v in (per_layer or {}).items()}, seed, dtype, made, built, heads, shared,
+        _recorded(per_layer or {}, own), seed, dtype, made, built, heads, shared,
     )  # fmt: skip
     _install(root, _freeze(root) if state is None else state, attachment, hosts)
     return made

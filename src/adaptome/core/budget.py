@@ -76,7 +76,7 @@ def fit(method: Method, hosts: Sequence[Host], asked: int) -> tuple[Method, Fit]
         try:
             sized = method.sized(value)
             for host in hosts:
-                sized.check(host)
+                sized.fitted(host).check(host)
             return _count(sized, hosts)
         except AdaptomeError:
             return None
@@ -129,4 +129,4 @@ def _climb(count: Callable[[int], int | None], tried: dict[int, int], asked: int
 
 
 def _count(method: Method, hosts: Sequence[Host]) -> int:
-    return sum(method.parameters(host) for host in hosts) + method.shared_parameters(hosts)
+    return sum(method.fitted(host).parameters(host) for host in hosts) + method.shared_parameters(hosts)

@@ -53,6 +53,12 @@ class Host(ABC):
         return ".".join(part for part in (self.path, self.parameter if named else "") if part)
 
     @property
+    def own_name(self) -> str:
+        """The last name of the target that says something: `down_proj` of `experts.down_proj`, and of `down_proj.weight`."""
+        path, _, last = self.name.rpartition(".")
+        return path.rpartition(".")[2] if last == "weight" else last
+
+    @property
     def device(self) -> torch.device:
         """Where adapters of this host live; the execution device of an offloaded layer."""
         for module in self.layer.modules():

@@ -33,6 +33,7 @@ from adaptome.core.host import at_hand as at_hand
 from adaptome.core.host import autocasting as autocasting
 from adaptome.core.host import first_input as first_input
 from adaptome.core.host import unmerged as unmerged
+from adaptome.core.roles import EXPERTS, has_name
 
 
 class LinearHost(Host):
@@ -290,7 +291,12 @@ class ModuleHost(Host):
             for name, value in m._parameters.items()
             if value is not None and value.dim() == 3
         ]
-        routers = {1, *(experts.copies for experts in fused)} if fused else set()
+        listed = [
+            len(m)
+            for name, m in self.layer.named_modules()
+            if isinstance(m, nn.ModuleList) and has_name(EXPERTS, name.rpartition(".")[2])
+        ]
+        routers = {1, *listed, *(experts.copies for experts in fused)} if fused or listed else set()
         linears = [
             h for m in self.layer.modules() if (h := _leaf(m)) is not None and h.fan_out not in routers
         ]

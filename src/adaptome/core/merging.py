@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adaptome.core import adapter as swap
 from adaptome.core import packed
-from adaptome.core.adapter import Adapted, WeightAdapter, check_mergeable
+from adaptome.core.adapter import Adapted, WeightAdapter, check_mergeable, check_replaced
 from adaptome.core.errors import MergeError
 from adaptome.core.hosts import Host, host_of
 from adaptome.core.plan import table
@@ -360,6 +360,7 @@ def _write(
         host.native(host.current_weight()) if is_packed else host.stored_or_zeros(parameter).detach()
     )
     value = was
+    check_replaced(parameter, tuple(adapters))
     for adapter in adapters:
         value = adapter.apply_to(parameter, value)
     if not torch.isfinite(value).all():

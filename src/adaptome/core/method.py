@@ -66,6 +66,8 @@ class Method:
     """What every method is: settings (dataclass fields), targets, a parameter formula and a builder of adapters."""
 
     name: ClassVar[str]
+    #: the settings that were given by hand; the others are at their defaults
+    given: frozenset[str]
     #: the survey's classification (arXiv:2501.13787), one of CATEGORIES
     category: ClassVar[str] = "reparameterisation"
     subcategory: ClassVar[str] = ""
@@ -88,12 +90,21 @@ class Method:
     admits_packed: ClassVar[bool] = True
     #: where it goes when the user names no targets
     default_targets: ClassVar[str | tuple[str, ...]] = "all-linear"
+    #: whether by default it stands once around a whole mixture of experts, in place of the maps in it
+    around_experts: ClassVar[bool] = False
     #: the setting that a budget solves; '' for the first of r, size, n that there is
     budget_setting: ClassVar[str] = ""
     #: what must be on the model before it, in words; '' for nothing
     needs: ClassVar[str] = ""
     #: the paper
     source: ClassVar[str] = ""
+
+    def __new__(cls, *values: Any, **settings: Any) -> Any:
+        """An instance that remembers which settings were given; `__init__` is a dataclass's."""
+        made = super().__new__(cls)
+        names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        object.__setattr__(made, "given", frozenset([*names[: len(values)], *settings]))
+        return made
 
     # -- what a method implements ----------------------------------------------------------------------------------
 
@@ -118,6 +129,10 @@ class Method:
     ) -> None:
         """Called before training with step 0 (or the step a run resumes from), then after every optimiser step: schedules, growth, redraws."""
 
+    def fitting(self, host: Host) -> dict[str, Any]:
+        """Settings under which it fits this host, where the defaults do not: a size that divides the layer's width."""
+        return {}
+
     def penalty(self, adapters: Mapping[str, Adapter], shared: nn.Module | None) -> Any:
         """A term to add to the loss (a scalar tensor), or None."""
         return None
@@ -140,6 +155,17 @@ class Method:
                 f"{self.name} cannot be put on {host.name or 'the root'}: {reason}.\n  Name other targets; `adaptome methods` lists what each method admits."
             )
 
+    def fitted(self, host: Host) -> Method:
+        """The method as it fits this host: itself, or with defaults changed by `fitting`; what was given by hand stays."""
+        if host.kind not in self.hosts:
+            return self
+        changed = {
+            key: value
+            for key, value in self.fitting(host).items()
+            if key not in self.given and getattr(self, key) != value
+        }
+        return self.replace(**changed) if changed else self
+
     def settings(self) -> dict[str, Any]:
         """Every setting with its value, as JSON can hold it."""
         return {
@@ -153,7 +179,9 @@ class Method:
         Raises:
             MethodError: for a setting it does not have.
         """
-        return build(type(self), {**self.settings(), **settings})
+        made = build(type(self), {**self.settings(), **settings})
+        object.__setattr__(made, "given", self.given | settings.keys())
+        return made
 
     @classmethod
     def size_setting(cls) -> str | None:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from adaptome.core import adapter as swap
+from adaptome.core.adapter import Adapted
 from adaptome.core.errors import GradientError, StateError
 from adaptome.core.merging import unmerge
 from adaptome.core.plan import Report, count
@@ -51,7 +53,7 @@ def activate(
             output of an activation adapter (of the input, where that is what it changes).
 
     Raises:
-        StateError: unknown name, or a weight for an adapter that is not named.
+        StateError: unknown name, a weight for an adapter that is not named, or two that train the same module whole.
     """
     root, state = find_root(model), state_of(model)
     wanted = [names] if isinstance(names, str) else list(names)
@@ -60,11 +62,28 @@ def activate(
     stray = set(weights or {}) - set(wanted)
     if stray:
         raise StateError(f"weights name {sorted(stray)}, which are not among the activated {wanted}.")
+    everything = [a for name in wanted for a in state.attachments[name].all().values()]
+    before = state.active, [adapter.strength for adapter in everything]
     for name in wanted:
         for adapter in state.attachments[name].all().values():
             adapter.strength = float((weights or {}).get(name, 1.0))
     state.active = wanted
     rearrange(root)
+    try:
+        _check_replaced(root)
+    except StateError:
+        state.active = before[0]
+        for adapter, strength in zip(everything, before[1], strict=True):
+            adapter.strength = strength
+        rearrange(root)
+        raise
+
+
+def _check_replaced(root: nn.Module) -> None:
+    for module in root.modules():
+        if isinstance(module, Adapted):
+            for parameter, adapters in module._overrides.items():
+                swap.check_replaced(parameter, adapters)
 
 
 def active(model: nn.Module) -> list[str]:

@@ -13,7 +13,7 @@ from adaptome.core.budget import Fit
 
 @dataclass(frozen=True)
 class Entry:
-    """One host of a plan: where, what, and how many trainable numbers (by formula)."""
+    """One host of a plan: where, what, how many trainable numbers (by formula), and settings that are its own to fit it."""
 
     path: str
     kind: str
@@ -36,6 +36,7 @@ class Plan:
         base: parameters of the base model, tied ones once.
         seed: what initialised the adapters; None when nothing was built.
         budget: how close the method came to a budget, when one was asked for.
+        notes: where the method's default targets or sizes gave way to the model.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Plan:
     base: int
     seed: int | None = None
     budget: Fit | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def trainable(self) -> int:
@@ -68,21 +70,22 @@ class Plan:
         keys = ("method", "settings", "shared", "heads", "base", "trainable", "total", "percent", "seed")
         return {k: getattr(self, k) for k in keys} | {
             "budget": None if self.budget is None else vars(self.budget),
+            "notes": list(self.notes),
             "entries": entries,
         }
 
     def __str__(self) -> str:
         rows = [
-            (e.path or "(root)", e.role, e.kind, "x".join(map(str, e.shape)), f"{e.parameters:,}")
+            (e.path or "(root)", e.role, e.kind, "x".join(map(str, e.shape)), f"{e.parameters:,}", e.note)
             for e in _fold(self.entries)
         ]
-        rows += [(path, "head", "trained whole", "", f"{count:,}") for path, count in self.heads.items()]
+        rows += [(path, "head", "trained whole", "", f"{count:,}", "") for path, count in self.heads.items()]
         if self.shared:
-            rows.append(("shared", "", "", "", f"{self.shared:,}"))
-        text = table(("module", "role", "kind", "shape", "parameters"), rows)
+            rows.append(("shared", "", "", "", f"{self.shared:,}", ""))
+        text = table(("module", "role", "kind", "shape", "parameters", ""), rows)
         return (
             f"{self.method} {self.settings}\n{text}\ntrainable {self.trainable:,} of {self.total:,} ({self.percent:.4f} %)"
-            + (f"\n{self.budget}" if self.budget else "")
+            + "".join(f"\n{line}" for line in (*self.notes, *([self.budget] if self.budget else ())))
         )
 
 
@@ -91,11 +94,12 @@ def _fold(entries: tuple[Entry, ...]) -> list[Entry]:
     folded: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in entries:
         general = ".".join("*" if part.isdigit() else part for part in entry.path.split("."))
-        folded.setdefault((general, entry.kind, entry.shape, entry.role, entry.parameters), []).append(entry)
+        key = (general, entry.kind, entry.shape, entry.role, entry.parameters, entry.note)
+        folded.setdefault(key, []).append(entry)
     rows = []
-    for (general, kind, shape, role, _), same in folded.items():
+    for (general, kind, shape, role, _, note), same in folded.items():
         name = same[0].path if len(same) == 1 else f"{general} (x{len(same)})"
-        rows.append(Entry(name, kind, shape, role, sum(e.parameters for e in same)))
+        rows.append(Entry(name, kind, shape, role, sum(e.parameters for e in same), note))
     return rows
 
 

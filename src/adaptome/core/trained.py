@@ -34,6 +34,7 @@ class Trained(WeightAdapter):
             )
         self.changes = tuple(copies)
         self.rows = rows
+        self.replaces = rows is None
         self.fast = rows is not None and host.kind in ("embedding", "linear") and self.changes == ("weight",)
         for name, value in copies.items():
             self.register_parameter(name, value)

@@ -67,6 +67,8 @@ class WeightAdapter(Adapter):
     own_strength = True
     #: whether `forward` gives the same result without building the changed parameters
     fast: bool = False
+    #: whether `changed` is the same whatever the value before, so that what an earlier adapter made of it would be lost
+    replaces: bool = False
     #: whether `changed` adds what does not depend on the value, so that the order among such adapters does not matter
     additive: ClassVar[bool] = False
 

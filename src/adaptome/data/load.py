@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from adaptome.core.errors import DataError, did_you_mean, nearest
+from adaptome.data.chats import with_joined
 from adaptome.data.folds import by_fold
 from adaptome.data.manifests import with_files
 from adaptome.data.readers import ReadOptions, endings, find_reader, format_of
@@ -53,6 +54,7 @@ def load_splits(
     prefer: Mapping[str, str] | None = None,
     texts: Sequence[str] = (),
     files: str | None = None,
+    chats: Sequence[str] = (),
 ) -> Splits:
     """Read the splits of a run; the arguments are the recipe's `data` section.
 
@@ -67,6 +69,7 @@ def load_splits(
         texts: columns that the task reads as text; numbers in them are written out, and files of one split may lack
             some of them. Files of one split may then differ in columns the task does not read, which are left out.
         files: the task's column of sound files, whose paths are relative to the table that names them.
+        chats: columns that may hold chats, for a task that reads text: contents in parts are joined, see `adaptome.data.chats`.
 
     Raises:
         DataError: names the file, and the line where there is one.
@@ -84,6 +87,9 @@ def load_splits(
     notes = [note for table in _read(tables) for note in table.notes]
     if files is not None or paths is not None:
         tables = {k: with_files(found, files, paths, mapping) for k, found in tables.items()}
+    if chats:
+        talked = {mapping.get(column, column) for column in chats}
+        tables = {k: with_joined(found, talked) for k, found in tables.items()}
     wide = {mapping.get(column, column) for column in texts}
     splits = {
         k: found if isinstance(found, Split) else to_split(_with_texts(found, wide) if wide else found, k)
@@ -305,8 +311,10 @@ def _held_out(
         made[name] = train.select(np.sort(order[start:end]))
         start = end
     if start >= len(train):
+        alike = len(train) - len(set(keys.tolist()))
+        told = f", of which {alike} repeat others and stay with them," if by == "hash" and alike else ""
         raise DataError(
-            f"{train.source}: {len(train)} rows are too few to hold out {' and '.join(missing)}. "
+            f"{train.source}: {len(train)} rows{told} are too few to hold out {' and '.join(missing)}. "
             "Give the split a file of its own, or set the fraction to 0."
         )
     made["train"] = train.select(np.sort(order[start:]))

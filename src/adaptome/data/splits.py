@@ -32,6 +32,10 @@ class Table:
     line_per_item: bool = False  # a row's lists have their items on successive lines
     places: Sequence[str] | None = None  # overrides file, unit and line, e.g. an image's own path
 
+    def place(self, row: int) -> str:
+        """ "train.jsonl, line 7" for a row."""
+        return self.places[row] if self.places is not None else f"{self.file}, {self.unit} {self.lines[row]}"
+
 
 @dataclass
 class Split:
@@ -55,11 +59,9 @@ class Split:
         """Place of a row in its file, or of an item of the list in it."""
         table, index = (int(n) for n in self.origin[row])
         found = self.tables[table]
-        if found.places is not None:
-            return found.places[index]
+        if found.places is not None or item is None:
+            return found.place(index)
         line = found.lines[index]
-        if item is None:
-            return f"{found.file}, {found.unit} {line}"
         if found.line_per_item:
             return f"{found.file}, {found.unit} {line + item}"
         return f"{found.file}, {found.unit} {line}, item {item + 1}"
@@ -182,9 +184,8 @@ def _mixed(table: Table, column: str, values: list[Any], error: Exception) -> Da
             low = middle
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             high = middle
-    place = table.places[high - 1] if table.places else f"{table.file}, {table.unit} {table.lines[high - 1]}"
     first = next((v for v in values if v is not None), None)
     return DataError(
-        f"{place}: {column!r} is {values[high - 1]!r} ({type(values[high - 1]).__name__}), unlike the rows before "
+        f"{table.place(high - 1)}: {column!r} is {values[high - 1]!r} ({type(values[high - 1]).__name__}), unlike the rows before "
         f"it, such as {first!r} ({type(first).__name__}). A column holds one type."
     )

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import zlib
 from pathlib import Path
 
 from adaptome.core.errors import DataError
+
+#: byte-order marks and what they say; the longer ones first, as UTF-16's begins UTF-32's
+MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -30,12 +39,21 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """The file as text, without a byte-order mark.
+    """The file as text, without a byte-order mark. Of UTF-16 and UTF-32 files the mark tells the encoding where none is given.
 
     Raises:
-        DataError: names the line of the first byte that is not in `encoding`, or an encoding that does not exist.
+        DataError: names the line of the first byte that is not in `encoding`, or an encoding that does not exist; UTF-16 without mark.
     """
     content = read_bytes(path)
+    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+        encoding = next((name for mark, name in MARKS if content.startswith(mark)), encoding)
+        start = content[:1000]
+        if encoding not in ("utf-16", "utf-32") and start.count(0) > len(start) / 4:
+            order = "le" if start[1::2].count(0) > start[::2].count(0) else "be"
+            raise DataError(
+                f"{path}: every other byte is 0, so this looks like UTF-16 without a byte-order mark.\n"
+                f"  Say so: data.encoding: utf-16-{order}."
+            )
     try:
         return content.decode(encoding).removeprefix("\ufeff")
     except LookupError as error:

@@ -46,6 +46,8 @@ BEHIND = Insertion(parallel=False, before=False, residual=True)
 class InsertedMethod(Method):
     """Base of methods that put one small network of bottleneck b on each host: settings that all of them have."""
 
+    around_experts = True
+
     size: int = option(64, at_least=1, help="the bottleneck b")
     reduction: float = option(0.0, at_least=0, help="b = round(d / reduction) in place of size; 0: size")
     scale: float | Literal["learned"] = option(1.0, help="s; 'learned' trains one number per adapter")

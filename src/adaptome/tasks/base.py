@@ -80,6 +80,8 @@ class Task(ABC):
     files: ClassVar[str | None] = None  # the column of sound files that tables name, if the task reads such
     prefer: ClassVar[Mapping[str, str]] = {}  # what an ending's format means here, e.g. {"tsv": "conll"}
     texts: ClassVar[tuple[str, ...]] = ()  # columns read as text, numbers written out: see `data.load_splits`
+    chats: ClassVar[tuple[str, ...]] = ()  # columns that may hold chats, whose contents are read as text
+    later_options: ClassVar[tuple[str, ...]] = ()  # options that evaluation and prediction alone read
     judges: ClassVar[bool] = False  # scores need readable predictions too: see `judge`
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from adaptome.core.errors import DataError, RecipeError, did_you_mean
+from adaptome.data.chats import joined
 from adaptome.data.splits import Split, Splits
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
 from adaptome.tasks.inference import evaluating, to_device
@@ -23,6 +25,7 @@ from adaptome.tasks.language import (
     likelihood,
     perplexity,
 )
+from adaptome.tasks.lengths import cut_note
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
@@ -58,6 +61,8 @@ class CausalLM(Task):
     Options = CausalLMOptions
     options: CausalLMOptions
     trainer = "sft"
+    chats = ("messages", "prompt", "completion")
+    later_options = ("max_new_tokens",)
     greater_is_better = False
 
     @property
@@ -74,7 +79,38 @@ class CausalLM(Task):
         return tokenizer
 
     def prepare(self, splits: Splits, processor: Any) -> Prepared:
-        return Prepared({name: self._dataset(split, name, processor) for name, split in splits.items()}, None)
+        made = {name: self._dataset(split, name, processor) for name, split in splits.items()}
+        notes = []
+        for name, rows in made.items():
+            whole = name == "train" and self.options.packing and self.options.packing_strategy != "bfd"
+            cut = 0 if whole else self._longer(rows, processor)
+            notes += cut_note(cut, len(rows), name, self.options.max_length)
+        return Prepared(made, None, notes=notes)
+
+    def _longer(self, rows: Any, processor: Any) -> int:
+        """How many examples have more than max_length tokens."""
+        limit, count = self.options.max_length, 0
+        for part in rows.iter(1000):
+            texts = [self._whole(processor, row) for row in rows_of(part)]
+            # a token stands for a byte at least: most texts need not be read for this
+            long = [text for text in texts if len(text.encode()) + 8 > limit]
+            special = not ({"messages"} & part.keys() or isinstance(part.get("prompt", [""])[0], list))
+            read = processor(long, add_special_tokens=special)["input_ids"] if long else []
+            count += sum(len(ids) > limit for ids in read)
+        return count
+
+    def _whole(self, processor: Any, row: Mapping[str, Any]) -> str:
+        """An example as it is trained on: prompt and completion, chat or text, with its end."""
+        if "messages" in row:
+            chat, tools = row["messages"], row.get("tools")
+        elif "prompt" in row and isinstance(row["prompt"], list):
+            chat, tools = row["prompt"] + row["completion"], None
+        else:
+            return "".join(row[key] for key in ("prompt", "completion", "text") if key in row) + str(
+                processor.eos_token
+            )
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        return str(processor.apply_chat_template(chat, tools=tools, tokenize=False))
 
     def _dataset(self, split: Split, name: str, processor: Any) -> Any:
         there = split.rows.column_names
@@ -193,7 +229,13 @@ class CausalLM(Task):
     def _prompt(self, processor: Any, one: Any) -> str:
         if isinstance(one, str):
             return one
-        return str(processor.apply_chat_template(list(one), tokenize=False, add_generation_prompt=True))
+        chat = joined(list(one), "the chat")
+        return str(processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+
+
+def rows_of(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Rows from columns of equal length."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _placeholders(key: str, template: str) -> list[str]:
@@ -228,6 +270,10 @@ def _check_chat(place: str, messages: Any, ends: bool = True) -> None:
         if not {"role", "content"} <= given and not {"role", "tool_calls"} <= given:
             found = ", ".join(sorted(given)) or repr(message)
             raise DataError(f"{place}: message {number} needs role and content; it has {found}.")
+        if not isinstance(message.get("content"), str | None):
+            raise DataError(
+                f"{place}: the content of message {number} is a {type(message['content']).__name__}; expected text."
+            )
         if message["role"] not in ROLES:
             raise DataError(
                 f"{place}: message {number} has the role {message['role']!r}.{did_you_mean(message['role'], ROLES)} "

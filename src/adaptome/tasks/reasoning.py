@@ -26,6 +26,7 @@ from adaptome.tasks.language import (
     left_padded,
     likelihood,
 )
+from adaptome.tasks.lengths import cut_note
 from adaptome.tasks.reasoning_prompts import IGNORED, Template, prompt_of, tokenised
 from adaptome.tasks.reasoning_rows import asked_by, contamination, masked_numbers, read_rows, sets_of
 
@@ -85,6 +86,7 @@ class Reasoning(Task):
     """
 
     Options = ReasoningOptions
+    later_options = ("max_new_tokens", "num_beams")
     options: ReasoningOptions
     greater_is_better = False
     texts = ("instruction", "question", "options", "input", "output", "answer", "dataset")
@@ -159,11 +161,7 @@ class Reasoning(Task):
                 f"{split.source}: no example of the {name} split has an answer within task.max_length="
                 f"{self.options.max_length} tokens. Raise it."
             )
-        notes = []
-        if cut:
-            notes.append(
-                f"{cut} of {len(records)} examples of {name} exceed {self.options.max_length} tokens and were cut."
-            )
+        notes = cut_note(cut, len(records), name, self.options.max_length)
         if unlearned:
             notes.append(
                 f"{unlearned} examples of {name} were left out of the loss: their prompts leave no room for the answer."

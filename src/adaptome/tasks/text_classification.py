@@ -16,6 +16,7 @@ from adaptome.data.splits import Split, Splits
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, argmax, register_task
 from adaptome.tasks.inference import chunks, evaluating, readable, to_device
 from adaptome.tasks.labels import labels_of_train, numbers
+from adaptome.tasks.lengths import cut_note, cut_rows
 from adaptome.tasks.metrics import classification_metrics, multi_label_metrics
 from adaptome.tasks.models import (
     check_vocabulary,
@@ -54,6 +55,7 @@ class TextClassification(Task):
 
     Options = TextClassificationOptions
     options: TextClassificationOptions
+    later_options = ("threshold",)
 
     @property
     def primary_metric(self) -> str:
@@ -70,11 +72,14 @@ class TextClassification(Task):
         splits.require(*pair)
         labels = labels_of_train(splits, "label", self.labels or self.options.labels)
         self.labels = labels.names
-        made = {}
+        made, notes = {}, []
         for name, split in splits.items():
             targets = self._targets(split, name, numbers(split, name, "label", labels))
-            made[name] = self._dataset(split, pair, targets, processor)
-        return Prepared(made, DataCollatorWithPadding(processor), self.labels, length_column="length")
+            made[name], cut = self._dataset(split, pair, targets, processor)
+            notes += cut_note(cut, len(split), name, self._length(processor))
+        return Prepared(
+            made, DataCollatorWithPadding(processor), self.labels, length_column="length", notes=notes
+        )
 
     def _targets(self, split: Split, name: str, found: list[Any]) -> list[Any]:
         many = self.options.multi_label
@@ -93,14 +98,16 @@ class TextClassification(Task):
             hot[row, value] = 1
         return hot.tolist()
 
-    def _dataset(self, split: Split, pair: list[str], targets: list[Any], processor: Any) -> Any:
+    def _dataset(self, split: Split, pair: list[str], targets: list[Any], processor: Any) -> tuple[Any, int]:
+        """The tokenised rows, and how many of them were cut."""
         import datasets
 
         texts = [_texts(split, column) for column in ("text", *pair)]
-        encoded = dict(processor(*texts, truncation=True, max_length=self._length(processor)))
+        read = processor(*texts, truncation=True, max_length=self._length(processor))
+        encoded = dict(read)
         encoded["labels"] = targets
         encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
-        return datasets.Dataset.from_dict(encoded)
+        return datasets.Dataset.from_dict(encoded), cut_rows(read, texts, processor, self._length(processor))
 
     def _length(self, processor: Any) -> int:
         return min(self.options.max_length, processor.model_max_length)

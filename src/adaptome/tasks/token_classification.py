@@ -65,7 +65,7 @@ class TokenClassification(Task):
             made[name], cut = self._dataset(split, numbers(split, name, "tags", labels), frame)
             if cut:
                 notes.append(
-                    f"{cut} sentences of {name} exceed {frame.room} tokens and were cut into windows."
+                    f"{cut} sentences of {name} exceed {frame.room} tokens and were cut into windows (task.max_length)."
                 )
         return Prepared(
             made, DataCollatorForTokenClassification(processor), self.labels, "length", notes=notes

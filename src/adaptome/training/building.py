@@ -31,7 +31,9 @@ def prepared(recipe: Recipe) -> tuple[Task, Any, Splits, Prepared]:
 
 def read(recipe: Recipe, task: Task) -> Splits:
     """The recipe's data."""
-    return load_splits(**recipe.data.model_dump(), prefer=task.prefer, texts=task.texts, files=task.files)
+    return load_splits(
+        **recipe.data.model_dump(), prefer=task.prefer, texts=task.texts, files=task.files, chats=task.chats
+    )
 
 
 def spec(recipe: Recipe) -> Any:
@@ -94,6 +96,7 @@ def attach(recipe: Recipe, task: Task, model: nn.Module, also: list[str]) -> lis
             continue
         plan = ad.attach(model, section.name, name, **_where(section, heads), dtype=_dtype(section), seed=recipe.training.seed, **section.settings)  # fmt: skip
         heads = []
+        told += [f"{section.name}: {note}" for note in plan.notes]
         told += [f"{section.name}, {plan.budget}"] if plan.budget else []
     ad.activate(model, names)
     return told

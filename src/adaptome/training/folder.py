@@ -4,6 +4,7 @@
   adapter/            what `ad.load` reads (a folder per adapter when there are several)
   recipe.yaml         the recipe as run, defaults written out
   task.json           the task with its labels
+  data.json           how many rows there were, and a digest of them, for resuming
   metrics.json        scores, loss curve, counts, time and memory; written last
   predictions.jsonl   where the recipe asks for them
   merged/             base and adapters as one model, where a later run started from it
@@ -22,7 +23,7 @@ from adaptome.training.checkpoint import checkpoints, last_good
 
 ADAPTER, METRICS, RECIPE, TASK = "adapter", "metrics.json", "recipe.yaml", "task.json"
 PREDICTIONS, CHECKPOINTS, MERGED = "predictions.jsonl", "checkpoints", "merged"
-STAGES = "stages.json"
+STAGES, DATA = "stages.json", "data.json"
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
@@ -61,5 +62,5 @@ def make_room(recipe: Recipe, folder: Path) -> None:
     for name in (ADAPTER, CHECKPOINTS, MERGED):
         if (folder / name).is_dir():
             remove_folder(folder / name)
-    for name in (METRICS, RECIPE, TASK, PREDICTIONS):
+    for name in (METRICS, RECIPE, TASK, DATA, PREDICTIONS):
         (folder / name).unlink(missing_ok=True)

@@ -103,7 +103,9 @@ def _names(recipe: Recipe) -> list[str]:
     """The folds there are."""
     task = get_task(recipe.task.name, **recipe.task.settings)
     data = recipe.data.model_copy(update={"folds": None, "validation_fraction": 0.0, "test_fraction": 0.0})
-    splits = load_splits(**data.model_dump(), prefer=task.prefer, texts=task.texts, files=task.files)
+    splits = load_splits(
+        **data.model_dump(), prefer=task.prefer, texts=task.texts, files=task.files, chats=task.chats
+    )
     assert recipe.data.folds is not None
     return fold_names(splits["train"], recipe.data.folds.column)
 

@@ -79,6 +79,34 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, stored
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
+def keep_settings(optimizer: Any, scheduler: Any, given: list[dict[str, Any]]) -> list[str]:
+    """Let settings given now hold in place of those that a checkpoint brought back; tells which differ.
+
+    Args:
+        optimizer, scheduler: restored.
+        given: the optimizer's groups as they were made, before they were restored.
+    """
+    scheduler, told = getattr(scheduler, "scheduler", scheduler), []
+    for group, own in zip(optimizer.param_groups, given, strict=True):
+        key = "initial_lr" if "initial_lr" in own else "lr"
+        before, now = group.get(key, group["lr"]), own[key]
+        if before != now:
+            told.append(f"learning rate {now:g} in place of {before:g}")
+            group["lr"] *= now / before
+            group[key] = now
+        for key in own.keys() - {"params", "param_names", "lr", "initial_lr"}:
+            if group.get(key) != own[key]:
+                told.append(f"{key} {own[key]} in place of {group.get(key)}")
+                group[key] = own[key]
+    if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        scheduler._last_lr = [base * course(scheduler.last_epoch) for base, course in rates]
+        for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["lr"] = rate
+    return list(dict.fromkeys(told))
+
+
 def _placed(value: Any, parameter: Tensor) -> Any:
     moment = isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim > 0
     return like(value, parameter) if moment else value

@@ -47,6 +47,7 @@ from adaptome.training.memory import PeakMemory
 from adaptome.training.objectives import assembled
 from adaptome.training.predictions import predictions_on, write_predictions
 from adaptome.training.progress import Progress
+from adaptome.training.resuming import changed_settings, write_data
 from adaptome.training.trainer import AdapterCheckpoints, AdaptomeTrainer
 
 logger = logging.getLogger(__name__)
@@ -123,8 +124,11 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     if data.get("train") is None:
         raise RecipeError("the data has no train split: give data.train, or a data set that has one.")
     split = _final_split(recipe, data)
+    resumed = changed_settings(recipe, folder, task, splits)
+    for told in resumed:
+        logger.warning("%s", told)
     model, terms, also = base_model(recipe, task, processor)
-    notes = [*data.notes, *attach(recipe, task, model, also)]
+    notes = [*data.notes, *resumed, *attach(recipe, task, model, also)]
     loss = assembled(recipe, task, processor, model, terms)
     make_room(recipe, folder)
     trainer = _trainer(
@@ -140,6 +144,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / RECIPE, recipe.to_yaml(full=True))
         write_atomic(folder / TASK, json.dumps(task.to_dict(), indent=1))
+        write_data(folder, splits)
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=recipe.training.resume)
     seconds, history = time.perf_counter() - began, list(trainer.state.log_history)
@@ -156,6 +161,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
             metrics |= task.judge(splits[split], found) if task.judges else {}
             if recipe.evaluation.predictions and trainer.args.should_save:
                 write_predictions(folder / PREDICTIONS, task, splits[split], data[split], found)
+    notes += [note for note in trainer.notes if note not in notes]
     result = _result(recipe, trainer, metrics, split, history, seconds, peak.bytes(), notes)
     if trainer.args.should_save:
         write_atomic(folder / METRICS, json.dumps(result.to_dict(), indent=1))

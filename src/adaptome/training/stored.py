@@ -16,7 +16,7 @@ from adaptome.core.errors import TrainingError
 from adaptome.training.adapters import gathered_adapters, restore_adapters, write_adapters
 from adaptome.training.checkpoint import last_good, new_checkpoint, rotate, verify
 from adaptome.training.finite import FiniteLoss
-from adaptome.training.optimizer import optimizer_state, restore_optimizer
+from adaptome.training.optimizer import keep_settings, optimizer_state, restore_optimizer
 from adaptome.training.rng import random_state, set_random_state
 from adaptome.training.state import read_state, write_state
 
@@ -139,8 +139,11 @@ class StoredAdapters(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
+            given = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
             restore_optimizer(self.optimizer, self.model, read_state(Path(checkpoint), "optimizer"))
             self.lr_scheduler.load_state_dict(read_state(Path(checkpoint), "scheduler"))
+            for told in keep_settings(self.optimizer, self.lr_scheduler, given):
+                logger.warning("Resumed with %s.", told)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         scaler = getattr(self.accelerator, "scaler", None)

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerState
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
 from transformers.trainer_optimizer import is_optimizer_factory
 
 import adaptome as ad
@@ -76,6 +76,8 @@ class AdapterCheckpoints(TermedTrainer):
         self.args.restore_callback_states_from_checkpoint = True
         if not any(isinstance(callback, AdaptomeCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(AdaptomeCallback())
+        #: what preparing the data changed, for the user to read
+        self.notes: list[str] = []
         self._loss_probed = False
         self._own_checkpoints = False
         self._resumed: Path | None = None
@@ -147,8 +149,17 @@ class AdapterCheckpoints(TermedTrainer):
             model.enable_input_require_grads()
 
     def _init_training_state(self, max_steps: Any, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        asked = {type(callback): callback for callback in self.callback_handler.callbacks}
         result = super()._init_training_state(max_steps, *args, **kwargs)
         if self._resumed is not None:
+            self.state.compute_steps(
+                self.args, max_steps
+            )  # what is asked for now, not what the checkpoint says
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, EarlyStoppingCallback):
+                    given: Any = asked[type(callback)]
+                    callback.early_stopping_patience = given.early_stopping_patience
+                    callback.early_stopping_threshold = given.early_stopping_threshold
             stored = TrainerState.load_from_json(str(self._resumed / TRAINER_STATE))
             control = dict(stored.stateful_callbacks or {}).get("TrainerControl", {}).get("args", {})
             early = bool(control.get("should_training_stop")) and stored.global_step < stored.max_steps

@@ -126,9 +126,9 @@ def test_oft_keeps_its_input_alone_for_the_backward():
 
 def test_blocks_that_do_not_fill_the_inputs_are_refused():
     with pytest.raises(HostError, match="size = 32 does not divide its 12 inputs; the nearest divisor is 12"):
-        ad.attach(nn.Sequential(linear()), "oft", targets="0")
+        ad.attach(nn.Sequential(linear()), "oft", size=32, targets="0")
     with pytest.raises(HostError, match=r"size \* 2\^\(factors - 1\) = 8 does not divide its 12"):
-        ad.attach(nn.Sequential(linear()), "boft", targets="0")
+        ad.attach(nn.Sequential(linear()), "boft", size=4, factors=2, targets="0")
     with pytest.raises(MethodError, match="size = 3 is odd"):
         ad.BOFT(size=3, factors=2)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adaptome.core.errors import DataError
 from adaptome.data.splits import Table
+from adaptome.data.textfile import read_text
 
 _SPLITS = {
     "train": "train",
@@ -59,9 +60,7 @@ def read_class_folders(folder: Path, kind: FolderKind) -> dict[str, Table]:
     if not lists:
         return {"train": _table(folder, kind, _classes(folder, kind))}
     rows = _classes(folder, kind, but="_")
-    split_of = {
-        path: split for split, file in lists.items() for path in file.read_text(encoding="utf-8").splitlines()
-    }
+    split_of = {path: split for split, file in lists.items() for path in read_text(file).splitlines()}
     made: dict[str, list[tuple[str, str]]] = {}
     for path, label in rows:
         name = Path(path).relative_to(folder).as_posix()

@@ -23,7 +23,7 @@ def read_jsonl(path: Path, options: ReadOptions) -> Table:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = _parsed(line, f"{path}, line {number}")
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno}): {_short(line)}"
@@ -37,7 +37,7 @@ def read_jsonl(path: Path, options: ReadOptions) -> Table:
 def read_json(path: Path, options: ReadOptions) -> Table:
     """A JSON list of objects, or an object whose only list holds them (e.g. {"data": [...]})."""
     try:
-        content = json.loads(read_text(path, options.encoding))
+        content = _parsed(read_text(path, options.encoding), str(path))
     except json.JSONDecodeError as error:
         hint = " One object per line? Then data.format: jsonl." if error.msg == "Extra data" else ""
         raise DataError(
@@ -89,6 +89,28 @@ def read_lines(path: Path, options: ReadOptions) -> Table:
     return Table(str(path), {"text": [line for _, line in kept]}, [n for n, _ in kept])
 
 
+def _parsed(text: str, place: str) -> Any:
+    """The JSON value, in which no object has a key twice: of two values one would be lost.
+
+    Raises:
+        DataError: an object has.
+        json.JSONDecodeError: it is not JSON.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(
+                f"{place}: an object has the key {twice!r} twice, with {_short(repr(pairs[names.index(twice)][1]))} first.\n"
+                "  Rename or remove one of them."
+            )
+        return made
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
 def _delimited(path: Path, options: ReadOptions, delimiter: str) -> Table:
     if len(delimiter) != 1:
         raise DataError(f"data.delimiter={delimiter!r}: a delimiter is one character.")
@@ -96,6 +118,8 @@ def _delimited(path: Path, options: ReadOptions, delimiter: str) -> Table:
     if not rows:
         raise DataError(f"{path}: empty; a header line with the columns' names is needed.")
     (_, header), *body = rows
+    if len(header) == 1 and options.delimiter is None:
+        _check_delimiter(path, header[0], delimiter)
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(
@@ -109,6 +133,16 @@ def _delimited(path: Path, options: ReadOptions, delimiter: str) -> Table:
             )
     columns = {name: [row[i] for _, row in body] for i, name in enumerate(header)}
     return Table(str(path), columns, [number for number, _ in body])
+
+
+def _check_delimiter(path: Path, header: str, used: str) -> None:
+    """Refuse a header of one column that another delimiter parts."""
+    other = next((sign for sign in (";", "\t", "|", ",") if sign != used and sign in header), None)
+    if other is not None:
+        raise DataError(
+            f"{path}, line 1: the header is one column, {header!r}. Are its fields parted by {other!r}?\n"
+            f"  Then data.delimiter: {json.dumps(other)}; data.delimiter: {json.dumps(used)} if it is one column."
+        )
 
 
 def _csv_rows(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:

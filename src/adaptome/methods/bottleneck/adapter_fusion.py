@@ -38,6 +38,7 @@ class AdapterFusion(Method):
     source      Pfeiffer et al. 2021, arXiv:2005.00247, section 3; no biases, as there: a key's would cancel in the softmax
     """
 
+    around_experts = True
     adapters: tuple[str, ...] = option((), help="names of the adapters that are fused")
 
     def admits(self, host: Host) -> str | None:

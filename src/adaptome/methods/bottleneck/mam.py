@@ -32,6 +32,7 @@ class MAM(Method):
     source      He et al. 2022, arXiv:2110.04366, section 4.6
     """
 
+    around_experts = True
     size: int = option(512, at_least=1, help="the bottleneck b")
     p: int = option(30, at_least=1, help="how many keys, and values, per attention")
     hidden: int = option(
@@ -51,7 +52,7 @@ class MAM(Method):
 
     def part_of(self, host: Host) -> str:
         """Which of them is on this host."""
-        return "bottleneck" if host.kind == "linear" else "prefix"
+        return "bottleneck" if host.kind == "linear" or host.role == "mlp-block" else "prefix"
 
     def admits(self, host: Host) -> str | None:
         return self.parts()[self.part_of(host)].admits(host)

@@ -29,7 +29,7 @@ class UniPELT(Method):
 
         y = attention(q, [g K; k], [g V; v])                    attention modules, g of the attention's input
         y = W x + g (alpha / r) B A x                           q and v, g of x
-        z = W x;  y = z + g (U f(D z + d) + u)                  the MLP's last map, g of z
+        z = W x;  y = z + g (U f(D z + d) + u)                  the MLP's last map (or a whole MLP), g of z
         g = mean over the sample's tokens of sigmoid(w . h + c)
 
     when        it is not known which of LoRA, prefixes and bottlenecks suits: gates weigh them
@@ -41,6 +41,7 @@ class UniPELT(Method):
     source      Mao et al. 2022, arXiv:2110.07577
     """
 
+    around_experts = True
     size: int = option(48, at_least=1, help="the bottleneck b")
     r: int = option(8, at_least=1, help="rank of the updates of q and v")
     alpha: float = option(16.0, help="these are scaled by alpha / r")
@@ -49,6 +50,8 @@ class UniPELT(Method):
     std: float = option(0.02, above=0, help="of the start of prefixes and gates")
 
     def admits(self, host: Host) -> str | None:
+        if host.role == "mlp-block":
+            return None
         if host.kind == "module":
             return prefix.refusal(host)
         if host.kind == "linear" and (host.role in MAPS or host.role == "down"):
@@ -56,7 +59,7 @@ class UniPELT(Method):
         return f"its parts sit on attention modules, on maps to q and v and on MLPs' last maps; this is {host.role!r}"
 
     def parameters(self, host: Host) -> int:
-        if host.kind == "module":
+        if host.kind == "module" and host.role != "mlp-block":
             return 2 * self.p * prefix.prefix_width(host) + host.width + 1
         d = host.fan_out
         if host.role in MAPS:
@@ -64,7 +67,7 @@ class UniPELT(Method):
         return 2 * d * self.size + self.size + d + d + 1
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> Adapter:
-        if host.kind == "module":
+        if host.kind == "module" and host.role != "mlp-block":
             return (GatedCachedPrefix if prefix.through_cache(host) else GatedPrefix)(self, host)
         return (GatedLoRA if host.role in MAPS else GatedBottleneck)(self, host)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +41,12 @@ class DiffuseKronA(Method):
     a2: int = option(4, at_least=1, help="columns of A; must divide the layer's inputs")
     scale: float = option(1.0, help="of the update")
     nearest: bool = option(False, help="where a1 or a2 does not divide, take the nearest divisor")
+
+    def fitting(self, host: Host) -> dict[str, Any]:
+        near = self.replace(nearest=True)
+        assert isinstance(near, DiffuseKronA)
+        fits = self.given & {"a1", "a2"} or near.sides(host) == (self.a1, self.a2)
+        return {} if fits else {"nearest": True}
 
     def sides(self, host: Host) -> tuple[int, int]:
         """a1 and a2 on this host.

@@ -19,7 +19,7 @@ from adaptome.forms.low_rank import kaiming
     "hydra",
     subcategory="low-rank, parallel and sequential",
     export="low-rank",
-    hosts=("linear",),
+    hosts=("linear", "experts"),
     default_targets="down",
     source="Kim et al. 2023, arXiv:2309.06922",
 )
@@ -30,7 +30,8 @@ class Hydra(Method):
         W' = W + s (P + S W),  b' = b + s (S b + Bp ap + bp + Bs as + bs),   P = Bp Ap, S = Bs As
 
     when        the update is to add features and rework those that the layer has
-    shapes      W [out, in]; Ap [r, in], Bp [out, r]; As [q, out], Bs [out, q]; ap [r], as [q], bp, bs [out] with `bias`
+    shapes      W [out, in]; Ap [r, in], Bp [out, r]; As [q, out], Bs [out, q]; ap [r], as [q], bp, bs [out] with `bias`;
+                fused experts: one of each per expert, without dropout and branch biases
     init        Bp, Bs and all branch biases 0: starts as the base; Ap, As 'kaiming' (a = sqrt 5), 'normal' N(0, 0.02^2) or 'xavier'
     parameters  r (in + out) + 2 q out, and r + q + 2 out with `bias`: 331,776 for RoBERTa-base, down, r = 4, q = 8
     special     q = 0 is LoRA, r = 0 is a sequential low-rank adapter
@@ -55,14 +56,16 @@ class Hydra(Method):
         return self.replace(r=value, q=2 * value)
 
     def admits(self, host: Host) -> str | None:
-        needs = self.bias and host.kind == "linear" and not host.has("bias")
+        needs = self.bias and host.kind in self.hosts and not host.has("bias")
         return super().admits(host) or (
             "its branch biases need a layer with a bias to merge into; set bias=False" if needs else None
         )
 
     def parameters(self, host: Host) -> int:
         factors = self.r * (host.fan_in + host.fan_out) + 2 * self.q * host.fan_out
-        return factors + self.bias * sum(rank + host.fan_out for rank in (self.r, self.q) if rank)
+        return host.copies * factors + self.bias * sum(
+            rank + host.fan_out for rank in (self.r, self.q) if rank
+        )
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> HydraAdapter:
         return HydraAdapter(self, host)
@@ -71,18 +74,16 @@ class Hydra(Method):
 class HydraAdapter(WeightAdapter):
     """Both branches of one layer."""
 
-    fast = True
-
     def __init__(self, method: Hydra, host: Host):
         super().__init__(host)
+        self.fast = host.kind == "linear"
         self.scale, self.dropout = method.scale, method.dropout
-        self.changes = ("weight", "bias")
+        self.changes = (host.parameter, "bias" if self.fast else f"{host.parameter}_bias")
         for branch, rank, width in (("p", method.r, host.fan_in), ("s", method.q, host.fan_out)):
-            A = nn.Parameter(_drawn(torch.empty(rank, width), method.init)) if rank else None
+            A = nn.Parameter(_drawn(torch.empty(*host.lead, rank, width), method.init)) if rank else None
             self.register_parameter(f"A{branch}", A)
-            self.register_parameter(
-                f"B{branch}", nn.Parameter(torch.zeros(host.fan_out, rank)) if rank else None
-            )
+            B = nn.Parameter(torch.zeros(*host.lead, host.fan_out, rank)) if rank else None
+            self.register_parameter(f"B{branch}", B)
             biased = method.bias and rank
             self.register_parameter(f"a{branch}", nn.Parameter(torch.zeros(rank)) if biased else None)
             self.register_parameter(f"b{branch}", nn.Parameter(torch.zeros(host.fan_out)) if biased else None)
@@ -102,12 +103,15 @@ class HydraAdapter(WeightAdapter):
         return y + (self.scale * self.strength) * branches
 
     def changed(self, name: str, value: Tensor) -> Tensor:
-        if name == "weight":
+        if name == self.host.parameter:
             added = torch.zeros_like(value)
             for A, B, sequential in self.factors():
                 added = added + B.to(value) @ (A.to(value) @ value if sequential else A.to(value))
             return value + self.scale * added
         # the bias is what the branches make of x = 0, where f(x) = b
+        if self.host.lead:
+            made = [B.to(value) @ (A.to(value) @ value[..., None]) for A, B, after in self.factors() if after]
+            return value + self.scale * sum(made, torch.zeros_like(value[..., None])).squeeze(-1)
         zero = value.new_zeros(self.host.fan_in)
         return value + self.scale * (self.branch("p", zero) + self.branch("s", value))
 
@@ -117,13 +121,13 @@ class HydraAdapter(WeightAdapter):
         Raises:
             MergeError: on a layer with a bias, which the sequential branch changes too.
         """
-        if self.host.has("bias"):
+        if any(self.host.has(name) for name in self.changes[1:]):
             raise MergeError(
                 f"hydra on {self.host.name} changes the bias as well as the weight: LoRA has no place for that.\n  Merge it into the model instead."
             )
         made = [(A.detach(), B.detach(), sequential) for A, B, sequential in self.factors()]
         down = [A @ self.host.weight().to(A.dtype) if sequential else A for A, _, sequential in made]
-        return torch.cat(down), torch.cat([B for _, B, _ in made], 1) * (self.scale * self.strength)
+        return torch.cat(down, -2), torch.cat([B for _, B, _ in made], -1) * (self.scale * self.strength)
 
     def factors(self) -> list[tuple[Tensor, Tensor, bool]]:
         """A, B and whether it is the sequential branch, of every branch that has a rank above 0."""
@@ -134,4 +138,8 @@ class HydraAdapter(WeightAdapter):
 def _drawn(A: Tensor, init: str) -> Tensor:
     if init == "kaiming":
         return kaiming(A)
-    return nn.init.normal_(A, std=0.02) if init == "normal" else nn.init.xavier_uniform_(A)
+    if init == "normal":
+        return nn.init.normal_(A, std=0.02)
+    for own in A.view(-1, *A.shape[-2:]):  # each expert's
+        nn.init.xavier_uniform_(own)
+    return A

@@ -12,7 +12,7 @@ from adaptome.core.errors import MethodError
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.forms.rotation import Rotation, cayley, skew, turned
-from adaptome.methods.orthogonal.oft import indivisible
+from adaptome.methods.orthogonal.oft import indivisible, nearest_divisor
 
 #: widest groups whose factors are multiplied before they turn anything
 FUSED = 64
@@ -51,6 +51,20 @@ class BOFT(Method):
     def validate(self) -> None:
         if self.factors > 1 and self.size % 2:
             raise MethodError(f"boft: size = {self.size} is odd: its halves are what the factors join.")
+
+    def fitting(self, host: Host) -> dict[str, Any]:
+        """The nearest size that divides; where the inputs have too few factors of 2, or the size is given, fewer rotations."""
+        size, factors = self.size, self.factors
+        while True:
+            mixed, half = (
+                2 ** (factors - 1),
+                1 if factors == 1 else 2,
+            )  # what several factors join are halves of blocks
+            if "size" not in self.given and host.fan_in % (mixed * half) == 0:
+                size = half * nearest_divisor(host.fan_in // (mixed * half), self.size // half, 3 - half)
+            if host.fan_in % (size * mixed) == 0 or factors == 1 or "factors" in self.given:
+                return {"size": size, "factors": factors}
+            factors -= 1
 
     def admits(self, host: Host) -> str | None:
         width = self.size * 2 ** (self.factors - 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,14 @@ class OFT(Method):
     source      Qiu et al. 2023, arXiv:2306.07280, section 3; on the input side: arXiv:2506.19847
     """
 
-    size: int = option(32, at_least=2, help="b, the width of a block; must divide the layer's inputs")
+    size: int = option(
+        32,
+        at_least=2,
+        help="b, the width of a block; must divide the layer's inputs; not given, the nearest divisor is taken where 32 does not",
+    )
+
+    def fitting(self, host: Host) -> dict[str, Any]:
+        return {"size": nearest_divisor(host.fan_in, self.size)}
 
     def admits(self, host: Host) -> str | None:
         return super().admits(host) or indivisible(host, self.size, "size")
@@ -60,9 +69,11 @@ def indivisible(host: Host, width: int, setting: str) -> str | None:
     """The reason when blocks of this width do not fill the inputs."""
     if host.fan_in % width == 0:
         return None
-    near = min(
-        (d for d in range(2, host.fan_in + 1) if host.fan_in % d == 0),
-        key=lambda d: abs(d - width),
-        default=1,
-    )
+    near = nearest_divisor(host.fan_in, width)
     return f"{setting} = {width} does not divide its {host.fan_in} inputs; the nearest divisor is {near}"
+
+
+def nearest_divisor(width: int, wanted: int, least: int = 2) -> int:
+    """The divisor of `width` from `least` on that is nearest to `wanted`; of two as near, the smaller. `wanted` where there is none."""
+    divisors = (d for d in range(least, width + 1) if width % d == 0)
+    return min(divisors, key=lambda d: abs(d - wanted), default=wanted)

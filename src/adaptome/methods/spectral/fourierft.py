@@ -39,6 +39,9 @@ class FourierFT(Method):
     init: Literal["zero", "normal"] = option("zero", help="of the coefficients")
     position_seed: int = option(777, help="draws the positions, and is saved instead of them")
 
+    def fitting(self, host: Host) -> dict[str, Any]:
+        return {"n": min(self.n, host.fan_in * host.fan_out)}
+
     def admits(self, host: Host) -> str | None:
         return super().admits(host) or too_many(self.n, host)
 

@@ -70,6 +70,9 @@ class LoCA(Method):
         turn = step % (self.coefficient_steps + self.location_steps)
         return "locations" if moving and turn >= self.coefficient_steps else "coefficients"
 
+    def fitting(self, host: Host) -> dict[str, Any]:
+        return {"n": min(self.n, host.fan_in * host.fan_out)}
+
     def admits(self, host: Host) -> str | None:
         return super().admits(host) or too_many(self.n, host)
 

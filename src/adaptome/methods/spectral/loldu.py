@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ class LoLDU(Method):
     alpha: float | None = option(None, help="sigma starts at alpha / r; r when not given")
     train_scale: bool = option(True, help="train sigma too")
     init: Init = option("lu", help="how z starts")
+
+    def fitting(self, host: Host) -> dict[str, Any]:
+        return {"r": min(self.r, host.fan_in, host.fan_out)}
 
     def admits(self, host: Host) -> str | None:
         k = min(host.fan_in, host.fan_out)
