@@ -35,14 +35,16 @@ class Bases(nn.Module):
             if torch.get_default_device().type == "meta"
             else torch.Generator().manual_seed(method.projection_seed)
         )
+        exact = torch.promote_types(hosts[0].dtype, torch.float32)
         rare = {"dense": 0.0, "sparse": 3.0, "very-sparse": math.sqrt(m)}[method.bases]
         for name, shape in (
             ("A", (method.r, m)),
             ("B", (M, bases_needed(m, method.r, method.share), method.r)),
         ):
-            drawn = torch.rand(shape, generator=generator) * 2 - 1
+            # float32 draws, the same on every base, in its own precision from then on
+            drawn = (torch.rand(shape, generator=generator) * 2 - 1).to(exact)
             if rare:
-                drawn = (drawn > 1 - 1 / rare).float() - (drawn < 1 / rare - 1).float()
+                drawn = (drawn > 1 - 1 / rare).to(exact) - (drawn < 1 / rare - 1).to(exact)
             self.register_buffer(name, drawn / drawn.std())
 
 
@@ -102,7 +104,7 @@ class RandLoRAAdapter(LowRank):
         self.m, self.M = sorted((host.fan_in, host.fan_out))
         self.n = bases_needed(self.m, method.r, method.share)
         self.lambda_ = nn.Parameter(torch.zeros(self.n, method.r))
-        self.gamma = nn.Parameter(torch.full((self.n, self.m), 1 / max(self.n, self.m)))
+        self.gamma = nn.Parameter(torch.full((self.n, self.m), 1 / max(self.n, self.m), dtype=torch.float64))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         P = _Scaled.apply(self.shared.A[:, : self.m].to(self.gamma.dtype), self.lambda_, self.gamma)
