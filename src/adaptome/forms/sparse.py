@@ -28,6 +28,9 @@ class SparseAdapter(Delta):
         self.register_buffer("index", index.sort().values)
         self.values = nn.Parameter(torch.zeros(len(index)))
 
+    def limits(self) -> dict[str, Any]:
+        return {"index": size(self.host)}
+
     def delta(self) -> Tensor:
         return self.changed("", self.values.new_zeros(self.host.shape))
 
