@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from adaptome.core.steer import steer, steered, steered_again
     from adaptome.forms.soft import plain_prompt, prompt_from
     from adaptome.forms.streams import TaskStreams
+    from adaptome.forms.token_merging import merged_tokens
     from adaptome.interop.peft import ExportReport, export
     from adaptome.methods.low_rank.corda import corda
     from adaptome.methods.low_rank.eva import eva
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapter", "AdaptomeError", "Attachment", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "Report", "TaskStreams",
-    "activate", "active", "adapters", "attach", "check_gradients", "corda", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "loftq", "merge",
+    "activate", "active", "adapters", "attach", "check_gradients", "corda", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "loftq", "merge", "merged_tokens",
     "on_step", "option", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "register", "save", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
 ]  # fmt: skip
 
@@ -90,6 +91,7 @@ _HOMES = {
     "adaptome.core.plan": ("Entry", "Plan", "Report"),
     "adaptome.core.steer": ("steer", "steered", "steered_again"),
     "adaptome.forms.streams": ("TaskStreams",),
+    "adaptome.forms.token_merging": ("merged_tokens",),
     "adaptome.interop.peft": ("ExportReport", "export"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
     "adaptome.methods.low_rank.corda": ("corda",),
