@@ -354,16 +354,17 @@ def _build(
         with _device(hosts[0]):
             shared = method.shared(hosts)
         if shared is not None:
-            shared.to(hosts[0].device)
             _cast(shared, dtype or torch.promote_types(hosts[0].dtype, torch.float32))
+            shared.to(hosts[0].device)
         built: dict[str, Adapter] = {}
         for host in hosts:
             _seed(seed, host.name)
             with _device(host):
                 adapter = methods[host.name].adapter(host, shared)
-            adapter.to(host.device)
+            # before it goes to its device, for starts may be in float64 and not every device has that
             wanted = dtype or torch.promote_types(host.dtype, torch.float32)
             _cast(adapter, torch.promote_types(wanted, torch.float32) if adapter.exact else wanted)
+            adapter.to(host.device)
             built[host.name] = adapter
     return built, shared
 
@@ -374,10 +375,14 @@ def _device(host: Host) -> Any:
 
 
 def _cast(adapter: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters to the type; buffers to no less."""
     for module in adapter.modules():
         for key, value in module._parameters.items():
             if value is not None and value.is_floating_point() and value.dtype != dtype:
                 module._parameters[key] = nn.Parameter(value.detach().to(dtype), value.requires_grad)
+        for key, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[key] = buffer.to(torch.promote_types(buffer.dtype, dtype))
 
 
 def _seed(seed: int, name: str) -> None:

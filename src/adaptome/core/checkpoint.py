@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from adaptome.core.adapter import Adapter
 from adaptome.core.attaching import attach, plan
 from adaptome.core.discovery import discover
 from adaptome.core.errors import (
@@ -48,6 +49,7 @@ from adaptome.core.state import (
     adapters,
     attachment_of,
     distributed_wrapper,
+    named_modules,
     root_of,
     tensors_of,
 )
@@ -253,18 +255,11 @@ def fill(attachment: Attachment, tensors: dict[str, Tensor], source: str) -> Non
     Raises:
         KeyMismatchError: naming what is missing, unexpected or misshapen; nothing is copied then.
     """
-    wanted = tensors_of(attachment)
+    wanted, everything = tensors_of(attachment), tensors_of(attachment, rebuilt=True)
+    # what was set by hand in place of what the seed rebuilds
+    wanted |= {key: everything[key] for key in tensors if key in everything}
     missing, unexpected = [k for k in wanted if k not in tensors], [k for k in tensors if k not in wanted]
-    shapes = [
-        f"{k}: {list(tensors[k].shape)} stored, {list(wanted[k].shape)} here"
-        for k in wanted
-        if k in tensors and tensors[k].shape != wanted[k].shape
-    ]
-    shapes += [
-        f"{k}: {dtype_name(tensors[k].dtype)} stored, {dtype_name(wanted[k].dtype)} here"
-        for k in wanted
-        if k in tensors and tensors[k].is_floating_point() != wanted[k].is_floating_point()
-    ]
+    shapes = _misshapen(wanted, tensors)
     if missing or unexpected or shapes:
         words = [
             f"{len(missing)} missing ({', '.join(missing[:3])})" if missing else "",
@@ -280,9 +275,61 @@ def fill(attachment: Attachment, tensors: dict[str, Tensor], source: str) -> Non
         raise KeyMismatchError(
             f"{source}: the tensors do not fit the model: {', '.join(w for w in words if w)}.{hint}\n  Nothing was loaded."
         )
+    put_in(attachment, tensors, source)
+
+
+def put_in(attachment: Attachment, tensors: dict[str, Tensor], source: str) -> None:
+    """Copy tensors into those of an attachment, of which there may be more.
+
+    Raises:
+        KeyMismatchError: another shape or type, or indices out of bounds; nothing is copied then.
+    """
+    places = tensors_of(attachment, rebuilt=True)
+    shapes = _misshapen(places, tensors)
+    if shapes:
+        raise KeyMismatchError(f"{source}: {'; '.join(shapes[:3])}.\n  Nothing was set.")
+    modules = named_modules(attachment)
+    for path, module in modules.items():
+        limits = module.limits() if isinstance(module, Adapter) else {}
+        for key, bound in limits.items():
+            _check_indices(f"{path}.{key}" if path else key, tensors, bound, source)
     with torch.no_grad():
-        for key, place in wanted.items():
-            _copy(place, tensors[key])
+        for key, value in tensors.items():
+            _copy(places[key], value)
+    for path, module in modules.items():
+        own = {key.removeprefix(f"{path}.") for key in tensors if key.startswith(f"{path}.") or not path}
+        set_by_hand = [key for key in getattr(module, "rebuilt", ()) if key in own]
+        if set_by_hand:
+            module.given = tuple(dict.fromkeys((*getattr(module, "given", ()), *set_by_hand)))
+            if isinstance(module, Adapter):
+                module.derive()
+
+
+def _misshapen(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
+    """What is of another shape or type, in words."""
+    both = [(key, wanted[key], value) for key, value in tensors.items() if key in wanted]
+    shapes = [
+        f"{key}: {list(value.shape)} stored, {list(place.shape)} here"
+        for key, place, value in both
+        if value.shape != place.shape
+    ]
+    return shapes + [
+        f"{key}: {dtype_name(value.dtype)} stored, {dtype_name(place.dtype)} here"
+        for key, place, value in both
+        if value.is_floating_point() != place.is_floating_point()
+    ]
+
+
+def _check_indices(key: str, tensors: dict[str, Tensor], bound: Any, source: str) -> None:
+    value = tensors.get(key)
+    if value is None:
+        return
+    limit = torch.as_tensor(bound)
+    limit = limit.view(*limit.shape, *[1] * (value.dim() - limit.dim()))
+    if (value.cpu() < 0).any() or (value.cpu() >= limit).any():
+        raise KeyMismatchError(
+            f"{source}: {key} holds indices from {int(value.min())} to {int(value.max())}; there are {bound}.\n  Nothing was set."
+        )
 
 
 def _copy(place: Any, value: Tensor) -> None:

@@ -138,20 +138,32 @@ def is_ours(name: str) -> bool:
     return swap.ATTRIBUTE in parts or SHARED in parts
 
 
-def tensors_of(attachment: Attachment) -> dict[str, Tensor]:
-    """Everything of an attachment that a file must hold: parameters and buffers, each tensor once."""
+def tensors_of(attachment: Attachment, rebuilt: bool = False) -> dict[str, Tensor]:
+    """Everything of an attachment that a file must hold: parameters and buffers, each tensor once.
+
+    Args:
+        attachment: of a model.
+        rebuilt: also what settings and seed rebuild.
+    """
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
-    modules: dict[str, nn.Module] = dict(attachment.all())
-    if attachment.shared is not None:
-        modules["shared"] = attachment.shared
-    for path, module in modules.items():
-        rebuilt = getattr(module, "rebuilt", ())
+    for path, module in named_modules(attachment).items():
+        left_out = (
+            set() if rebuilt else set(getattr(module, "rebuilt", ())) - set(getattr(module, "given", ()))
+        )
         for key, value in module.state_dict(keep_vars=True).items():
-            if key not in rebuilt and id(value) not in seen:
+            if key not in left_out and id(value) not in seen:
                 seen.add(id(value))
                 found[f"{path}.{key}" if path else key] = value
     return found
+
+
+def named_modules(attachment: Attachment) -> dict[str, Any]:
+    """Adapters and heads by target name, and the shared state under 'shared'."""
+    modules: dict[str, Any] = dict(attachment.all())
+    if attachment.shared is not None:
+        modules["shared"] = attachment.shared
+    return modules
 
 
 def distributed_wrapper(model: nn.Module) -> str | None:

@@ -27,6 +27,8 @@ class Adapter(nn.Module):
     creates: tuple[str, ...] = ()
     #: tensors (parameters or buffers) that are never saved because the settings and the seed rebuild them
     rebuilt: ClassVar[tuple[str, ...]] = ()
+    #: those of them that were set from outside, so that nothing rebuilds them: they are saved
+    given: tuple[str, ...] = ()
     #: parameters that the method never trains
     frozen: ClassVar[tuple[str, ...]] = ()
     #: whether its parameters stay in at least float32, whatever type is asked for
@@ -52,6 +54,13 @@ class Adapter(nn.Module):
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
         """Run the layer with the adapter around it."""
         raise HostError(f"{type(self).__name__} defines no forward.")
+
+    def limits(self) -> dict[str, Any]:
+        """Of tensors that hold indices: how many things they choose from; a list where the rows choose from different ones."""
+        return {}
+
+    def derive(self) -> None:
+        """Make again what follows from tensors that were set from outside."""
 
     def share(self, added: Tensor) -> Tensor:
         """What it adds to activations, times its strength."""

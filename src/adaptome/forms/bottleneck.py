@@ -1,4 +1,4 @@
-"""`U f(D x)`: the small network inside bottleneck adapters, on a linear layer or around a whole module."""
+"""`g(U f(D x))`: the small network inside bottleneck adapters, on a linear layer or around a whole module."""
 
 from __future__ import annotations
 
@@ -18,26 +18,37 @@ from adaptome.forms.insertion import hidden as hidden
 from adaptome.forms.insertion import with_hidden as with_hidden
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "identity"]
-Start = Literal["zero", "bert"]
+#: those that leave 0 as it is and let a gradient through there
+Outer = Literal["identity", "gelu", "silu", "tanh"]
+Start = Literal["zero", "bert", "linear"]
 Precision = Literal["input", "float32"]
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "silu": F.silu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
-    "identity": lambda x: x,
+    "identity": _same,
 }
 
 
 @settings
 class BottleneckMethod(InsertedMethod):
-    """Base of methods whose network is `U f(D h + d) + u`."""
+    """Base of methods whose network is `g(U f(D h + d) + u)`."""
 
     activation: Activation = option("tanh", help="f")
+    outer: Outer = option("identity", help="g, behind the up-projection: 'gelu' in PeftCD's blocks")
     dropout: float = option(0.0, at_least=0, below=1, help="on the adapter's input")
     bias: bool = option(False, help="biases in the bottleneck")
-    init: Start = option("zero", help="'zero' starts as the base")
+    init: Start = option(
+        "zero", help="'zero' starts as the base; 'bert' draws from N(0, 0.02^2), 'linear' as nn.Linear does"
+    )
     precision: Precision = option(
         "input", help="of its arithmetic; LLM-Adapters' code uses float32 on any base"
     )
@@ -50,7 +61,7 @@ class BottleneckMethod(InsertedMethod):
         fan_in, fan_out = self.widths(host)
         return Bottleneck(
             host, fan_in, fan_out, self.bottleneck(fan_in), self.activation, self.scale, self.dropout, self.bias, self.init,
-            self.how(), self.drop, shared, self.precision,
+            self.how(), self.drop, shared, self.precision, self.outer,
         )  # fmt: skip
 
 
@@ -60,7 +71,7 @@ class SublayerBottleneck(BottleneckMethod, SublayerMethod):
 
 
 class Bottleneck(Inserted):
-    """`s (U f(D dropout(h) + d) + u)`.
+    """`s g(U f(D dropout(h) + d) + u)`.
 
     Args:
         host: a linear layer or a module.
@@ -71,11 +82,13 @@ class Bottleneck(Inserted):
         scale: s, or 'learned' for a trained scalar that starts at 1.
         dropout: on h.
         bias: whether D and U have biases d, u.
-        init: 'zero' starts as the base (D Kaiming-uniform, U = 0); 'bert' draws both from N(0, 0.02^2).
+        init: 'zero' starts as the base (D Kaiming-uniform, U = 0); 'bert' draws both from N(0, 0.02^2); 'linear' all from
+            U(-1/sqrt(n), 1/sqrt(n)), n the columns, as nn.Linear and so the code of PeftCD.
         how: the insertion.
         drop: how many of the first blocks a training step may skip.
         shared: the method's state that all its adapters use.
         precision: of the arithmetic: 'input' for the activations' own, 'float32' also on half-precision ones and under autocast.
+        outer: g.
     """
 
     def __init__(
@@ -93,10 +106,11 @@ class Bottleneck(Inserted):
         drop: int = 0,
         shared: nn.Module | None = None,
         precision: Precision = "input",
+        outer: Outer = "identity",
     ):
         super().__init__(host, how, scale, drop, shared)
         self.activation, self.dropout = ACTIVATIONS[activation], dropout
-        self.precision = precision
+        self.precision, self.outer = precision, ACTIVATIONS[outer]
         self.D = nn.Parameter(torch.empty(size, fan_in))
         self.U = nn.Parameter(torch.zeros(fan_out, size))
         self.d = nn.Parameter(torch.zeros(size)) if bias else None
@@ -106,6 +120,10 @@ class Bottleneck(Inserted):
             nn.init.normal_(self.U, std=0.02)
         else:
             nn.init.kaiming_uniform_(self.D, a=math.sqrt(5))
+        if init == "linear":
+            for tensor, columns in ((self.U, size), (self.d, fan_in), (self.u, size)):
+                if tensor is not None:
+                    nn.init.uniform_(tensor, -(columns**-0.5), columns**-0.5)
 
     def bypass(self, h: Tensor) -> Tensor:
         if self.precision == "input":
@@ -115,7 +133,7 @@ class Bottleneck(Inserted):
 
     def network(self, h: Tensor) -> Tensor:
         z = self.activation(affine(F.dropout(h, self.dropout, self.training), self.D, self.d))
-        return affine(z, self.U, self.u)
+        return self.outer(affine(z, self.U, self.u))
 
 
 def affine(h: Tensor, W: Tensor, b: Tensor | None) -> Tensor:

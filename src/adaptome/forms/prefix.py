@@ -44,10 +44,22 @@ class KeyValuePair(Adapter):
         std: of their start.
         hidden: width of what `shared()` gives for the p places, from which they are made.
         shared: an MLP's trunk, or None.
+        train_scale: train a factor of K and one of V.
+        compensate: let the prefix's share of the attention be 1, beside the tokens'.
     """
 
-    def __init__(self, host: Host, p: int, std: float, hidden: int = 0, shared: nn.Module | None = None):
+    def __init__(
+        self,
+        host: Host,
+        p: int,
+        std: float,
+        hidden: int = 0,
+        shared: nn.Module | None = None,
+        train_scale: bool = False,
+        compensate: bool = False,
+    ):
         super().__init__(host, shared)
+        self.compensate = compensate
         _, count, width = heads(_inner(host))
         self.p, self.shape, self.recording = p, (p, 2, count, width), False
         if shared is None:
@@ -56,13 +68,15 @@ class KeyValuePair(Adapter):
         else:
             self.U = nn.Parameter(torch.randn(2 * count * width, hidden) * std)
             self.u = nn.Parameter(torch.zeros(2 * count * width))
+        self.s = nn.Parameter(torch.ones(2)) if train_scale else None
 
     def values(self) -> tuple[Tensor, Tensor]:
         """K and V; they may have a dimension for the batch in front."""
         if self._shared[0] is None:
-            return self.K, self.V
-        made = F.linear(self.shared(), self.U, self.u).view(self.shape).permute(1, 2, 0, 3)
-        return made[0], made[1]
+            K, V = self.K, self.V
+        else:
+            K, V = F.linear(self.shared(), self.U, self.u).view(self.shape).permute(1, 2, 0, 3)
+        return (K, V) if self.s is None else (self.s[0] * K, self.s[1] * V)
 
     def made(self) -> dict[str, Tensor]:
         """K and V."""
@@ -73,8 +87,12 @@ class KeyValuePair(Adapter):
         if self.recording:
             write(self.K, key[0])
             write(self.V, value[0])
+            if self.s is not None:
+                write(self.s, torch.ones_like(self.s))
             return key, value
         K, V = self.values()
+        if self.compensate:  # the prefix's own share is added behind the attention
+            V = torch.zeros_like(V)
         if key.shape[1::2] != K.shape[-3::2] or value.shape[1::2] != key.shape[1::2]:
             raise HostError(
                 f"{self.host.name} attends to keys {list(key.shape)} and values {list(value.shape)} [batch, heads, length, width]; "
@@ -105,7 +123,32 @@ class Prefix(KeyValuePair, Attending):
         output, weights = attention(
             module, F.pad(query, (0, 0, rows, 0)) if rows else query, key, value, visible(mask, p), **more
         )
-        return output[:, rows:], None if weights is None else weights[..., rows:, :]  # fmt: skip
+        output = output[:, rows:]
+        if self.compensate and not self.recording:
+            output = output + self.beside(module, query, **more)
+        return output, None if weights is None else weights[..., rows:, :]
+
+    def beside(self, module: nn.Module, query: Tensor, **more: Any) -> Tensor:
+        """The attention to the prefix alone, `[batch, queries, heads, width]`.
+
+        Raises:
+            HostError: the attention caps its scores.
+        """
+        if more.get("softcap") is not None:
+            raise HostError(
+                f"{self.host.name} caps its scores, which a compensated prefix does not know.\n  Attach it with compensate=False."
+            )
+        scale = more.get("scaling")
+        K, V = (
+            value.to(query.dtype)
+            .expand(len(query), -1, -1, -1)
+            .repeat_interleave(query.shape[1] // value.shape[-3], 1)
+            for value in self.values()
+        )
+        made = F.scaled_dot_product_attention(
+            query, K, V, scale=getattr(module, "scaling", None) if scale is None else scale
+        )
+        return made.transpose(1, 2)
 
 
 class CachedPrefix(KeyValuePair):

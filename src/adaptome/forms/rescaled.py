@@ -39,6 +39,9 @@ class Rescaled(LowRank):
         for name, value in (("L", L), ("d0", d0), ("R", R)):
             self.register_buffer(name, value.contiguous())
 
+    def derive(self) -> None:
+        self.complete = self.complete and not self.given  # other factors are not those of W
+
     def change(self) -> Tensor:
         """`d - d0 [*, r]`; exactly 0 where the model is to start as the base."""
         raise TypeError(f"{type(self).__name__} defines no change.")

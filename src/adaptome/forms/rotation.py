@@ -67,6 +67,16 @@ def cayley(Q: Tensor) -> Tensor:
     return torch.linalg.solve(eye - exact, eye + exact)  # they commute
 
 
+def cayley_series(Q: Tensor, terms: int) -> Tensor:
+    """`(I + Q) (I + Q + ... + Q^terms)`, which is `cayley` up to `Q^(terms + 1)`; in at least float32."""
+    exact = Q.to(torch.promote_types(Q.dtype, torch.float32))
+    eye = torch.eye(Q.shape[-1], dtype=exact.dtype, device=Q.device)
+    inverse = eye + exact
+    for _ in range(terms - 1):
+        inverse = eye + exact @ inverse
+    return inverse + exact @ inverse
+
+
 def turned(x: Tensor, R: Tensor, order: Tensor | None) -> Tensor:
     """Each block of the rows of x `[*, rows, in]` times its rotation `[*, in / b, b, b]`; an order takes the inputs and puts them back."""
     z = (x if order is None else x[..., order]).unflatten(-1, (-1, R.shape[-1]))

@@ -31,6 +31,9 @@ class Scattered(Delta):
         """What is added at the places."""
         raise TypeError(f"{type(self).__name__} defines no numbers.")
 
+    def limits(self) -> dict[str, Any]:
+        return {"index": size(self.host)}
+
     def delta(self) -> Tensor:
         return self.changed("", self.numbers().new_zeros(self.host.shape))
 

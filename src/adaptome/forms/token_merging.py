@@ -10,7 +10,8 @@ an exception, forwards may nest, and gradient checkpointing runs a block again w
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +23,8 @@ from adaptome.core.errors import HostError, StateError
 from adaptome.core.hosts import Host
 from adaptome.core.steer import steer, steered
 
-#: the keyword argument that carries the record, and the fact under which a block collects its keys
-RECORD, KEYS = "merged_tokens", "merging_keys"
+#: the keyword argument that carries the record, and the facts under which a block collects its keys and a task what was merged
+RECORD, KEYS, READER = "merged_tokens", "merging_keys", "merged_tokens_reader"
 
 #: the two residual paths of a block, x + c(b(a(x))), by the names of its children; a block has these children and no others
 PATHS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
@@ -52,12 +53,51 @@ class State(NamedTuple):
     place: Tensor | None = None
 
 
+class MergedTokens(NamedTuple):
+    """What one forward of a backbone made of its tokens.
+
+    Attributes:
+        sizes: how many of the first tokens each token behind the last block stands for, `[batch, tokens]`.
+        place: in which of them each of the first tokens is, `[batch, first tokens]`.
+    """
+
+    sizes: Tensor
+    place: Tensor
+
+    def spread(self, features: Tensor) -> Tensor:
+        """`features [batch, tokens, d]` for every first token, `[batch, first tokens, d]`, as a dense head needs them."""
+        return rows(features, self.place)
+
+
+@contextmanager
+def merged_tokens() -> Iterator[dict[str, MergedTokens]]:
+    """Read, of the forwards inside the block, which tokens were merged.
+
+    Yields:
+        The path of a backbone ('' for the model itself) -> what its last forward made of its tokens.
+    """
+    found: dict[str, MergedTokens] = {}
+    with steer(**{READER: found}):
+        yield found
+
+
 class Record:
     """The tokens' states by block, in one forward of a backbone. Not a dict: wrappers that copy those would cut it off."""
 
-    def __init__(self, protected: int, depth: int):
+    def __init__(
+        self, protected: int, depth: int, path: str = "", reader: dict[str, MergedTokens] | None = None
+    ):
         self.protected, self.last = protected, depth - 1
+        self.path, self.reader = path, reader
         self.states: dict[int, State] = {0: State()}
+
+    def tell(self, state: State, x: Tensor) -> None:
+        """Let a task read how the tokens x left the last block."""
+        if self.reader is not None:
+            batch, tokens = x.shape[:2]
+            sizes = x.new_ones(batch, tokens) if state.sizes is None else state.sizes[..., 0]
+            each = torch.arange(tokens, device=x.device).expand(batch, -1)
+            self.reader[self.path] = MergedTokens(sizes, each if state.place is None else state.place)
 
 
 class Pairs(NamedTuple):
@@ -123,7 +163,8 @@ class Opening(Adapter):
         self.depth = sum(residual_paths(m) is not None for m in host.layer.modules())
 
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
-        return frozen(*args, **kwargs, **{RECORD: Record(self.protected, self.depth)})
+        record = Record(self.protected, self.depth, self.host.path, steered(READER))
+        return frozen(*args, **kwargs, **{RECORD: record})
 
 
 class Keys(Adapter):
@@ -173,20 +214,24 @@ class Merging(Adapter):
             x = hidden_states + self._path(self.paths[0], hidden_states, attention_mask=mask, **kwargs)
         r = min(int(self.strength * self.r), (x.shape[1] - record.protected) // 2)
         if r > 0:
-            x, state = self._merge(x, state, match(self._metric(collected[-1]), r, record.protected))
+            pairs = match(self._metric(collected[-1]), r, record.protected)
+            x, state = self._merge(x, state, pairs, self.unmerge or record.reader is not None)
         record.states[self.host.index + 1] = state
         y = x + self._path(self.paths[1], x)
-        return rows(y, state.place) if self.host.index == record.last and state.place is not None else y
+        if self.host.index != record.last:
+            return y
+        record.tell(state, y)
+        return rows(y, state.place) if self.unmerge and state.place is not None else y
 
-    def _merge(self, x: Tensor, state: State, pairs: Pairs) -> tuple[Tensor, State]:
-        """The tokens after the merge: means weighted by size, in at least float32."""
+    def _merge(self, x: Tensor, state: State, pairs: Pairs, track: bool = False) -> tuple[Tensor, State]:
+        """The tokens after the merge: means weighted by size, in at least float32; with where the first tokens are, to keep track of them."""
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         m = exact.new_ones(*x.shape[:2], 1) if state.sizes is None else state.sizes
         weighted = exact if state.sizes is None else exact * m
         S = self.modulated(rows(weighted, pairs.source), rows(weighted, pairs.target))
         total = rows(add_rows(weighted, pairs.target, S), pairs.kept)
         sizes = rows(add_rows(m, pairs.target, rows(m, pairs.source)), pairs.kept)
-        place = moved(pairs, state.place) if self.unmerge else None
+        place = moved(pairs, state.place) if track else None
         return (total / sizes).to(x.dtype), State(sizes, place)
 
     def _path(self, names: tuple[str, ...], x: Tensor, **attention: Any) -> Tensor:

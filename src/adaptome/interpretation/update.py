@@ -11,13 +11,15 @@ from adaptome.core.errors import MergeError
 
 @torch.no_grad()
 def update_of(adapter: Adapter) -> Tensor:
-    """`W' - W [*, out, in]` of the base's own weight, in float32 and with the adapter's strength, whatever else is on the layer.
+    """`W' - W [*, out, in]` of the base's own weight, in the base's precision (at least float32) and with the adapter's strength,
+    whatever else is on the layer.
 
     Raises:
         MergeError: as `weight_adapter`.
     """
     adapter, host = weight_adapter(adapter), adapter.host
-    W = host.weight().float()
+    W = host.weight()
+    W = W.to(torch.promote_types(W.dtype, torch.float32))
     return adapter.strength * (adapter.changed(host.parameter, W) - W)
 
 

@@ -119,3 +119,17 @@ def test_adapter_fusion_has_three_square_matrices_a_layer():
     for name in ("a", "b"):
         ad.attach(bert, "pfeiffer", name)
     assert ad.plan(bert, "adapter-fusion", adapters=("a", "b")).trainable == 12 * 3 * 768**2 == 21_233_664
+
+
+def test_peftcds_adapter_in_front_of_the_blocks():
+    import torch
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    with torch.device("meta"):
+        model = DINOv3ViTModel(
+            DINOv3ViTConfig(
+                hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
+            )
+        )
+    method = ad.Series(size=32, activation="gelu", outer="gelu", bias=True, place="before")
+    assert ad.plan(model, method, targets="blocks").trainable == 1_598_208

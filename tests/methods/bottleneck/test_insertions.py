@@ -428,3 +428,33 @@ def test_dropping_under_ddp_needs_its_search_for_unused_parameters(alone_in_a_gr
         wrapped(**inputs("bert")).last_hidden_state.sum().backward()
     with torch.no_grad():
         wrap(model.eval())(**inputs("bert"))
+
+
+@pytest.mark.parametrize("init", ["zero", "linear"])
+def test_an_activation_behind_the_up_projection_in_front_of_every_block(init):
+    """PeftCD's adapter: x + GELU(U GELU(D x + d) + u), then the block."""
+    model, base = family("vit"), family("vit")
+    before = run(base, "vit")
+    ad.attach(
+        model, "series", targets="blocks", size=3, activation="gelu", outer="gelu", bias=True, place="before", init=init, seed=0
+    )  # fmt: skip
+    if init == "zero":
+        torch.testing.assert_close(run(model, "vit"), before)
+        model(**inputs("vit")).last_hidden_state.square().sum().backward()
+        assert all(p.grad.any() for n, p in ad.parameters_of(model).items() if n.endswith((".U", ".u")))
+    else:
+        t = tensors(model, paths(model, "blocks")[0])
+        assert all(
+            0 < v.abs().max() <= len_**-0.5
+            for v, len_ in ((t["U"], 3), (t["u"], 3), (t["d"], t["D"].shape[1]))
+        )
+    shake(model)
+    for path in paths(base, "blocks"):
+        t = tensors(model, path)
+
+        def read(module, args, t=t):
+            x = args[0]
+            return x + F.gelu(F.gelu(x @ t["D"].T + t["d"]) @ t["U"].T + t["u"]), *args[1:]
+
+        base.get_submodule(path).register_forward_pre_hook(read)
+    torch.testing.assert_close(run(model, "vit"), run(base, "vit"))

@@ -443,3 +443,34 @@ def test_counts_on_transformers_swin_with_separate_maps():
         and any(k in n for k in ("norm", "relative_position_bias_table", "patch_embeddings", "reduction"))
     )  # fmt: skip
     assert extra == EXTRA == 1_599_546
+
+
+@pytest.mark.parametrize("mode", ["matrix", "matrixv2", "addition"])
+@pytest.mark.parametrize("train_scale", [False, True])
+def test_ranks_and_scales_by_task(mode, train_scale):
+    layer, x = linear(), batch(3, 5, 12)
+    settings = SMALL | {"task_ranks": {"depth": 5}, "task_scales": {"shared": 0.4, "semseg": 1.3}}
+    method = ad.MTLoRA(**settings, mode=mode, train_scale=train_scale)
+    model, a = adapted(layer, method)
+    assert a.A["depth"].shape == (5, 12) and a.A["semseg"].shape == (2, 12)
+    assert ad.trainable(model).count == method.parameters(a.host)
+    shake(model)
+    scales = {"shared": 0.4, "semseg": 1.3, "depth": 0.7}
+    if train_scale:
+        assert a.s["depth"].dtype == torch.float64
+        scales = {k: v.item() for k, v in a.s.items()}
+    W, b = a.host.weight(), layer.bias
+    for task in TASKS:
+        names = ["shared", task] if mode == "matrixv2" else [task]
+        dW = sum(scales[k] * a.B[k] @ a.A[k] for k in names)
+        with ad.steer(task=task):
+            torch.testing.assert_close(model(x), x @ (W + dW).T + b)
+
+
+def test_ranks_and_scales_of_no_task_are_refused():
+    with pytest.raises(MethodError, match="task_ranks names 'dept'.*depth"):
+        ad.MTLoRA(**SMALL, task_ranks={"dept": 3})
+    with pytest.raises(MethodError, match=r"task_ranks\['depth'\] = 0 must be a whole number"):
+        ad.MTLoRA(**SMALL, task_ranks={"depth": 0})
+    with pytest.raises(MethodError, match=r"task_scales\['depth'\] = 'a'"):
+        ad.MTLoRA(**SMALL, task_scales={"depth": "a"})

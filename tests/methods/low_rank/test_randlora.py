@@ -102,3 +102,17 @@ FIVE = ["q", "k", "v", "up", "down"]
 )
 def test_counts_are_the_papers(make, targets, r, count):
     assert ad.plan(make(), ad.RandLoRA(r=r), targets=targets).trainable == count
+
+
+@pytest.mark.parametrize(("fan_in", "fan_out"), [(12, 20), (13, 7)])
+def test_pefts_pairs(fan_in, fan_out):
+    """B's columns lie by basis, A's rows by rank, and column and row of one number meet."""
+    _, a = adapted(linear(fan_in, fan_out), ad.RandLoRA(r=5, alpha=2.0, pairs="peft"))
+    with torch.no_grad():
+        a.lambda_.normal_()
+    A, B = a.shared.A.double(), a.shared.B.double()[: a.M, : a.n]
+    rows = [a.lambda_[j, k] * A[k, : a.m] * a.gamma[j] for k in range(5) for j in range(a.n)]
+    columns = [B[:, j, k] for j in range(a.n) for k in range(5)]
+    total = 0.4 * sum(torch.outer(column, row) for column, row in zip(columns, rows, strict=True))
+    torch.testing.assert_close(a.delta(), total if fan_in == a.m else total.T, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(a.delta(), explicit(a, 0.4), atol=1e-2)

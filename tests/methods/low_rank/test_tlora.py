@@ -164,3 +164,28 @@ def unet_count(blocks, cross, method):
 def test_counts_are_the_papers(blocks, cross, method, count):
     residual, R, q = method
     assert unet_count(blocks, cross, ad.TLoRA(R=R, q=q, residual=residual)) == count
+
+
+def test_factors_by_hand():
+    x = batch(3, 48)
+    method = ad.TLoRA(factors=((2, 4, 6), (1, 2, 10)), residual="ring", q=2)
+    model, a = adapted(linear(48, 20), method)
+    assert (a.I, a.O) == ((2, 4, 6), (1, 2, 10)) and factorise(48) == (3, 4, 4)
+    assert ad.trainable(model).count == method.parameters(a.host) == 4 + 16 + 36 + 4 * (12 + 13)
+    shake(model)
+    W, b = a.host.weight(), model[0].bias
+    expected = x @ (W @ transform([c.detach() for c in a.cores()]) + a.scale * ring(a.B, a.C)).T + b
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_factors_by_hand_fit_or_are_refused(tmp_path):
+    model, _ = adapted(linear(48, 20), ad.TLoRA(factors=((2, 4, 6),)))
+    shake(model)
+    ad.save(model, tmp_path / "a")
+    other = torch.nn.Sequential(linear(48, 20)).double()
+    ad.load(other, tmp_path / "a")
+    assert torch.equal(other(batch(3, 48)), model(batch(3, 48)))
+    with pytest.raises(MethodError, match="three whole numbers"):
+        ad.TLoRA(factors=((6, 8),))
+    with pytest.raises(MethodError, match="same width twice"):
+        ad.TLoRA(factors=((2, 4, 6), (3, 4, 4)))

@@ -1,5 +1,7 @@
 """OFT and BOFT against dense rotations and PEFT's (arXiv:2306.07280, 2311.06243)."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -27,10 +29,21 @@ def block_diagonal(upper, b):
     return torch.block_diag(*blocks)
 
 
+def series_diagonal(upper, b, k):
+    """diag((I + Q_i) sum of the powers of Q_i up to k)."""
+    blocks = []
+    for entries in upper:
+        Q = torch.zeros(b, b, dtype=upper.dtype).index_put(tuple(torch.triu_indices(b, b, 1)), entries)
+        Q = Q - Q.T
+        blocks.append((torch.eye(b) + Q) @ sum(torch.linalg.matrix_power(Q, i) for i in range(k + 1)))
+    return torch.block_diag(*blocks)
+
+
 def rotation(a):
     """R [in, in] of an adapter, from the definition."""
     if a.Q.dim() == 2:
-        return block_diagonal(a.Q, a.b)
+        upper = a.Q.expand(a.host.fan_in // a.b, -1)
+        return series_diagonal(upper, a.b, a.series) if a.series else block_diagonal(upper, a.b)
     size = a.host.fan_in
     total = torch.eye(size, dtype=a.Q.dtype)
     for i in range(a.m):
@@ -45,7 +58,7 @@ def rotation(a):
 
 
 CASES = [
-    ad.OFT(size=4), ad.OFT(size=3), ad.BOFT(size=4, factors=1), ad.BOFT(size=4, factors=2, scale=True), ad.BOFT(size=2, factors=3),
+    ad.OFT(size=4), ad.OFT(size=3), ad.OFT(size=4, block_share=True), ad.OFT(size=3, series=3), ad.OFT(size=4, series=1, block_share=True), ad.BOFT(size=4, factors=1), ad.BOFT(size=4, factors=2, scale=True), ad.BOFT(size=2, factors=3),
 ]  # fmt: skip
 
 
@@ -91,7 +104,7 @@ def test_other_kinds_read_the_turned_weight(method):
     )
 
 
-@pytest.mark.parametrize("method", CASES)
+@pytest.mark.parametrize("method", [case for case in CASES if not getattr(case, "series", 0)])
 def test_rotations_are_orthogonal_and_keep_the_spectrum(method):
     model, a = adapted(linear(24, 20), method)
     shake(model, 1.0)
@@ -170,3 +183,19 @@ def test_counts_are_the_papers():
     assert ad.plan(model, ad.OFT(size=32), targets=["q", "v"]).trainable == 4_063_232
     assert ad.plan(model, ad.BOFT(size=4), targets=["q", "v"]).trainable == 786_432
     assert ad.plan(model, ad.BOFT(size=4, scale=True), targets=["q", "v"]).trainable == 1_048_576
+
+
+def test_the_series_nears_the_rotation():
+    model, a = adapted(linear(), ad.OFT(size=4))
+    with torch.no_grad():
+        a.Q.copy_(0.1 * torch.randn(a.Q.shape, generator=torch.Generator().manual_seed(0)))
+    exact, errors = rotation(a), []
+    for k in (1, 2, 3, 6):
+        other, b = adapted(linear(), ad.OFT(size=4, series=k))
+        ad.set_state(other, "default", {"0": {"Q": a.Q}})
+        errors.append(float((b.weight(torch.eye(12, dtype=torch.float64)) - exact).norm() / exact.norm()))
+    assert errors[0] < 0.1 and all(b < 0.5 * a for a, b in itertools.pairwise(errors))
+
+
+def test_a_shared_rotation_counts_once():
+    assert ad.plan(nn.Linear(64, 8), ad.OFT(size=16, block_share=True), targets="=").trainable == 120

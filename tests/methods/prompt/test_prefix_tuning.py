@@ -398,3 +398,66 @@ def test_ast_splits_its_tokens_between_keys_and_values():
     with torch.device("meta"):
         model = ASTModel(ASTConfig())
     assert ad.plan(model, "prefix-tuning", p=24 // 2).trainable == 221_184
+
+
+# -- LAE's form ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("train_scale", [False, True])
+@pytest.mark.parametrize("how", ["eager", "sdpa"])
+def test_a_compensated_prefix_weighs_one_beside_the_tokens(train_scale, how):
+    model = prefixed("vit", compensate=True, train_scale=train_scale)
+    model.set_attn_implementation(how)
+    layer = model.get_submodule("layers.0.attention")
+    pair, maps = layer.adaptome["default"], dict(layer.named_children())
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    q, k, v = (by_heads(maps[f"{part}_proj"](x), 4) for part in "qkv")
+    K, V = (value.expand(2, -1, -1, -1) for value in (pair.K, pair.V))
+    if train_scale:
+        assert pair.s.shape == (2,) and not torch.equal(pair.s, torch.ones(2))
+        K, V = pair.s[0] * K, pair.s[1] * V
+    a = (torch.cat([K, k], 2) @ q.mT).mT.mul(0.5).softmax(-1)
+    share = a[..., :P].sum(-1, keepdim=True)
+    out = a[..., P:] @ v + (a[..., :P] / share) @ V
+    out = maps["o_proj" if "o_proj" in maps else "out_proj"](out.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(layer(x)[0], out, **(CLOSE if how == "sdpa" else SINGLE))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "vit"])
+def test_compensated_prefixes_train_in_decoders_with_grouped_heads_too(name, tmp_path):
+    model = prefixed(name, compensate=True, train_scale=True)
+    more = {"pixel_values": picture(name)} if name in IMAGES else {"input_ids": IDS}
+    model(**more)[0].square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in ad.parameters_of(model).values())
+    assert (
+        sum(p.numel() for p in ad.parameters_of(model).values())
+        == ad.adapters(model)["default"].plan.trainable
+    )
+    ad.save(model, tmp_path / "a")
+    other = tiny(name, torch.float64)
+    ad.load(other, tmp_path / "a")
+    assert torch.equal(other(**more)[0], model(**more)[0])
+
+
+def test_scales_go_into_the_prefix():
+    model = prefixed("llama", train_scale=True)
+    before = logits(model)
+    ad.plain_prompt(model)
+    torch.testing.assert_close(logits(model), before, **CLOSE)
+    assert not any(name.endswith(".s") for name in ad.parameters_of(model))
+
+
+def test_a_compensated_prefix_is_refused_where_scores_have_a_way_of_their_own():
+    with pytest.raises(HostError, match="compensate=False"):
+        ad.attach(tiny("gptj", torch.float64), "prefix-tuning", compensate=True)
+
+
+def test_laes_counts():
+    from transformers import ViTConfig, ViTModel
+
+    with torch.device("meta"):
+        vit = ViTModel(ViTConfig())
+    prefix = ad.PrefixTuning(p=10, train_scale=True, compensate=True)
+    assert ad.plan(vit, prefix, layers="0:5").trainable == 76_810
+    lora = ad.LoRA(r=5, alpha=5.0, train_scale=True)
+    assert ad.plan(vit, lora, targets=["k", "v"], layers="0:5").trainable == 76_810

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import adaptome as ad
+from adaptome.core.errors import MethodError
 from tests.methods.helpers import adapted, batch, linear, shake
 
 
@@ -68,7 +69,7 @@ def test_forward_merge_and_gradients_are_the_dense_weights(fan_in, fan_out, rati
 
 def test_the_rank_is_the_share_in_fours():
     host = adapted(linear(14, 11), ad.ClipSVD())[1].host
-    assert [ad.ClipSVD(ratio=r).rank(host) for r in (1.0, 0.9, 0.5, 0.1)] == [11, 8, 4, 1]
+    assert [ad.ClipSVD(ratio=r).rank(host) for r in (1.0, 0.9, 0.5, 0.1)] == [8, 8, 4, 1]
 
 
 def test_a_clip_starts_as_the_base_and_only_spectra_train(tmp_path):
@@ -124,7 +125,8 @@ def test_other_kinds_have_spectra_too(kind):
     shake(model)
     W = a.host.weight()
     U, S, Vt = torch.linalg.svd(W, full_matrices=False)
-    changed = a.host.native(U * (S + a.dS) @ Vt)
+    S[: len(a.dS)] += a.dS.detach()
+    changed = a.host.native(U * S @ Vt)
     if kind == "conv":
         expected = nn.functional.conv2d(x, changed, layer.bias, padding=1, groups=2)
     else:
@@ -166,3 +168,63 @@ def test_counts_are_the_papers():
         words=words,
     )
     assert ad.plan(large, "clip-svd", targets=BLOCKS).trainable == 202_752
+
+
+@pytest.mark.parametrize(("fan_in", "fan_out"), [(12, 20), (20, 12)])
+def test_a_truncated_layer_is_its_leading_part(fan_in, fan_out):
+    layer, x = linear(fan_in, fan_out), batch(2, 5, fan_in)
+    model, a = adapted(layer, ad.ClipSVD(ratio=0.7, rest="dropped"))
+    W, bias = a.host.weight(), layer.bias
+    U, S, Vt = torch.linalg.svd(W, full_matrices=False)
+    assert len(a.dS) == 8 == ad.ClipSVD(ratio=0.7).parameters(a.host)
+    torch.testing.assert_close(model(x), nn.functional.linear(x, U[:, :8] * S[:8] @ Vt[:8], bias))
+    shake(model, 0.05)
+    kept = (U[:, :8] * (S[:8] + a.dS.detach()) @ Vt[:8]).requires_grad_()
+    expected = nn.functional.linear(x, kept, bias)
+    torch.testing.assert_close(model(x), expected)
+    G = torch.autograd.grad(expected.square().sum(), kept)[0]
+    gradient = torch.autograd.grad(model(x).square().sum(), a.dS)[0]
+    torch.testing.assert_close(gradient, torch.stack([U[:, i] @ G @ Vt[i] for i in range(8)]))
+    ad.activate(model, "default", weights={"default": 0.25})
+    torch.testing.assert_close(model(x), nn.functional.linear(x, torch.lerp(W, kept.detach(), 0.25), bias))
+    ad.activate(model, "default")
+    ad.attach(model, "lora", name="second", targets="0", r=2)
+    ad.parameters_of(model, "second")["0.B"].data.normal_()
+    both = ad.weight_of(model, "0").detach()
+    torch.testing.assert_close(model(x), nn.functional.linear(x, both, bias))
+    ad.merge(model)
+    torch.testing.assert_close(layer.weight, both)
+
+
+def test_a_truncated_layer_is_saved_by_its_spectrum(tmp_path):
+    model, a = adapted(linear(), ad.ClipSVD(ratio=0.7, rest="dropped"))
+    shake(model)
+    ad.save(model, tmp_path / "a")
+    from safetensors.torch import load_file
+
+    assert [v.shape for v in load_file(tmp_path / "a" / "adapter.safetensors").values()] == [(8,)]
+    other = nn.Sequential(linear()).double()
+    ad.load(other, tmp_path / "a")
+    assert torch.equal(other(batch(3, 12)), model(batch(3, 12)))
+
+
+@pytest.mark.parametrize("rest", ["frozen", "dropped"])
+def test_the_rank_by_energy(rest):
+    model, a = adapted(linear(), ad.ClipSVD(energy=0.8, rest=rest))
+    S = torch.linalg.svdvals(a.host.weight())
+    share = [float(S[:r].square().sum() / S.square().sum()) for r in range(13)]
+    assert share[len(a.dS)] >= 0.8 > share[len(a.dS) - 1]
+    assert ad.ClipSVD(energy=1.0).rank(a.host) == 12
+    with pytest.raises(MethodError, match="meta device"):
+        ad.plan(nn.Linear(12, 20, device="meta"), ad.ClipSVD(energy=0.8), targets="=")
+    with pytest.raises(MethodError, match="give one of them"):
+        ad.ClipSVD(energy=0.8, ratio=0.5)
+
+
+def test_truncated_convolutions_and_experts():
+    conv, x = nn.Conv2d(4, 6, 3, padding=1), batch(2, 4, 5, 5)
+    model, a = adapted(conv, ad.ClipSVD(ratio=0.7, rest="dropped"))
+    shake(model, 0.05)
+    W = ad.weight_of(model, "0").detach()
+    assert torch.linalg.matrix_rank(W.flatten(1)) == 4
+    torch.testing.assert_close(model(x), nn.functional.conv2d(x, W, conv.bias, padding=1))

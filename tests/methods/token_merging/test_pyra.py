@@ -461,3 +461,36 @@ def test_a_text_tower_is_left_out():
         got.image_embeds, base.image_embeds
     )
     assert got.vision_model_output.last_hidden_state.shape[1] == 26 - 12
+
+
+# -- what a task reads ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ViT", "DINOv2 registers", "CLIP vision"])
+def test_a_task_reads_what_was_merged(name):
+    x = examples(name=name)
+    model, whole = merged(name, r=(7, 5, 2)), merged(name, r=(7, 5, 2), unmerge=True)
+    before = run(model, x)[0]
+    with ad.merged_tokens() as read:
+        after = run(model, x)[0]
+    assert same(before, after)  # reading changes nothing
+    [(path, tokens)] = read.items()
+    first = 25 + MODELS[name]
+    assert isinstance(model.get_submodule(path), nn.Module)
+    assert tokens.sizes.shape == (2, first - 14) and tokens.place.shape == (2, first)
+    for sizes, place in zip(tokens.sizes, tokens.place, strict=True):
+        assert torch.equal(torch.bincount(place, minlength=first - 14).to(sizes), sizes)
+    assert torch.equal(tokens.place[:, : MODELS[name]], torch.arange(MODELS[name]).expand(2, -1))
+    states = run(model, x)[1][-1]
+    assert torch.equal(tokens.spread(states), run(whole, x)[1][-1])
+
+
+def test_a_task_reads_single_tokens_where_nothing_is_merged():
+    model, x = merged(r=0), examples()
+    with ad.merged_tokens() as read, torch.no_grad():
+        model(x)
+    [tokens] = read.values()
+    assert torch.equal(tokens.sizes, torch.ones(2, 26)) and torch.equal(tokens.place[0], torch.arange(26))
+    with torch.no_grad():
+        model(x[:1])  # outside, nothing is told
+    assert len(tokens.sizes) == 2

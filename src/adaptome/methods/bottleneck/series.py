@@ -20,6 +20,8 @@ class Series(BottleneckMethod):
         before  y = layer(x + s U f(D x))
 
     when        decoders; the plain bottleneck, at any place
+    blocks      outer='gelu', activation='gelu', bias=True, place='before', targets='blocks': x + GELU(U GELU(D x + d) + u) in front of every
+                block, PeftCD's adapter (Dong et al. 2025, arXiv:2509.09572); its code starts it with init='linear', not as the base
     shapes      D [b, d], U [d, b]; d = out (after) or in (before); on a module, the width of its activations
     init        'zero': D Kaiming-uniform, U = 0: starts as the base; 'bert': both N(0, 0.02^2), as LLM-Adapters' code: does not
     parameters  2 b d per layer: 67,108,864 for LLaMA-7B, down, b = 256

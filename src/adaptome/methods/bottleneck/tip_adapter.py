@@ -79,6 +79,9 @@ class TipAdapterAdapter(Adapter):
         else:
             self.register_buffer("K", K)
 
+    def limits(self) -> dict[str, Any]:
+        return {"labels": self.host.fan_out}
+
     def forward(self, frozen: Frozen, f: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = frozen(f, *args, **kwargs)
         near = F.linear(F.normalize(f, dim=-1), self.K.to(f.dtype))

@@ -29,13 +29,15 @@ class AdaLoRA(Method):
     shapes      W [out, in] frozen; P [out, r0], E [r0], Q [r0, in]; a triplet is a column of P, its entry of E and its row of Q
     init        P, Q ~ N(0, 0.02^2), E = 0: starts as the base; r0 = `init_r`
     budget      b(t) = n (r + (r0 - r) (1 - (t - ti) / (T - ti - tf))^3) triplets in all n layers, from n r0 (t < ti) to n r (the last tf
-                steps); every `interval` steps the least important are zeroed, and may come back until the last tf steps
+                steps); after the steps that `interval` divides, and after T - tf, the least important are zeroed; they may come back
+                until then
     importance  of a triplet: s(E) + mean s(P column) + mean s(Q row), s = I U, I and U the moving averages of |w dL/dw| and of how far
-                it strays from I; taken from each step's gradients before clipping
+                it strays from I; w as the step left it, dL/dw as the optimiser took it (clipped), up to T - tf
     parameters  r0 (in + out) + r0 per layer: 6,292,224 for LLaMA-2-7B, q and v, r = 8, r0 = 12
     stored      the averages too, so that a resumed run repeats the bits: three times the parameters
     merge       exact; export: peft-lora, exact
-    source      Zhang et al. 2023, arXiv:2303.10512, sections 3.1-3.3; PEFT takes the penalty's norms unsquared
+    source      Zhang et al. 2023, arXiv:2303.10512, sections 3.1-3.3; times and importance as the authors' and PEFT's code have them
+                (the authors' last allocation is a step after T - tf where `interval` does not divide it); PEFT takes the penalty's norms unsquared
     """
 
     r: int = option(8, at_least=1, help="triplets per layer at the end, on average")
@@ -80,15 +82,18 @@ class AdaLoRA(Method):
         self, adapters: Mapping[str, Adapter], shared: nn.Module | None, step: int, total: int
     ) -> None:
         layers: list[Any] = list(adapters.values())
+        begin, end = int(self.start * total), total - int(self.settled * total)
         for layer in layers:
             layer.watch()
-            layer.average(self.beta1, self.beta2)
-        begin, end = int(self.start * total), total - int(self.settled * total)
-        if begin < step <= end and (step == end or (step - begin) % self.interval == 0):
+            if step < end:
+                layer.average(self.beta1, self.beta2)
+            layer.forget()
+        allocating = begin < step <= end and (step % self.interval == 0 or step == end)
+        if allocating:
             first = sum(layer.E.numel() for layer in layers)
             last = sum(layer.target for layer in layers)
             _keep(layers, self.budget(step, total, first, last))
-        if (begin < step <= end and (step - begin) % self.interval == 0) or step >= end:
+        if allocating or step > end:
             for layer in layers:
                 layer.prune()
 
@@ -121,7 +126,7 @@ class AdaLoRAAdapter(LowRank):
         for name, parameter in list(self.named_parameters()):
             self.register_buffer(f"I_{name}", torch.zeros(parameter.shape))
             self.register_buffer(f"U_{name}", torch.zeros(parameter.shape))
-        self._seen: dict[str, Tensor] = {}
+        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.E[..., None] * self.Q, self.P
@@ -134,7 +139,7 @@ class AdaLoRAAdapter(LowRank):
         return self
 
     def watch(self) -> None:
-        """Note `w dL/dw` whenever a gradient is ready; the last of an accumulation is that of the whole step."""
+        """Note the gradient whenever it is ready; the last of an accumulation is that of the whole step."""
         for name, parameter in self.named_parameters():
             hooks: Any = parameter._post_accumulate_grad_hooks
             watched = any(isinstance(h, _Watch) and h.adapter is self for h in (hooks or {}).values())
@@ -144,11 +149,19 @@ class AdaLoRAAdapter(LowRank):
     @torch.no_grad()
     def average(self, beta1: float, beta2: float) -> None:
         """Take the step's `|w dL/dw|` into the averages; the gradient is that of all processes."""
-        for name, seen in sorted(self._seen.items()):  # in one order on every process
+        parameters = dict(self.named_parameters())
+        for name, (gradient, copy) in sorted(self._seen.items()):  # in one order on every process
+            parameter = parameters[name]
+            # what was clipped is the gradient itself; zero_grad(set_to_none=False) has zeroed it by now
+            zeroed = parameter.grad is gradient and not whole(gradient).any()
             I, U = self.get_buffer(f"I_{name}"), self.get_buffer(f"U_{name}")
-            seen = mean_over_processes(whole(seen).to(I.dtype)).abs()
+            product = whole(parameter * (copy if zeroed else gradient))
+            seen = mean_over_processes(product.to(I.dtype)).abs()
             I.lerp_(seen, 1 - beta1)
             U.lerp_((seen - I).abs(), 1 - beta2)
+
+    def forget(self) -> None:
+        """Let go of the step's gradients."""
         self._seen = {}
 
     def importance(self) -> Tensor:
@@ -171,7 +184,7 @@ class _Watch:
     @torch.no_grad()
     def __call__(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self.adapter._seen[self.name] = parameter * parameter.grad
+            self.adapter._seen[self.name] = parameter.grad, parameter.grad.clone()
 
 
 def _keep(layers: list[AdaLoRAAdapter], count: int) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from adaptome.core.errors import HostError
+from adaptome.core.errors import HostError, MethodError
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.forms.low_rank import LowRank, kaiming
@@ -21,7 +21,7 @@ Init = Literal["kaiming", "gaussian", "pissa", "olora", "corda"]
 class LoRA(Method):
     r"""LoRA: a low-rank update trained beside each frozen weight.
 
-        y = W x + s B A x,    s = alpha / r,  or alpha / sqrt(r) with rslora
+        y = W x + s B A x,    s = alpha / r,  or alpha / sqrt(r) with rslora,  times a trained t with train_scale
 
     when        the first choice: on any layer, merged exactly, known to every server
     shapes      W [out, in] frozen; A [r, in], B [out, r]; x [..., in] -> y [..., out]; fused experts: one pair per expert
@@ -32,9 +32,10 @@ class LoRA(Method):
                 'corda': as `corda(model, batches, method)` cuts W by the inputs' covariance; by name alone as 'pissa'
                 the last three subtract their start from the update, s (B A - B0 A0), so the model starts as the base, its
                 weight is never touched and B0, A0 are rebuilt from it when loading ('corda': saved)
+                t = 1: with alpha = r as in LAE (Gao et al. 2023, arXiv:2303.10070), where it evens the pace of different methods
     from data   `eva(model, batches, method)`: A from the layers' inputs, B = 0; `loftq(model, full, method)`: B A from what a quantised
                 base lacks; as `corda`, each is a file beside this one and at the library's top, `ad.eva`
-    parameters  r (in + out) per layer: 33,554,432 for LLaMA-2-7B, q and v, r = 64
+    parameters  r (in + out) per layer, and 1 with train_scale: 33,554,432 for LLaMA-2-7B, q and v, r = 64
     merge       exact; export: peft-lora, exact (rank 2r for 'pissa', 'olora' and 'corda')
     source      Hu et al. 2021, arXiv:2106.09685, section 4.1; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732
     """
@@ -44,6 +45,13 @@ class LoRA(Method):
     dropout: float = option(0.0, at_least=0, below=1, help="on the adapter's input")
     rslora: bool = option(False, help="scale by alpha / sqrt(r) instead")
     init: Init = option("kaiming", help="how A and B start")
+    train_scale: bool = option(False, help="train a factor of s too, one number a layer")
+
+    def validate(self) -> None:
+        if self.train_scale and self.init not in ("kaiming", "gaussian"):
+            raise MethodError(
+                f"lora: train_scale with init={self.init!r} would scale the start that is subtracted; use 'kaiming' or 'gaussian'."
+            )
 
     def factorises(self) -> bool:
         return self.init in ("pissa", "olora")
@@ -54,7 +62,7 @@ class LoRA(Method):
         return self.alpha / (self.r**0.5 if self.rslora else self.r)
 
     def parameters(self, host: Host) -> int:
-        return self.r * (host.fan_in + host.fan_out) * host.copies
+        return (self.r * (host.fan_in + host.fan_out) + self.train_scale) * host.copies
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> LowRank:
         if self.init in ("kaiming", "gaussian"):
@@ -76,9 +84,10 @@ class LoRAAdapter(LowRank):
                 self.A.normal_(std=1 / method.r)
             else:
                 kaiming(self.A)
+        self.t = nn.Parameter(torch.ones(host.lead)) if method.train_scale else None
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        return self.A, self.B
+        return self.A, self.B if self.t is None else self.B * self.t[..., None, None]
 
 
 class FromWeight(LowRank):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +131,9 @@ class MoSAdapter(LowRank):
         for name in "ab":
             routes = [_route(method, layers, first + copy, rank) for copy in range(host.copies)]
             self.register_buffer(name, torch.stack(routes).view(*host.lead, rank * method.shards))
+
+    def limits(self) -> dict[str, Any]:
+        return {"a": len(self.shared.A[self.group]), "b": len(self.shared.B[self.group])}
 
     def factors(self) -> tuple[Tensor, Tensor]:
         A, B = (

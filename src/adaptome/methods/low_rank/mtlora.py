@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptome.core.adapter import Frozen
-from adaptome.core.errors import MergeError
+from adaptome.core.errors import MergeError, MethodError, did_you_mean
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.core.steer import steered
@@ -32,12 +32,13 @@ class MTLoRA(Method):
     r"""MTLoRA: a low-rank update for all tasks, and where features leave for the decoders one more for each.
 
         y   = W x + b + s B A x                               the shared stream
-        y_t = W x + b + s B_t A_t x_t                         the stream of task t, in layers named by `specific`
+        y_t = W x + b + s_t B_t A_t x_t                       the stream of task t, in layers named by `specific`
 
     when        several dense tasks on one encoder, in one pass
     mode        'matrix': so. 'matrixv2': y_t has the shared update too, + s B A x. 'addition': layers with streams have no A, B, and their
                 shared stream is y = W x + b + LayerNorm(sum_t y_t), with a trained LayerNorm. 'lora_only': no streams, A, B alone
-    shapes      W [out, in] frozen; A [r, in], B [out, r]; A_t [task_r, in], B_t [out, task_r] per task
+    shapes      W [out, in] frozen; A [r, in], B [out, r]; A_t [task_r, in], B_t [out, task_r] per task; `task_ranks`, `task_scales`
+                for ranks and s by task
     init        'kaiming': A Kaiming-uniform(a = sqrt 5), B = 0: every stream starts as the frozen layer; 'addition' does not,
                 for its LayerNorm (1 and 0) of T times the frozen output is added to the shared stream
     use         nothing steered: the shared stream. `ad.steer(task="depth")`: the task's, with x_t = x, where a layer has one.
@@ -56,7 +57,13 @@ class MTLoRA(Method):
     specific: tuple[str, ...] = option(("*",), help="patterns of the layers with a branch for each task")
     r: int = option(64, at_least=1, help="rank of the shared update")
     task_r: int = option(4, at_least=1, help="rank of each task's update")
+    task_ranks: dict[str, int] | None = option(
+        None, help="task -> rank of its update, where it is not task_r"
+    )
     scale: float = option(4.0, help="s, whatever the rank")
+    task_scales: dict[str, float] | None = option(
+        None, help="task -> s of its update, where it is not scale; 'shared' names the shared one"
+    )
     mode: Literal["matrix", "matrixv2", "addition", "lora_only"] = option(
         "matrix", help="how the shared stream and those of tasks go together"
     )
@@ -68,6 +75,18 @@ class MTLoRA(Method):
 
     def validate(self) -> None:
         check_tasks("mtlora", self.tasks)
+        for setting, others in (("task_ranks", ()), ("task_scales", (SHARED,))):
+            for task, value in (getattr(self, setting) or {}).items():
+                known = (*self.tasks, *others)
+                if task not in known:
+                    raise MethodError(
+                        f"mtlora: {setting} names {task!r}, which is none of {list(known)}.{did_you_mean(task, known)}"
+                    )
+                if not _number(value) or (
+                    setting == "task_ranks" and (not isinstance(value, int) or value < 1)
+                ):
+                    wanted = "a whole number from 1" if setting == "task_ranks" else "a finite number"
+                    raise MethodError(f"mtlora: {setting}[{task!r}] = {value!r} must be {wanted}.")
 
     def tasks_on(self, host: Host) -> tuple[str, ...]:
         """The tasks that have a branch on this layer."""
@@ -76,7 +95,7 @@ class MTLoRA(Method):
 
     def ranks(self, host: Host) -> dict[str, int]:
         """The pairs on this layer by name."""
-        tasks = dict.fromkeys(self.tasks_on(host), self.task_r)
+        tasks = {task: (self.task_ranks or {}).get(task, self.task_r) for task in self.tasks_on(host)}
         return tasks if tasks and self.mode == "addition" else {SHARED: self.r, **tasks}
 
     def admits(self, host: Host) -> str | None:
@@ -99,25 +118,39 @@ class MTLoRA(Method):
         return MTLoRAAdapter(self, host)
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
 class MTLoRAAdapter(Branches):
     """The shared pair of one layer, and those of its tasks; in mode 'addition' the tasks' alone, and a LayerNorm."""
 
     def __init__(self, method: MTLoRA, host: Host):
         ranks = method.ranks(host)
-        scale = 1.0 if method.train_scale else method.scale
+        own = method.task_scales or {}
+        # branches of different s have it inside their B
+        scale = 1.0 if method.train_scale or own else method.scale
         super().__init__(host, ranks, scale, method.dropout, method.init)
         self.method, self.here = method, method.tasks_on(host)
+        self.scales = (
+            {name: own.get(name, method.scale) for name in ranks} if method.train_scale or own else {}
+        )
         self.s = nn.ParameterDict()
         if method.train_scale:
-            self.s.update({name: nn.Parameter(torch.tensor(method.scale)) for name in ranks})
+            self.s.update(
+                {name: nn.Parameter(torch.tensor(s, dtype=torch.float64)) for name, s in self.scales.items()}
+            )
         self.norm = None if SHARED in ranks else nn.LayerNorm(host.fan_out)
 
     def pair(self, *names: str) -> tuple[Tensor, Tensor]:
         """A and B of one branch, or of several as one."""
         A, B = self.joined(*names)
-        if not self.method.train_scale:
+        if not self.scales:
             return A, B
-        return A, B * torch.cat([self.s[name].expand(self.A[name].shape[-2]) for name in names])
+        s = [self.s[name] if name in self.s else B.new_tensor(self.scales[name]) for name in names]
+        return A, B * torch.cat(
+            [each.expand(self.A[name].shape[-2]) for each, name in zip(s, names, strict=True)]
+        )
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Those of the stream that is steered, with x_t = x."""

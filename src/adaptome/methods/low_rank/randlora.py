@@ -35,14 +35,16 @@ class Bases(nn.Module):
             if torch.get_default_device().type == "meta"
             else torch.Generator().manual_seed(method.projection_seed)
         )
+        exact = torch.promote_types(hosts[0].dtype, torch.float32)
         rare = {"dense": 0.0, "sparse": 3.0, "very-sparse": math.sqrt(m)}[method.bases]
         for name, shape in (
             ("A", (method.r, m)),
             ("B", (M, bases_needed(m, method.r, method.share), method.r)),
         ):
-            drawn = torch.rand(shape, generator=generator) * 2 - 1
+            # float32 draws, the same on every base, in its own precision from then on
+            drawn = (torch.rand(shape, generator=generator) * 2 - 1).to(exact)
             if rare:
-                drawn = (drawn > 1 - 1 / rare).float() - (drawn < 1 / rare - 1).float()
+                drawn = (drawn > 1 - 1 / rare).to(exact) - (drawn < 1 / rare - 1).to(exact)
             self.register_buffer(name, drawn / drawn.std())
 
 
@@ -67,6 +69,8 @@ class RandLoRA(Method):
     parameters  n (r + m) per layer (a smaller r has more): 56,626,112 for LLaMA-3-8B, q, k, v, up and down, r = 30
     forward     'factors' multiplies by the n r columns in turn, 'dense' forms W + dW, and again in the backward; 'auto' forms it when the
                 call has more than m tokens and the weight is not packed, which is then the cheaper
+    pairs       'peft': PEFT lays B's columns out by basis and A's rows by rank, and multiplies them as they lie: the row of A of rank k
+                and basis j meets B's column number k n + j. As random as the equation, and another function
     merge       exact
     source      Albert et al. 2025, arXiv:2502.00987, equations 3-4
     """
@@ -78,6 +82,9 @@ class RandLoRA(Method):
     alpha: float | None = option(None, help="the update is scaled by alpha / r; 20 r when not given")
     dropout: float = option(0.0, at_least=0, below=1, help="on the adapter's input; keeps the 'factors' form")
     bases: Literal["dense", "sparse", "very-sparse"] = option("dense", help="how the random bases are drawn")
+    pairs: Literal["bases", "peft"] = option(
+        "bases", help="which column of B meets which row of A; 'peft' as PEFT's code pairs them"
+    )
     form: Literal["auto", "factors", "dense"] = option("auto", help="how the forward computes")
     projection_seed: int = option(0, help="draws the bases")
 
@@ -98,15 +105,17 @@ class RandLoRAAdapter(LowRank):
     def __init__(self, method: RandLoRA, host: Host, shared: nn.Module | None):
         alpha = 20.0 * method.r if method.alpha is None else method.alpha
         super().__init__(host, alpha / method.r, method.dropout, shared)
-        self.form = method.form
+        self.form, self.pairs = method.form, method.pairs
         self.m, self.M = sorted((host.fan_in, host.fan_out))
         self.n = bases_needed(self.m, method.r, method.share)
         self.lambda_ = nn.Parameter(torch.zeros(self.n, method.r))
-        self.gamma = nn.Parameter(torch.full((self.n, self.m), 1 / max(self.n, self.m)))
+        self.gamma = nn.Parameter(torch.full((self.n, self.m), 1 / max(self.n, self.m), dtype=torch.float64))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         P = _Scaled.apply(self.shared.A[:, : self.m].to(self.gamma.dtype), self.lambda_, self.gamma)
         Q = self.shared.B[: self.M, : self.n].flatten(1).to(self.gamma.dtype)
+        if self.pairs == "peft":  # P's rows by basis, as the equation has them
+            Q = Q.view(self.M, -1, self.n).mT.flatten(1)
         return (P, Q) if self.host.fan_in == self.m else (Q.t(), P.t())
 
     def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

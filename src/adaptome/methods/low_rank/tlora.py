@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,10 +18,11 @@ from adaptome.core.method import Method, option, register
 SHAPES = {320: (4, 8, 10), 640: (8, 8, 10), 768: (8, 8, 12), 1280: (8, 10, 16), 2048: (8, 16, 16)}
 
 
-def factorise(width: int) -> tuple[int, int, int]:
-    """The width as three factors: the authors' where they give them, else those nearest to each other, ascending."""
-    if width in SHAPES:
-        return SHAPES[width]
+def factorise(width: int, by_hand: Sequence[tuple[int, ...]] = ()) -> tuple[int, int, int]:
+    """The width as three factors: those by hand, or the authors' where they give them, else those nearest to each other, ascending."""
+    for a, b, c in (*by_hand, *SHAPES.values()):
+        if a * b * c == width:
+            return a, b, c
     triples = [
         (a, b, width // a // b)
         for a in range(1, math.isqrt(width) + 1)
@@ -49,7 +50,7 @@ class TLoRA(Method):
 
     when        the target is near a transform of the base, with fewer numbers than LoRA's
     shapes      Ad [Id, Id, R, R]; ring: Bd [Od, q, q], Cd [Id, q, q]; lora: A [q, in], B [out, q]; ttm: Bd [Od, Id, q, q]; indices
-                are row-major (the first slowest)
+                are row-major (the first slowest). `factors` sets the three of a width; else the authors', or the nearest to each other
     init        Ad = identity / R on every ring index, so T = 1 exactly; B1 = 0 (or B = 0), so D = 0: starts as the base;
                 Cd ~ N(0, 1 / Id), Bd ~ N(0, Od / q^4) for d > 1, A Kaiming-normal(a = sqrt 5), as the authors' code; ttm: Bd ~ N(0, 1 / (q Id))
     scale       s = alpha / sqrt(q), or alpha / q without `rslora`
@@ -73,8 +74,17 @@ class TLoRA(Method):
     orthogonal_penalty: float = option(
         0.0, at_least=0, help="weight of R_O, 0 where T is orthogonal, in the loss"
     )
+    factors: tuple[tuple[int, ...], ...] = option(
+        (), help="factors of widths by hand, three each: ((3, 4, 4),) for those that are 48 wide"
+    )
 
     def validate(self) -> None:
+        widths = [math.prod(triple) for triple in self.factors]
+        for triple in self.factors:
+            if len(triple) != 3 or min(triple) < 1:
+                raise MethodError(f"tlora: factors = {triple} must be three whole numbers from 1.")
+        if len(set(widths)) < len(widths):
+            raise MethodError(f"tlora: factors = {self.factors} gives the same width twice.")
         if self.R + self.q == 0:
             raise MethodError("tlora: R and q are both 0; a transform or a residual is needed.")
 
@@ -83,8 +93,12 @@ class TLoRA(Method):
         """s."""
         return self.alpha / (math.sqrt(self.q) if self.rslora else self.q) if self.q else 0.0
 
+    def sides(self, host: Host) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """(I1, I2, I3) and (O1, O2, O3) of a layer."""
+        return factorise(host.fan_in, self.factors), factorise(host.fan_out, self.factors)
+
     def parameters(self, host: Host) -> int:
-        I, O = factorise(host.fan_in), factorise(host.fan_out)
+        I, O = self.sides(host)
         sizes = {
             "lora": self.q * (host.fan_in + host.fan_out),
             "ring": self.q**2 * sum(I + O),
@@ -128,7 +142,7 @@ class TLoRAAdapter(WeightAdapter):
     def __init__(self, method: TLoRA, host: Host):
         super().__init__(host)
         self.R, self.q, self.scale, self.form = method.R, method.q, method.scale, method.residual
-        self.I, self.O = factorise(host.fan_in), factorise(host.fan_out)
+        self.I, self.O = method.sides(host)
         R, q = self.R, self.q
         self.transform = nn.ParameterList([torch.zeros(i, i, R, R) for i in self.I] if R else [])
         self.B, self.C = nn.ParameterList(), nn.ParameterList()

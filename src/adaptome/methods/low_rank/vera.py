@@ -71,7 +71,7 @@ class VeRAAdapter(LowRank):
 
     def __init__(self, method: VeRA, host: Host, shared: nn.Module | None):
         super().__init__(host, 1.0, method.dropout, shared)
-        self.d = nn.Parameter(torch.full((method.r,), method.d_initial))
+        self.d = nn.Parameter(torch.full((method.r,), method.d_initial, dtype=torch.float64))
         self.b = nn.Parameter(torch.zeros(host.fan_out))
 
     def corner(self) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
-from adaptome.forms.rotation import Rotation, cayley, skew
+from adaptome.forms.rotation import Rotation, cayley, cayley_series, skew
 
 
 @register(
@@ -25,11 +25,13 @@ class OFT(Method):
         W' = W R,    R = diag(R_1, ..., R_{in/b}),    R_i = (I + Q_i) (I - Q_i)^-1,    Q_i skew;    y = W (R x)
 
     when        the update is to keep the angles between neurons, as in image generation
-    shapes      Q [in / b, b (b - 1) / 2], the entries above the diagonals, row by row; b = `size` divides in
+    shapes      Q [in / b, b (b - 1) / 2], the entries above the diagonals, row by row; b = `size` divides in. With `block_share` one Q
+                [1, b (b - 1) / 2] turns all blocks alike
     init        Q = 0, R = I: starts as the base
-    parameters  in (b - 1) / 2 per layer: 4,063,232 for LLaMA-2-7B, q and v, b = 32
+    series      k > 0: R_i = (I + Q_i) (I + Q_i + ... + Q_i^k) without a solver, as in OFTv2 and PEFT (k = 3 there): orthogonal up to Q^(k + 1)
+    parameters  in (b - 1) / 2 per layer: 4,063,232 for LLaMA-2-7B, q and v, b = 32; b (b - 1) / 2 with `block_share`
     forward     R turns the activations: in b products a token against the layer's in out; other kinds than linear read W R
-    keeps       R^T R = I, so W W^T, the norms of W's rows and its singular values
+    keeps       R^T R = I, so W W^T, the norms of W's rows and its singular values (without `series`)
     merge       exact
     source      Qiu et al. 2023, arXiv:2306.07280, section 3; on the input side: arXiv:2506.19847
     """
@@ -43,11 +45,20 @@ class OFT(Method):
     def fitting(self, host: Host) -> dict[str, Any]:
         return {"size": nearest_divisor(host.fan_in, self.size)}
 
+    block_share: bool = option(False, help="one rotation for all blocks of a layer")
+    series: int = option(
+        0, at_least=0, help="k, the terms of the Cayley-Neumann series for the inverse; 0 inverts exactly"
+    )
+
     def admits(self, host: Host) -> str | None:
         return super().admits(host) or indivisible(host, self.size, "size")
 
+    def rotations(self, host: Host) -> int:
+        """How many different blocks a layer has."""
+        return 1 if self.block_share else host.fan_in // self.size
+
     def parameters(self, host: Host) -> int:
-        return host.fan_in * (self.size - 1) // 2 * host.copies
+        return self.rotations(host) * (self.size * (self.size - 1) // 2) * host.copies
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> Rotation:
         return OFTAdapter(self, host)
@@ -58,11 +69,13 @@ class OFTAdapter(Rotation):
 
     def __init__(self, method: OFT, host: Host):
         super().__init__(host)
-        self.b = method.size
-        self.Q = nn.Parameter(torch.zeros(*host.lead, host.fan_in // self.b, self.b * (self.b - 1) // 2))
+        self.b, self.series = method.size, method.series
+        self.Q = nn.Parameter(torch.zeros(*host.lead, method.rotations(host), self.b * (self.b - 1) // 2))
 
     def blocks(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
-        return [(cayley(skew(self.Q, self.b)).to(dtype), None)]
+        Q = skew(self.Q, self.b)
+        R = cayley_series(Q, self.series) if self.series else cayley(Q)
+        return [(R.to(dtype).expand(*R.shape[:-3], self.host.fan_in // self.b, -1, -1), None)]
 
 
 def indivisible(host: Host, width: int, setting: str) -> str | None:

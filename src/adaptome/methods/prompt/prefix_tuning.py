@@ -26,6 +26,7 @@ class PrefixTuning(FromText):
     r"""Prefix tuning: trained keys and values that every token attends to, in every layer.
 
         y = attention(q, [K; k], [V; v])
+        y = sum_tokens a_j v_j + sum_prefix (a_j / l) V_j,   l = sum_prefix a_j        with `compensate`
 
     when        generation with a frozen decoder and one small prefix a task
     shapes      K, V [kv heads, p, head width]; q, k, v as the attention has them, after rotation and the cache
@@ -33,8 +34,9 @@ class PrefixTuning(FromText):
                 work as before. K is added as it is, not rotated
     init        N(0, std^2); `ad.prompt_from(model, text, tokenizer)` sets K and V to what the model computes for words, at positions -p to -1
                 where positions are rotations, so that it starts as the model with these words before the text. None of them is the base
+    scales      `train_scale`: a factor of K and one of V, which start at 1; with `compensate` LAE's prefix (Gao et al. 2023, arXiv:2303.10070)
     hidden      > 0: K, V = U_l tanh(W E + b) + u_l with E [p, hidden] and W shared by all layers; `ad.plain_prompt(model)` drops it after training
-    parameters  2 p (kv heads) (head width) per attention: 7,864,320 for LLaMA-2-7B, p = 30; 221,184 for AST, p = 12
+    parameters  2 p (kv heads) (head width) per attention, and 2 with `train_scale`: 7,864,320 for LLaMA-2-7B, p = 30; 221,184 for AST, p = 12
     merge       none: it is no change of weights
     source      Li and Liang 2021, arXiv:2101.00190; without the MLP Liu et al. 2021, arXiv:2110.07602
     """
@@ -44,12 +46,22 @@ class PrefixTuning(FromText):
         0, at_least=0, help="width of the MLP that makes the prefix; 0 trains the prefix itself"
     )
     std: float = option(0.02, above=0, help="of the start")
+    train_scale: bool = option(False, help="train a factor of K and one of V in every attention")
+    compensate: bool = option(
+        False, help="the prefix's weights sum to 1 by themselves, and leave the tokens theirs"
+    )
 
     def admits(self, host: Host) -> str | None:
-        return super().admits(host) or prefix.refusal(host)
+        own_way = self.compensate and prefix.through_cache(host)
+        return super().admits(host) or (
+            f"{type(host.layer).__name__} computes its scores by a way of its own; set compensate=False"
+            if own_way
+            else prefix.refusal(host)
+        )
 
     def parameters(self, host: Host) -> int:
-        return 2 * prefix.prefix_width(host) * (self.hidden + 1 if self.hidden else self.p)
+        places = self.hidden + 1 if self.hidden else self.p
+        return 2 * prefix.prefix_width(host) * places + 2 * self.train_scale
 
     def shared_parameters(self, hosts: Sequence[Host]) -> int:
         return self.hidden * (self.p + self.hidden + 1)
@@ -59,11 +71,11 @@ class PrefixTuning(FromText):
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> Adapter:
         kind = prefix.CachedPrefix if prefix.through_cache(host) else prefix.Prefix
-        return kind(host, self.p, self.std, self.hidden, shared)
+        return kind(host, self.p, self.std, self.hidden, shared, self.train_scale, self.compensate)
 
     def plain(self) -> Method:
         """The method that stores what the MLP makes."""
-        return self.replace(hidden=0)
+        return self.replace(hidden=0, train_scale=False)
 
     def start(self, model: Any, adapters: Mapping[str, Adapter], ids: Tensor) -> None:
         if self.hidden:

@@ -84,6 +84,9 @@ class PaCAAdapter(Delta):
         self.register_buffer("I", chosen.sort().values)
         self.P = nn.Parameter(torch.zeros(*host.lead, host.fan_out, r * self.taps))
 
+    def limits(self) -> dict[str, Any]:
+        return {"I": channels(self.host)}
+
     def columns(self) -> Tensor:
         """The trained columns of the canonical weight."""
         if self.taps == 1:

@@ -53,28 +53,41 @@ class FourierFT(Method):
 
 
 class FourierFTAdapter(SparseSpectrum):
-    """c of one layer; rows, columns and signs of the real spectrum's entries."""
+    """c of one layer, and its positions `[2, n]`: rows and columns of the cells of the spectrum."""
 
     basis = FOURIER
-    rebuilt = ("rows", "columns", "signs", "cells", "weights")
+    rebuilt = ("positions",)
 
     def __init__(self, method: FourierFT, host: Host):
         M, N = host.fan_out, host.fan_in
         super().__init__(host, method.alpha / (M * N), 2 * method.n)
-        p, q = positions(M, N, method.n, method.position_seed)
+        self.register_buffer("positions", torch.stack(positions(M, N, method.n, method.position_seed)))
+        self.derive()
+        c = torch.randn if method.init == "normal" else torch.zeros
+        self.c = nn.Parameter(c(*host.lead, method.n))
+
+    def limits(self) -> dict[str, Any]:
+        return {"positions": [self.host.fan_out, self.host.fan_in]}
+
+    def derive(self) -> None:
+        """Rows, columns and signs of the real spectrum's entries, and the cells of the half spectrum."""
+        M, N = self.host.fan_out, self.host.fan_in
+        p, q = self.get_buffer("positions").unbind()
         # frequencies above the half are conjugates of those below: each conjugation turns the sign of the imaginary part
         above_p, above_q, full_p = 2 * p > M, 2 * q > N, p
         p, q = torch.where(above_p, M - p, p), torch.where(above_q, N - q, q)
-        self.register_buffer("rows", torch.cat([p, p + M // 2 + 1]))
-        self.register_buffer("columns", torch.cat([q, q + N // 2 + 1]))
         turned = torch.where(above_p ^ above_q, 1, -1)
-        self.register_buffer("signs", torch.cat([torch.ones_like(turned), turned]).to(torch.int8))
         # for dW: the cells of the half spectrum of a real matrix, whose inner columns stand for their conjugates too
         half, alone = N // 2 + 1, (q == 0) | (2 * q == N)
-        self.register_buffer("cells", torch.where(above_q, (M - full_p) % M, full_p) * half + q)
-        self.register_buffer("weights", torch.where(alone, 1.0, 0.5))
-        c = torch.randn if method.init == "normal" else torch.zeros
-        self.c = nn.Parameter(c(*host.lead, method.n))
+        made = {
+            "rows": torch.cat([p, p + M // 2 + 1]),
+            "columns": torch.cat([q, q + N // 2 + 1]),
+            "signs": torch.cat([torch.ones_like(turned), turned]).to(torch.int8),
+            "cells": torch.where(above_q, (M - full_p) % M, full_p) * half + q,
+            "weights": torch.where(alone, 1.0, 0.5),
+        }
+        for name, value in made.items():
+            self.register_buffer(name, value, persistent=False)
 
     @property
     def coefficients(self) -> Tensor:

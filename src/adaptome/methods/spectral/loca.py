@@ -115,6 +115,9 @@ class LoCAAdapter(SparseSpectrum):
         self.l = nn.Parameter(torch.zeros(*host.lead, 2, method.n)) if learned else None
         self._kept: tuple[str, Tensor] | None = None
 
+    def limits(self) -> dict[str, Any]:
+        return {"start": [self.host.fan_out, self.host.fan_in]}
+
     def coordinates(self) -> tuple[Tensor, Tensor]:
         """Rows and columns on the grid before rounding, `[*, n]` each."""
         at = self.get_buffer("start").to(self.a.dtype).expand(*self.host.lead, -1, -1)

@@ -72,7 +72,7 @@ class LoLDUAdapter(Rescaled):
         scale = 1.0 if method.alpha is None else method.alpha / r
         super().__init__(host, L[..., :r], D[..., :r], U[..., :r, :], complete=r == D.shape[-1])
         self.z = nn.Parameter(started(D[..., :r], method.init))
-        sigma = torch.full((*host.lead, 1), scale, dtype=torch.float32)
+        sigma = torch.full((*host.lead, 1), scale, dtype=torch.float64)
         self.sigma0 = scale
         self.sigma = nn.Parameter(sigma) if method.train_scale else None
 

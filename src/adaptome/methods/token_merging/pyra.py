@@ -49,6 +49,8 @@ class PYRA(Method):
     init        W_D = 0, W_r ~ U(-1, 1) (Kaiming, a = sqrt 5), LN = (1, 0): starts as ToMe, bit for bit. In the first step W_D alone
                 has a gradient. ToMe itself changes the base's outputs; only with r = 0 everywhere is it the base
     parameters  r + D + 2 D per block (r + D with affine=False, the paper's count): 27,840 (9,408) for ViT-B, 'vit-b-high'
+    read        `with ad.merged_tokens() as merged: model(x)`; merged[path of the backbone] has the tokens' `sizes`, the `place` of every first
+                token, and `spread` for dense heads
     use         LoRA beside it, on 'qkv', as a second adapter, attached before or after; `parameter_groups(rates=...)` trains each at its
                 own rate. The model returns fewer tokens. Where there are fewer pairs than r, all are merged and W_r is cut to its first
                 rows. Attention must be sdpa or eager. A head that reads the class token alone sees nothing of the last block's merge,
