@@ -16,7 +16,7 @@ from adaptome.core import adapter as swap
 from adaptome.core import packed
 from adaptome.core.adapter import Adapter
 from adaptome.core.budget import Fit, fit, parse
-from adaptome.core.defaults import default_hosts
+from adaptome.core.defaults import default_hosts, without_parametrised
 from adaptome.core.errors import StateError, TargetError
 from adaptome.core.hosts import Host, host_of
 from adaptome.core.method import Method, get_method
@@ -114,9 +114,10 @@ def _hosts(
         raise TargetError(
             f"targets={wanted!r} matches only modules that are trained whole ({', '.join(whole)}).\n  Name other targets, or leave them out of train."
         )
-    told: tuple[str, ...] = ()
+    hosts, told = without_parametrised(method, wanted, hosts)
     if targets is None:
-        hosts, told = default_hosts(model, method, hosts)
+        hosts, more = default_hosts(model, method, hosts)
+        told = (*told, *more)
     for host in hosts:
         if host.path in heads and host.kind not in ("experts", "parameter", "vector"):
             raise TargetError(

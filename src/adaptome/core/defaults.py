@@ -15,7 +15,7 @@ from torch import nn
 
 from adaptome.core.hosts import Host, host_of
 from adaptome.core.method import Method
-from adaptome.core.targets import roles
+from adaptome.core.targets import ROLES, roles
 
 
 def default_hosts(
@@ -42,6 +42,22 @@ def default_hosts(
         return list(hosts), told
     reason = next(iter(refused.values()))
     return kept, (*told, f"left out {len(refused)} parameters of experts, as {next(iter(refused))}: {reason}")
+
+
+def without_parametrised(
+    method: Method, wanted: str | Sequence[str], hosts: Sequence[Host]
+) -> tuple[list[Host], tuple[str, ...]]:
+    """The hosts that roles select, without those whose weights a parametrisation makes and the method would change; and which these are.
+
+    What is named by its path stays, so that the refusal says why; so it does where nothing else is selected.
+    """
+    entries = [wanted] if isinstance(wanted, str) else list(wanted)
+    skipped = {host.name for host in hosts if method.parametrised(host)}
+    kept = [host for host in hosts if host.name not in skipped]
+    if not skipped or not kept or not all(entry in ROLES for entry in entries):
+        return list(hosts), ()
+    first = next(host for host in hosts if host.name in skipped)
+    return kept, (f"left out {', '.join(sorted(skipped))}: {method.parametrised(first)}",)
 
 
 def _around(

@@ -84,6 +84,14 @@ class Host(ABC):
         """Whether the layer owns this parameter."""
         return self.layer._parameters.get(parameter) is not None
 
+    def made_of(self, parameter: str) -> tuple[str, ...]:
+        """The names of the tensors from which a parametrisation (weight norm, spectral norm) makes a parameter; none for a plain one."""
+        found = getattr(self.layer, "parametrizations", {})
+        if parameter in found:
+            return tuple(f"parametrizations.{parameter}.{name}" for name in found[parameter]._parameters)
+        old = f"{parameter}_g", f"{parameter}_v"  # torch.nn.utils.weight_norm, before parametrisations
+        return old if all(self.has(name) for name in old) else ()
+
     # -- its shape -----------------------------------------------------------------------------------------------
 
     @property
@@ -144,12 +152,15 @@ class Host(ABC):
             )
 
     def stored(self, parameter: str) -> Tensor:
-        """The parameter as the layer stores it.
+        """The parameter as the layer stores it; one that a parametrisation makes, as it is made now.
 
         Raises:
             HostError: when the layer has no such parameter.
         """
         value = self.layer._parameters.get(parameter)
+        if value is None and self.made_of(parameter):
+            made: Tensor = getattr(self.layer, parameter)
+            return made
         if value is None:
             own = [k for k, v in self.layer._parameters.items() if v is not None]
             raise HostError(

@@ -90,6 +90,8 @@ class Method:
     admits_packed: ClassVar[bool] = True
     #: where it goes when the user names no targets
     default_targets: ClassVar[str | tuple[str, ...]] = "all-linear"
+    #: whether it leaves the weights of layers as they are, and changes their biases alone
+    keeps_weights: ClassVar[bool] = False
     #: whether by default it stands once around a whole mixture of experts, in place of the maps in it
     around_experts: ClassVar[bool] = False
     #: the setting that a budget solves; '' for the first of r, size, n that there is
@@ -147,9 +149,19 @@ class Method:
             return "it needs the weight in full precision; this one is quantised"
         return None
 
+    def parametrised(self, host: Host) -> str | None:
+        """Why it cannot be on a layer whose weight a parametrisation makes: a change of that weight would be made anew, and lost."""
+        made_of = host.made_of(host.parameter)
+        if not made_of or self.merge == "none" or self.keeps_weights:
+            return None
+        return (
+            f"its {host.parameter} is made by a parametrisation from {' and '.join(made_of)}, so nothing can be added to it; "
+            "`bitfit` trains its bias, and torch.nn.utils.parametrize.remove_parametrizations makes it plain"
+        )
+
     def check(self, host: Host) -> None:
         """Raise HostError when the method cannot sit on this host."""
-        reason = self.admits(host) or host.never_called()
+        reason = self.admits(host) or host.never_called() or self.parametrised(host)
         if reason:
             raise HostError(
                 f"{self.name} cannot be put on {host.name or 'the root'}: {reason}.\n  Name other targets; `adaptome methods` lists what each method admits."

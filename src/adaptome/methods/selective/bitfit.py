@@ -11,6 +11,7 @@ from adaptome.forms.own_parameters import OwnParameters
 
 @register(
     "bitfit", category="selective", subcategory="specific", structure_changed=False, export="none", hosts=("linear", "conv", "norm"), default_targets="biases",
+    keeps_weights=True,
     source="Ben Zaken et al. 2021, arXiv:2106.10199",
 )  # fmt: skip
 class BitFit(Method):
