@@ -78,7 +78,7 @@ def run_pair(
 
 
 def shaped(y: Tensor, lead: torch.Size) -> Tensor:
-    """A fresh `[rows, out]` as `[*lead, out]`, in place: a view that a node puts out could not be changed in place by the model."""
+    """A fresh `[rows, out]` as `[*lead, out]`, without a view, which as a node's output the model could not change in place."""
     return y.resize_(*lead, y.shape[-1])
 
 

@@ -46,7 +46,10 @@ class Scattered(Delta):
             return super().forward(frozen, x, *args, **kwargs)
         numbers = self.numbers()
         values = numbers if self.strength == 1.0 else self.strength * numbers
-        return _Sparse.apply(x, frozen.weight(), frozen.bias(), values, self.index)
+        if torch.compiler.is_compiling():  # which chooses by itself what to keep
+            return F.linear(x, _moved(frozen.weight(), self.index, values), frozen.bias())
+        y: Tensor = _Sparse.apply(x, frozen.weight(), frozen.bias(), values, self.index)
+        return y
 
 
 class SparseAdapter(Scattered):
