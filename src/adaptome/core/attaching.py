@@ -283,6 +283,7 @@ def _install(root: nn.Module, state: State, attachment: Attachment, hosts: Seque
         getattr(home, SHARED)[name] = shared.train(root.training)
     state.attachments[name] = attachment
     state.active.append(name)
+    state.unsettled = True
     rearrange(root)
 
 
