@@ -19,7 +19,7 @@ from adaptome.core.plan import Plan, count
 from adaptome.core.state import adapters, is_ours
 from adaptome.core.steer import steer, steered
 from adaptome.core.targets import roles_of
-from adaptome.example_inputs import example_inputs
+from adaptome.core.example_inputs import example_inputs
 from adaptome.memory import OPTIMIZERS, footprint, optimizer_bytes, shadow
 
 if TYPE_CHECKING:

@@ -104,7 +104,9 @@ def _hosts(
     matches: list[Match] = resolve(model, wanted, exclude=exclude, layers=layers)
     whole = [path for path, rows in heads.items() if rows is None]
     kept = [m for m in matches if not any(m.path == h or m.path.startswith(f"{h}.") for h in whole)]
-    hosts = [host_of(m.module, m.path, m.parameter, m.role, m.layer) for m in kept]
+    hosts = [_host(m) for m in kept]
+    if targets is None and method.merge == "none":  # what wraps calls has no place where there are none
+        hosts = [host for host in hosts if not host.read] or hosts
     if not hosts:
         raise TargetError(
             f"targets={wanted!r} matches only modules that are trained whole ({', '.join(whole)}).\n  Name other targets, or leave them out of train."
@@ -117,6 +119,12 @@ def _hosts(
                 f"  Leave it out of the targets (exclude='{host.path}'), or out of train."
             )
     return hosts
+
+
+def _host(match: Match) -> Host:
+    host = host_of(match.module, match.path, match.parameter, match.role, match.layer)
+    host.read = match.read
+    return host
 
 
 def _methods_by_layer(

@@ -200,14 +200,18 @@ def rearrange(root: nn.Module, rest: bool = True) -> None:
     state: State = root.__dict__[STATE]
     for name, attachment in state.attachments.items() if rest else ():
         rest_or_wake(attachment, name in state.active and not attachment.merged)
-    running = [] if state.disabled else [n for n in state.active if not state.attachments[n].merged]
+    run_only(root, [] if state.disabled else [n for n in state.active if not state.attachments[n].merged])
+    ignore_on_save(root)
+
+
+def run_only(root: nn.Module, names: list[str]) -> None:
+    """Let every adapted layer run these adapters, whatever the state says."""
     for module in root.modules():
         if isinstance(module, Adapted):
-            swap.arrange(module, running)
+            swap.arrange(module, names)
     for module in root.modules():
         if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
             swap.keep_off_fast_path(module)
-    ignore_on_save(root)
 
 
 def forget(root: nn.Module, names: Sequence[str]) -> None:
