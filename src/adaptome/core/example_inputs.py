@@ -136,9 +136,15 @@ def _text(m: _Maker) -> dict[str, Any]:
     return inputs
 
 
+def _parts(config: Any) -> list[Any]:
+    """The configurations inside one that may tell an image's size: of its vision tower, encoder or backbone."""
+    names = ("vision_config", "encoder", "backbone_config")
+    return [part for name in names if (part := getattr(config, name, None)) is not None]
+
+
 def _pixels(m: _Maker, config: Any = None) -> Tensor:
     config = m.config if config is None else config
-    size = config.image_size
+    size = next((s for c in (config, *_parts(config)) if (s := getattr(c, "image_size", None))), 224)
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     return m.values(getattr(config, "num_channels", 3), height, width)
 
@@ -157,7 +163,13 @@ def _image_and_text(m: _Maker) -> dict[str, Any]:
 
 
 def _features(m: _Maker) -> dict[str, Any]:
-    """Whisper: a spectrogram of fixed length in, text out."""
+    """Whisper: a spectrogram of fixed length in, text out; others take frames `[length, features]`."""
+    width = m.first("feature_projection_input_dim", "input_feat_per_channel", of=m.config)
+    if width:
+        inputs = {"input_features": m.values(4 * m.length, width), **m.labels(m.length)}
+        if "labels" not in inputs and getattr(m.config, "is_encoder_decoder", False):
+            inputs["decoder_input_ids"] = m.tokens(m.length)
+        return inputs
     frames = 2 * m.config.max_source_positions
     length = min(m.length, m.config.max_target_positions)
     inputs = {"input_features": m.values(m.config.num_mel_bins, frames), **m.labels(length)}
