@@ -18,6 +18,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,25 @@ METHODS: dict[str, dict[str, Any]] = {
 LARGEST = 20_000_000
 #: largest relative difference of two outputs that are to be equal but for rounding
 EQUAL = 2e-3
+
+
+@dataclass
+class Probe:
+    """Inputs, what the base puts out for them, and by identity the modules that they run and those that they train."""
+
+    inputs: dict[str, Any]
+    base: list[Tensor]
+    ran: set[int]
+    trained: set[int]
+
+    def runs(self, host: ad.Host) -> bool:
+        """Whether the layer, or something in it, is run or read."""
+        return host.read or any(id(module) in self.ran for module in host.layer.modules())
+
+    def trains(self, host: ad.Host) -> bool:
+        """Whether a gradient reaches something in the layer, or the layer has nothing of its own to tell it by."""
+        owners = [m for m in host.layer.modules() if any(p is not None for p in m._parameters.values())]
+        return not owners or any(id(module) in self.trained for module in owners)
 
 
 def classes() -> dict[str, tuple[str, list[str]]]:
@@ -121,13 +141,32 @@ def examine(name: str, methods: list[str]) -> dict[str, str]:
             base = outputs_of(model, inputs)
         if not base or difference(base, outputs_of(model, inputs)) > 0:
             return {"": "its output is not the same twice" if base else "it puts out no tensor"}
+        probe = Probe(inputs, base, ran, reached(model, inputs))
     except (*REFUSALS, HFError) as error:
         return {"": f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"}
-    found = {method: verdict(model, inputs, base, ran, method) for method in methods}
+    found = {method: verdict(model, probe, method) for method in methods}
     hidden = read_unknown(model, inputs, base, ran)
     if hidden:
         found["lora"] = f"fault: {hidden} is neither called nor known to be read, and moves the output"
     return found
+
+
+def reached(model: nn.Module, inputs: dict[str, Any]) -> set[int]:
+    """The modules, by identity, with a parameter of their own that gets a gradient when the model itself is trained."""
+    model.zero_grad()
+    loss = loss_of(model, inputs)
+    if loss is not None:
+        loss.backward()
+    found = {id(m) for m in model.modules() if any(p is not None and p.grad is not None for p in m._parameters.values())}
+    model.zero_grad()
+    return found
+
+
+def loss_of(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+    """The sum of squares of all that the model puts out; None where nothing of it has a gradient."""
+    torch.manual_seed(0)
+    terms = [t.float().square().sum() for t in _differentiable(model(**inputs))]
+    return sum(terms[1:], terms[0]) if terms else None
 
 
 def read_unknown(model: nn.Module, inputs: dict[str, Any], base: list[Tensor], ran: set[int]) -> str | None:
@@ -154,7 +193,7 @@ def read_unknown(model: nn.Module, inputs: dict[str, Any], base: list[Tensor], r
     return None
 
 
-def verdict(model: nn.Module, inputs: dict[str, Any], base: list[Tensor], ran: set[int], method: str) -> str:
+def verdict(model: nn.Module, probe: Probe, method: str) -> str:
     """What one method does on the model, which is afterwards as it was."""
     bits = {k: v.clone() for k, v in model.state_dict().items()}
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -162,46 +201,55 @@ def verdict(model: nn.Module, inputs: dict[str, Any], base: list[Tensor], ran: s
         ad.attach(model, method, seed=1, **METHODS[method])
     except (TargetError, HostError, MethodError) as error:
         return f"refused: {str(error).splitlines()[0][:160]}"
+    except REFUSALS as error:
+        return f"fault: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     try:
-        return attached(model, inputs, base, ran, method)
+        return attached(model, probe, method)
     except HostError as error:  # what a method does not do with the model's arguments, said
         return f"refused: {str(error).splitlines()[0][:160]}"
     except (*REFUSALS, AdaptomeError) as error:
         return f"fault: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     finally:
         ad.detach(model)
+        model.zero_grad()
         after = model.state_dict()
         assert after.keys() == bits.keys() and all(torch.equal(after[k], bits[k]) for k in bits), name_of(model)
         assert {n for n, p in model.named_parameters() if p.requires_grad} == trained, name_of(model)
-        assert difference(base, outputs_of(model, inputs)) == 0, name_of(model)
+        assert difference(probe.base, outputs_of(model, probe.inputs)) == 0, name_of(model)
 
 
 def name_of(model: nn.Module) -> str:
     return f"{type(model).__name__} is not what it was before"
 
 
-def attached(model: nn.Module, inputs: dict[str, Any], base: list[Tensor], ran: set[int], method: str) -> str:
+def attached(model: nn.Module, probe: Probe, method: str) -> str:
+    inputs = probe.inputs
     cls = ad.list_methods()[method]
-    if cls.identity_at_init and (moved := difference(base, outputs_of(model, inputs))) > EQUAL:
+    if cls.identity_at_init and (moved := difference(probe.base, outputs_of(model, inputs))) > EQUAL:
         return f"fault: it starts {moved:.1e} from the base"
     model.zero_grad()
-    torch.manual_seed(0)
-    output = model(**inputs)
-    loss = sum(t.float().square().sum() for t in _differentiable(output))
     attachment = ad.adapters(model)["default"]
-    if isinstance(loss, Tensor):
+    loss, remark = loss_of(model, inputs), ""
+    if loss is None and hasattr(model, "enable_input_require_grads"):
+        model.enable_input_require_grads()  # reversible layers pass none where their input asks for none
+        loss, remark = loss_of(model, inputs), ", after model.enable_input_require_grads()"
+        model.disable_input_require_grads()
+    if loss is not None:
         loss.backward()
-    elif any(runs(adapter.host, ran) for adapter in attachment.adapters.values()):
+    elif any(probe.runs(adapter.host) for adapter in attachment.adapters.values()):
         return "fault: no gradient passes through the model"
-    silent, quiet = [], 0
+    remark = remark if loss is not None else ""
+    silent, quiet, dead = [], 0, 0
     for path, adapter in attachment.adapters.items():
         own = [p for p in adapter.parameters() if p.requires_grad]
         if any(p.grad is not None for p in own) or not own or adapter.may_idle or "expert" in adapter.host.role:
             continue
-        if runs(adapter.host, ran):
+        if not probe.runs(adapter.host):
+            quiet += 1
+        elif probe.trains(adapter.host):
             silent.append(path)
         else:
-            quiet += 1
+            dead += 1
     if silent:
         return f"fault: no gradient reaches {len(silent)} of {len(attachment.adapters)}, such as {silent[0]}"
     generator = torch.Generator().manual_seed(5)
@@ -209,7 +257,8 @@ def attached(model: nn.Module, inputs: dict[str, Any], base: list[Tensor], ran: 
         for parameter in ad.parameters_of(model).values():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
     adapted = outputs_of(model, inputs)
-    remark = f", {quiet} of {len(attachment.adapters)} layers not run by the probe" if quiet else ""
+    remark += f", {quiet} of {len(attachment.adapters)} layers not run by the probe" if quiet else ""
+    remark += f", {dead} of {len(attachment.adapters)} layers without a gradient in the model itself" if dead else ""
     if quiet == len(attachment.adapters):
         return "not run by the probe"
     if cls.merge == "none":
@@ -218,11 +267,6 @@ def attached(model: nn.Module, inputs: dict[str, Any], base: list[Tensor], ran: 
     if (apart := difference(adapted, outputs_of(model, inputs))) > EQUAL:
         return f"fault: merging moves the output by {apart:.1e}, the report says {report.model:.1e}"
     return f"works{remark}"
-
-
-def runs(host: ad.Host, ran: set[int]) -> bool:
-    """Whether the probe runs the layer, or something in it."""
-    return host.read or any(id(module) in ran for module in host.layer.modules())
 
 
 def _differentiable(output: Any) -> Iterator[Tensor]:

@@ -87,6 +87,8 @@ def tiny_settings(cls: type, depth: int = 0) -> dict[str, Any]:
                 settings[name] = type(value)([found] * len(value))
             elif size_of(name, SIZES) is not None and name in ("image_size", "patch_size", "input_size"):
                 settings[name] = type(value)([size_of(name, SIZES)] * len(value))
+    if getattr(default, "is_encoder_decoder", False):
+        settings["decoder_start_token_id"] = 1
     return settings | MORE.get(getattr(cls, "model_type", ""), {})
 
 
