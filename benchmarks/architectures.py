@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError as HFError
+from tiny import tiny_settings
 from torch import Tensor, nn
 
 import adaptome as ad
@@ -31,8 +32,6 @@ from adaptome.core.errors import AdaptomeError, HostError, MethodError, TargetEr
 from adaptome.core.files import write_atomic
 from adaptome.core.targets import resolve
 from adaptome.core.whole import REFUSALS, difference, outputs_of, probe_of
-
-from tiny import tiny_settings
 
 RESULTS = Path(__file__).parent / "results" / "architectures.json"
 #: one or two of every mechanism, with sizes that fit 32 dimensions
@@ -89,7 +88,11 @@ def classes() -> dict[str, tuple[str, list[str]]]:
 
 def first_of_type(known: dict[str, tuple[str, list[str]]]) -> set[str]:
     """One class of every model type: the first."""
-    return {name for name, (kind, _) in known.items() if next(n for n, (k, _) in known.items() if k == kind) == name}
+    return {
+        name
+        for name, (kind, _) in known.items()
+        if next(n for n, (k, _) in known.items() if k == kind) == name
+    }
 
 
 def build(name: str) -> nn.Module:
@@ -121,7 +124,8 @@ def called(model: nn.Module) -> Iterator[set[int]]:
     """The modules that are called in the block, by identity."""
     seen: set[int] = set()
     handles = [
-        module.register_forward_pre_hook(lambda module, args: seen.add(id(module))) for module in model.modules()
+        module.register_forward_pre_hook(lambda module, args: seen.add(id(module)))
+        for module in model.modules()
     ]
     try:
         yield seen
@@ -157,7 +161,11 @@ def reached(model: nn.Module, inputs: dict[str, Any]) -> set[int]:
     loss = loss_of(model, inputs)
     if loss is not None:
         loss.backward()
-    found = {id(m) for m in model.modules() if any(p is not None and p.grad is not None for p in m._parameters.values())}
+    found = {
+        id(m)
+        for m in model.modules()
+        if any(p is not None and p.grad is not None for p in m._parameters.values())
+    }
     model.zero_grad()
     return found
 
@@ -213,7 +221,9 @@ def verdict(model: nn.Module, probe: Probe, method: str) -> str:
         ad.detach(model)
         model.zero_grad()
         after = model.state_dict()
-        assert after.keys() == bits.keys() and all(torch.equal(after[k], bits[k]) for k in bits), name_of(model)
+        assert after.keys() == bits.keys() and all(torch.equal(after[k], bits[k]) for k in bits), name_of(
+            model
+        )
         assert {n for n, p in model.named_parameters() if p.requires_grad} == trained, name_of(model)
         assert difference(probe.base, outputs_of(model, probe.inputs)) == 0, name_of(model)
 
@@ -242,7 +252,12 @@ def attached(model: nn.Module, probe: Probe, method: str) -> str:
     silent, quiet, dead = [], 0, 0
     for path, adapter in attachment.adapters.items():
         own = [p for p in adapter.parameters() if p.requires_grad]
-        if any(p.grad is not None for p in own) or not own or adapter.may_idle or "expert" in adapter.host.role:
+        if (
+            any(p.grad is not None for p in own)
+            or not own
+            or adapter.may_idle
+            or "expert" in adapter.host.role
+        ):
             continue
         if not probe.runs(adapter.host):
             quiet += 1
@@ -258,7 +273,11 @@ def attached(model: nn.Module, probe: Probe, method: str) -> str:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
     adapted = outputs_of(model, inputs)
     remark += f", {quiet} of {len(attachment.adapters)} layers not run by the probe" if quiet else ""
-    remark += f", {dead} of {len(attachment.adapters)} layers without a gradient in the model itself" if dead else ""
+    remark += (
+        f", {dead} of {len(attachment.adapters)} layers without a gradient in the model itself"
+        if dead
+        else ""
+    )
     if quiet == len(attachment.adapters):
         return "not run by the probe"
     if cls.merge == "none":
@@ -287,7 +306,10 @@ def write(results: dict[str, dict[str, Any]]) -> None:
 
     stored = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"classes": {}}
     stored["classes"] = dict(sorted({**stored["classes"], **results}.items()))
-    stored["versions"] = {"transformers": transformers.__version__, "torch": torch.__version__.partition("+")[0]}
+    stored["versions"] = {
+        "transformers": transformers.__version__,
+        "torch": torch.__version__.partition("+")[0],
+    }
     write_atomic(RESULTS, json.dumps(stored, indent=1) + "\n")
 
 
@@ -314,7 +336,9 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{name:44} {method:14} {text}", flush=True)
     if not args.only:
         write(results)
-    print(f"{len(names)} classes, {sum('' not in r['methods'] for r in results.values())} run, {faults} faults")
+    print(
+        f"{len(names)} classes, {sum('' not in r['methods'] for r in results.values())} run, {faults} faults"
+    )
     return int(faults > 0)
 
 

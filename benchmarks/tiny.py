@@ -69,7 +69,11 @@ def tiny_settings(cls: type, depth: int = 0) -> dict[str, Any]:
         inner = type(value) if hasattr(value, "to_diff_dict") else None
         if name in subs or inner is not None:
             sub = inner or subs[name]
-            if depth < 3 and hasattr(sub, "model_type") and sub.__name__ not in ("AutoConfig", "PreTrainedConfig"):
+            if (
+                depth < 3
+                and hasattr(sub, "model_type")
+                and sub.__name__ not in ("AutoConfig", "PreTrainedConfig")
+            ):
                 settings[name] = {**tiny_settings(sub, depth + 1), "model_type": sub.model_type}
         elif isinstance(value, bool) or name.startswith("_"):
             continue

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from tests.grid.sites import move, small
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import adaptome as ad
+from tests.grid.sites import move, small
 
 
 class Changed(nn.Module):
@@ -81,9 +81,7 @@ def steered(request):
         yield
 
 
-@pytest.mark.parametrize(
-    "kind, method", [(kind, method) for kind in INPUTS for method in methods_on(kind)]
-)
+@pytest.mark.parametrize("kind, method", [(kind, method) for kind in INPUTS for method in methods_on(kind)])
 def test_every_method_has_the_gradients_of_the_model_without(kind, method):
     chosen = small(method)
     for change in CHANGES:

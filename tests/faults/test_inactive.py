@@ -6,9 +6,9 @@ import copy
 import pickle
 
 import torch
-from tests.core.models import IDS, Net
 
 import adaptome as ad
+from tests.core.models import IDS, Net
 
 
 def two() -> Net:

@@ -51,7 +51,9 @@ def test_a_model_that_skips_none_is_judged_by_its_last_step():
     model = wav2vec2(0.0)
     ad.attach(model, "lora", targets="all-linear")
     model.wav2vec2.encoder.layers[2].forward = lambda x, *args, **kwargs: x
-    with pytest.raises(GradientError, match=r"(?s)no gradient reached 6 of \d+ adapters in 2 steps.*layers\.2"):
+    with pytest.raises(
+        GradientError, match=r"(?s)no gradient reached 6 of \d+ adapters in 2 steps.*layers\.2"
+    ):
         steps(model, sound, 2, 2)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as T
-from tests.core.models import move
-from tests.grid.sites import small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,10 +12,18 @@ import adaptome as ad
 from adaptome.core.errors import HostError, MergeError
 from adaptome.core.reading import weights_read
 from adaptome.core.targets import resolve
+from tests.core.models import move
+from tests.grid.sites import small
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 32}
 LLM = {**SIZE, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
-MAMBA = {"mamba_d_state": 4, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+MAMBA = {
+    "mamba_d_state": 4,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 8,
+}
 BUILD = {
     "wavlm": lambda: T.WavLMForCTC(T.WavLMConfig(
         **LLM | {"vocab_size": 8}, conv_dim=(8, 8), conv_kernel=(4, 4), conv_stride=(2, 2), num_conv_pos_embeddings=4,
@@ -92,7 +98,13 @@ def test_generating_with_a_cache_takes_the_other_way_with_the_same_adapter(name)
     model = build(name)
     ad.attach(model, "lora", targets="convs")
     move(model, std=1.0)
-    kwargs = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
+    kwargs = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+        "pad_token_id": 0,
+    }
     cached = model.generate(IDS, **kwargs)
     whole = model(cached.sequences[:, :-1]).logits[:, IDS.shape[1] - 1 :]
     torch.testing.assert_close(torch.stack(cached.logits, 1), whole, rtol=1e-3, atol=1e-4)
@@ -100,7 +112,9 @@ def test_generating_with_a_cache_takes_the_other_way_with_the_same_adapter(name)
 
 def test_what_wraps_calls_is_refused_there_and_kept_out_of_its_defaults():
     model = build("wavlm")
-    with pytest.raises(HostError, match=r"(?s)the model reads .*q_proj\.weight instead of calling.*such as lora, or exclude="):
+    with pytest.raises(
+        HostError, match=r"(?s)the model reads .*q_proj\.weight instead of calling.*such as lora, or exclude="
+    ):
         ad.attach(model, "series", targets="q", size=4)
     plan = ad.attach(model, "houlsby", size=4)
     assert {entry.path.rpartition(".")[2] for entry in plan.entries} == {"output_dense"}
@@ -115,7 +129,11 @@ class Layers(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.kind = kind
-        made = {"linear": lambda: nn.Linear(16, 24), "conv": lambda: nn.Conv1d(16, 24, 3), "embedding": lambda: nn.Embedding(12, 24)}
+        made = {
+            "linear": lambda: nn.Linear(16, 24),
+            "conv": lambda: nn.Conv1d(16, 24, 3),
+            "embedding": lambda: nn.Embedding(12, 24),
+        }
         self.layer = made[kind]()
 
 
@@ -157,7 +175,9 @@ def test_every_method_that_changes_weights_gives_what_calling_gives(kind, method
             move(model, std=0.1)
             y = model(INPUTS[kind])
             y.square().sum().backward()
-            results.append((y.detach(), {k: p.grad for k, p in ad.parameters_of(model).items() if p.grad is not None}))
+            results.append(
+                (y.detach(), {k: p.grad for k, p in ad.parameters_of(model).items() if p.grad is not None})
+            )
     (called, gradients), (read, others) = results
     torch.testing.assert_close(read, called, rtol=1e-4, atol=1e-5)
     assert gradients and gradients.keys() == others.keys()

@@ -127,7 +127,9 @@ def _reached(model: nn.Module, method: Method, hosts: list[Host]) -> list[Host]:
     if method.merge == "none":  # what wraps calls has no place where there are none
         hosts = [host for host in hosts if not host.read]
     # of what stands outside the blocks, or is in them but in neither attention nor MLP (an indexer of keys), the model may need nothing
-    doubtful = any(host.role == "linear" or (host.index is None and host.kind in ("conv", "norm")) for host in hosts)
+    doubtful = any(
+        host.role == "linear" or (host.index is None and host.kind in ("conv", "norm")) for host in hosts
+    )
     idle = unused(model) if doubtful else frozenset()
     own = ("linear", "conv", "norm")
     return [host for host in hosts if not (host.path in idle and host.kind in own and host.role != "expert")]

@@ -56,7 +56,13 @@ class _Maker:
     """Sizes of one model, and tensors of a batch."""
 
     def __init__(
-        self, model: nn.Module, batch: int, length: int, device: torch.device, dtype: torch.dtype, seed: int | None
+        self,
+        model: nn.Module,
+        batch: int,
+        length: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        seed: int | None,
     ):
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
         self.model, self.batch, self.device, self.dtype = model, batch, device, dtype

@@ -44,7 +44,9 @@ def check_gradients(model: nn.Module, left: int | None = None) -> bool:
             missing.append(key)
     state.looks += 1
     # a model that is known to skip layers is not judged by fewer steps, for they tell nothing
-    waiting = left is not None and root.training and state.looks < PATIENCE and (left > 0 or _skips_layers(root))
+    waiting = (
+        left is not None and root.training and state.looks < PATIENCE and (left > 0 or _skips_layers(root))
+    )
     if missing and waiting:
         return False
     looks, state.looks, state.reached, state.unsettled = state.looks, 0, set(), False

@@ -114,7 +114,9 @@ class MergeReport:
             for path, d in self.differences.items()
         ]
         made = f"\nnew parameters: {', '.join(self.created)}" if self.created else ""
-        whole = "not compared: its inputs are not known" if self.model is None else f"differs by {self.model:.2e}"
+        whole = (
+            "not compared: its inputs are not known" if self.model is None else f"differs by {self.model:.2e}"
+        )
         columns = ("layer", "difference", "requantisation error", "change lost")
         return f"merged {', '.join(self.names)}\n{table(columns, rows)}\nthe model's output: {whole}{made}"
 
@@ -250,7 +252,10 @@ def _check_lost(again: dict[str, Requantised]) -> None:
 
 
 def _check_whole(
-    found: float, tolerance: float | None, layers: list[tuple[str, Any, list[WeightAdapter]]], requantised: bool
+    found: float,
+    tolerance: float | None,
+    layers: list[tuple[str, Any, list[WeightAdapter]]],
+    requantised: bool,
 ) -> None:
     """Raise MergeError when the model's output has changed by more than the roundings of so many layers add up to."""
     bounds = [TOLERANCE.get(host_of(layer, path).dtype, 6e-2) for path, layer, _ in layers]

@@ -135,7 +135,11 @@ class Method:
     def check(self, host: Host) -> None:
         """Raise HostError when the method cannot sit on this host."""
         reason = self.admits(host)
-        works = "Name other targets" if reason or not host.read else f"Take a method that changes weights, such as lora, or exclude={host.path!r}"
+        works = (
+            "Name other targets"
+            if reason or not host.read
+            else f"Take a method that changes weights, such as lora, or exclude={host.path!r}"
+        )
         reason = reason or host.never_called(changes_weights=self.merge == "exact")
         if reason:
             raise HostError(

@@ -78,12 +78,14 @@ def _check_wrapped(model: nn.Module, state: State, wanted: list[str]) -> None:
 
     To evaluate with others is allowed: what asks for gradients then stays as it was.
     """
-    trains = lambda name: any(p.requires_grad for m in state.attachments[name].modules() for p in m.parameters())  # noqa: E731
     if not model.training or distributed_wrapper(model) != "DistributedDataParallel":
         return
-    if {name for name in state.attachments if trains(name)} - set(wanted) or any(
-        state.attachments[name].resting for name in wanted
-    ):
+    training = {
+        name
+        for name, attachment in state.attachments.items()
+        if any(p.requires_grad for module in attachment.modules() for p in module.parameters())
+    }
+    if training - set(wanted) or any(state.attachments[name].resting for name in wanted):
         raise StateError(
             f"this model is wrapped by DistributedDataParallel, which synchronises what trained when it was wrapped: {state.active}, not {wanted}.\n"
             "  Activate first, then wrap; or wrap model.module anew. In evaluation mode (model.eval()) any may run."

@@ -76,5 +76,7 @@ class _Yes(TorchDispatchMode):
 def _differentiable(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
         return [output.sum()] if output.requires_grad and output.is_floating_point() else []
-    inner = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    inner = (
+        output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    )
     return [term for value in inner for term in _differentiable(value)]

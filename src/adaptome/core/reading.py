@@ -13,13 +13,27 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from types import CodeType, FunctionType
+from typing import Any
 
 from torch import nn
 
 from adaptome.core.nodes import Node
 
 #: attributes of a weight that do not depend on its numbers
-_ABOUT = {"data_ptr", "device", "dim", "dtype", "element_size", "is_cuda", "is_meta", "ndim", "numel", "requires_grad", "shape", "size"}
+_ABOUT = {
+    "data_ptr",
+    "device",
+    "dim",
+    "dtype",
+    "element_size",
+    "is_cuda",
+    "is_meta",
+    "ndim",
+    "numel",
+    "requires_grad",
+    "shape",
+    "size",
+}
 #: where the classes' own code is trusted to call its layers, or is kept to its calls (`keep_off_fast_path`)
 _PASSED_OVER = ("torch.", "transformers.modeling_utils", "transformers.generation")
 
@@ -29,7 +43,8 @@ def mark_read(nodes: list[Node]) -> None:
     for node in nodes:
         if not node.children:
             continue
-        for path in weights_read(getattr(type(node.module), "_base", type(node.module))):
+        cls: Any = getattr(type(node.module), "_base", type(node.module))
+        for path in weights_read(cls):
             for layer in _below(node, path):
                 layer.read = bool(layer.kind)
 
@@ -103,5 +118,11 @@ def _only_looks(node: ast.expr, above: ast.AST) -> bool:
     if isinstance(above, ast.Attribute):
         return above.attr in _ABOUT
     if isinstance(above, ast.Call):
-        return isinstance(above.func, ast.Name) and above.func.id in ("isinstance", "hasattr", "type", "id", "len")
+        return isinstance(above.func, ast.Name) and above.func.id in (
+            "isinstance",
+            "hasattr",
+            "type",
+            "id",
+            "len",
+        )
     return isinstance(above, ast.Compare) and any(isinstance(op, (ast.Is, ast.IsNot)) for op in above.ops)

@@ -189,7 +189,11 @@ def rest_or_wake(attachment: Attachment, active: bool) -> None:
         for i, module in enumerate(attachment.modules())
         for key, parameter in module.named_parameters()
     }
-    asking = {name for name, p in named.items() if p.requires_grad} if attachment.resting is None else attachment.resting
+    asking = (
+        {name for name, p in named.items() if p.requires_grad}
+        if attachment.resting is None
+        else attachment.resting
+    )
     attachment.resting = None if active else asking
     for name in asking:
         named[name].requires_grad_(active)

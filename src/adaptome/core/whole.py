@@ -72,7 +72,10 @@ def difference(before: list[Tensor], after: list[Tensor]) -> float:
     """The largest difference between two outputs, relative to the largest number of the tensor it is in; infinite where shapes differ."""
     if [t.shape for t in before] != [t.shape for t in after]:
         return float("inf")
-    return max((_relative(b.double(), a.double()) for b, a in zip(before, after, strict=True) if b.numel()), default=0.0)
+    return max(
+        (_relative(b.double(), a.double()) for b, a in zip(before, after, strict=True) if b.numel()),
+        default=0.0,
+    )
 
 
 def _relative(before: Tensor, after: Tensor) -> float:

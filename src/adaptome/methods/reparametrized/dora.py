@@ -81,7 +81,9 @@ class DoRAAdapter(Reparametrization):
         if plain is not None:
             W, bias = plain
             V, z, s = run_pair(x, W, (self.A, self.B), self.scale, dropout)
-            again = (lambda x, z, B: self.host.add_expanded(F.linear(x, W), z, B, s)) if z is not None else None
+            again = (
+                (lambda x, z, B: self.host.add_expanded(F.linear(x, W), z, B, s)) if z is not None else None
+            )
             return self.scaled(V, bias, frozen, x, z, again)
         y: Tensor = frozen(x)
         bias = frozen.bias()
