@@ -44,7 +44,7 @@ def test_every_class(sweep, part):
     known = sweep.classes()
     first = sweep.first_of_type(known)
     faults = {}
-    for name in sorted(known)[part::PARTS]:
+    for name in (n for n in sorted(known)[part::PARTS] if n in STORED):
         for method, text in sweep.examine(name, list(sweep.METHODS) if name in first else ["lora"]).items():
             if text.startswith("fault") and (name, method) not in KNOWN:
                 faults[name, method] = text

@@ -69,12 +69,12 @@ def linear_with_pair(
 
 
 def run_pair(
-    x: Tensor, W: Tensor, pair: Pair, scale: float, dropout: float = 0.0
+    x: Tensor, W: Tensor, pair: Factors, scale: float, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor | None, float]:
     """As `linear_with_pair` without bias; and z, where it is kept, and s for which that is `x W^T + s z B^T`."""
     mask, kept = keep(x, dropout) if dropout else (None, 1.0)
     A, B = (factor.to(x.dtype) for factor in pair)
-    return *_Pair.apply(x, W, None, A, B, scale, mask, kept, None), scale * kept
+    return *_LinearWithPair.apply(x, W, None, A, B, scale, mask, kept, None), scale * kept
 
 
 def shaped(y: Tensor, lead: torch.Size) -> Tensor:
