@@ -149,10 +149,16 @@ class Method:
 
     def check(self, host: Host) -> None:
         """Raise HostError when the method cannot sit on this host."""
-        reason = self.admits(host) or host.never_called()
+        reason = self.admits(host)
+        works = (
+            "Name other targets"
+            if reason or not host.read
+            else f"Take a method that changes weights, such as lora, or exclude={host.path!r}"
+        )
+        reason = reason or host.never_called(changes_weights=self.merge == "exact")
         if reason:
             raise HostError(
-                f"{self.name} cannot be put on {host.name or 'the root'}: {reason}.\n  Name other targets; `adaptome methods` lists what each method admits."
+                f"{self.name} cannot be put on {host.name or 'the root'}: {reason}.\n  {works}; `adaptome methods` lists what each method admits."
             )
 
     def fitted(self, host: Host) -> Method:
