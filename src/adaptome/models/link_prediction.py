@@ -1,13 +1,21 @@
-"""ComplEx: a link predictor with complex-valued embeddings (Trouillon et al. 2016, arXiv:1606.06357), and its training with the N3
-regulariser (Lacroix et al. 2018, arXiv:1806.07297)."""
+"""ComplEx: a link predictor with complex-valued embeddings (Trouillon et al. 2016, arXiv:1606.06357), and how it is trained
+(Lacroix et al. 2018, arXiv:1806.07297; the regulariser is the objective `n3`)."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from adaptome.core.errors import ModelError
+from adaptome.core.files import write_atomic
+from adaptome.data.graphs.graph import Vocabulary
 
 
 class ComplEx(nn.Module):
@@ -83,33 +91,26 @@ def modulus(embedding: Tensor) -> Tensor:
     return torch.where(square > 0, safe.sqrt(), 0.0)
 
 
-def n3(*factors: Tensor) -> Tensor:
-    """The N3 regulariser: the sum of |f|^3 over the factors [B, k] of a batch of triples, divided by B (Lacroix et al. 2018, section 4)."""
-    total = torch.stack([factor.abs().pow(3).sum() for factor in factors]).sum()
-    return total / len(factors[0])
-
-
 class LinkPrediction(nn.Module):
-    """A link predictor in training: the softmax over all objects, over all subjects too unless told otherwise, and the N3 regulariser.
+    """A link predictor in training: the softmax over all objects and, unless told otherwise, over all subjects.
 
     Args:
         predictor: what scores.
-        regularization: the weight of N3.
         sides: 'both', or 'objects' alone, which the inverse triples of a graph make up for (Lacroix et al. 2018, section 3).
     """
 
-    def __init__(self, predictor: ComplEx, regularization: float = 0.05, sides: str = "both"):
+    def __init__(self, predictor: ComplEx, sides: str = "both"):
         super().__init__()
-        self.predictor, self.regularization, self.sides = predictor, regularization, sides
+        self.predictor, self.sides = predictor, sides
 
     def forward(self, heads: Tensor, relations: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
         """Scores [B, N] of every entity as the tail of (head, relation).
 
         Args:
-            labels: the tail [B], or [B, L] with what `adaptome.tasks.ranking` says; the loss is that of the first column.
+            labels: the tail [B], or [B, L] whose first column it is.
 
         Returns:
-            logits, and loss where labels are given.
+            logits; where labels are given loss, and factors [B, 3, k], the moduli of the triple's embeddings, which the objective `n3` reads.
         """
         scores = self.predictor(heads, relations)
         if labels is None:
@@ -118,8 +119,74 @@ class LinkPrediction(nn.Module):
         loss = F.cross_entropy(scores, tails)
         if self.sides == "both":
             loss = loss + F.cross_entropy(self.predictor.subjects(relations, tails), heads)
-        if self.training and self.regularization:
-            entities, table = self.predictor.entities, self.predictor.relations
-            factors = (modulus(entities(heads)), modulus(table(relations)), modulus(entities(tails)))
-            loss = loss + self.regularization * n3(*factors)
-        return {"loss": loss, "logits": scores}
+        entities, table = self.predictor.entities, self.predictor.relations
+        factors = [modulus(e) for e in (entities(heads), table(relations), entities(tails))]
+        return {"loss": loss, "logits": scores, "factors": torch.stack(factors, 1)}
+
+
+# -- on disk ---------------------------------------------------------------------------------------------------------
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+#: names of the two tables in checkpoints of others: of the authors of CQD, and of PyKEEN, whose numbers are pairs (real, imaginary)
+_OTHERS = {
+    "embeddings.0.weight": "entities.weight",
+    "embeddings.1.weight": "relations.weight",
+    "entity_representations.0._embeddings.weight": "entities.weight",
+    "relation_representations.0._embeddings.weight": "relations.weight",
+}
+
+
+def save_predictor(predictor: ComplEx, vocabulary: Vocabulary, folder: Path) -> None:
+    """Write a predictor and the names of what it knows into a folder: config.json and model.safetensors."""
+    config = {
+        "model_type": "complex",
+        "rank": predictor.rank,
+        "bias": predictor.bias is not None,
+        "entities": list(vocabulary.entities),
+        "relations": list(vocabulary.relations),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().contiguous().cpu() for name, value in predictor.state_dict().items()}
+    write_atomic(folder / WEIGHTS, save(tensors))
+    write_atomic(folder / CONFIG, json.dumps(config, ensure_ascii=False))
+
+
+def load_vocabulary(folder: Path) -> Vocabulary:
+    """The names of a saved predictor.
+
+    Raises:
+        DataError: the folder holds none.
+    """
+    return Vocabulary.read(folder / CONFIG)
+
+
+def load_predictor(folder: Path) -> ComplEx:
+    """A saved predictor; the tables may bear the names that the authors of CQD or PyKEEN give them.
+
+    Raises:
+        ModelError: a file is missing, or the tensors are not those that the configuration describes.
+    """
+    names = load_vocabulary(folder)
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if config.get("model_type") != "complex":
+        raise ModelError(f"{folder / CONFIG}: model_type={config.get('model_type')!r}; expected 'complex'.")
+    try:
+        found = load((folder / WEIGHTS).read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder / WEIGHTS} cannot be read: {error}.") from error
+    pairs = any(name.startswith("entity_representations") for name in found)
+    tensors = {_OTHERS.get(name, name): _halves(t) if pairs else t for name, t in found.items()}
+    made = ComplEx(
+        len(names.entities), len(names.relations), int(config["rank"]), bias=config.get("bias", False)
+    )
+    wanted = {name: tuple(value.shape) for name, value in made.state_dict().items()}
+    there = {name: tuple(value.shape) for name, value in tensors.items()}
+    if wanted != there:
+        raise ModelError(f"{folder / WEIGHTS} holds {there}; its configuration describes {wanted}.")
+    made.load_state_dict(tensors)
+    return made
+
+
+def _halves(table: Tensor) -> Tensor:
+    """[rows, 2 k] of pairs (real, imaginary) with all real parts first."""
+    return table.view(len(table), -1, 2).mT.reshape(len(table), -1).contiguous()

@@ -10,8 +10,8 @@ from adaptome.data.graphs.family import RELATIONS, family_graph, split_triples
 from adaptome.data.graphs.graph import Graph, Vocabulary
 from adaptome.data.graphs.query import (
     STRUCTURES,
-    And,
     Anchor,
+    And,
     Not,
     Or,
     Project,
@@ -47,7 +47,12 @@ def test_a_relation_is_walked_both_ways():
 
 @pytest.mark.parametrize(
     ("relations", "inverses"),
-    [(("x", "x^-1"), (1, 0)), (("+x", "-x"), (1, 0)), (("x", "x_reverse"), (1, 0)), (("x", "y"), (None, None))],
+    [
+        (("x", "x^-1"), (1, 0)),
+        (("+x", "-x"), (1, 0)),
+        (("x", "x_reverse"), (1, 0)),
+        (("x", "y"), (None, None)),
+    ],
 )
 def test_inverse_relations_are_known_by_their_names(relations, inverses):
     names = Vocabulary(("a",), relations)
@@ -199,7 +204,9 @@ def test_what_is_wrong_with_a_line_is_told(line, told):
 def town():
     triples = family_graph(couples=16)
     names = Vocabulary.of(triples)
-    parts = [Graph(names, names.numbers(*zip(*rows, strict=True))) for rows in split_triples(triples).values()]
+    parts = [
+        Graph(names, names.numbers(*zip(*rows, strict=True))) for rows in split_triples(triples).values()
+    ]
     return parts[0], parts[0] + parts[1], parts[0] + parts[1] + parts[2]
 
 
@@ -211,7 +218,9 @@ def enumerated(graph, query):
         if isinstance(node, Anchor):
             return node.entity == entity
         if isinstance(node, Project):
-            return any(((e, node.relation, entity) in facts) != node.negated for e in everyone if holds(node.of, e))
+            return any(
+                ((e, node.relation, entity) in facts) != node.negated for e in everyone if holds(node.of, e)
+            )
         if isinstance(node, Not):
             return not holds(node.of, entity)
         return (all if isinstance(node, And) else any)(holds(part, entity) for part in node.parts)
@@ -270,7 +279,9 @@ def test_the_town_is_the_same_every_time_and_all_its_kinship_follows():
     assert grand == {(a, b) for a, r, b in facts if r == "grandparent_of"}
     siblings = {(a, b) for p, a in parents for q, b in parents if p == q and a != b}
     assert siblings == {(a, b) for a, r, b in facts if r == "sibling_of"}
-    assert {(b, a) for a, r, b in facts if r == "cousin_of"} == {(a, b) for a, r, b in facts if r == "cousin_of"}
+    assert {(b, a) for a, r, b in facts if r == "cousin_of"} == {
+        (a, b) for a, r, b in facts if r == "cousin_of"
+    }
     assert 250 <= len({n for a, _, b in triples for n in (a, b)}) <= 350
 
 

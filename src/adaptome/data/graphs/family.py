@@ -101,10 +101,10 @@ def _people(couples: int, children: int, rng: random.Random) -> list[_Person]:
         single = rng.sample(young, len(young))
         while len(single) > 1:
             a = single.pop()
-            b = next((p for p in single if p.parents != a.parents and p.born == a.born), None)
-            if b is not None and rng.random() < 0.7:
-                single.remove(b)
-                marry(a, b)
+            match = next((p for p in single if p.parents != a.parents and p.born == a.born), None)
+            if match is not None and rng.random() < 0.7:
+                single.remove(match)
+                marry(a, match)
         for person in young:
             if person.partner is None and rng.random() < 0.3:
                 person.home = rng.choice(TOWNS)
@@ -147,9 +147,13 @@ def _work(people: list[_Person], rng: random.Random) -> set[Triple]:
     made |= {(e, "employs", p) for e, several in needs.items() for p in several}
     for person in people:
         near = [e for e in EMPLOYERS if person.home in towns[e]] or EMPLOYERS
-        parents = [t[2] for t in sorted(made) if t[1] == "works_as" and t[0] in {p.name for p in person.parents}]
+        parents = [
+            t[2] for t in sorted(made) if t[1] == "works_as" and t[0] in {p.name for p in person.parents}
+        ]
         employer = rng.choice(near)
         kept = [p for p in parents if p in needs[employer]]
         made.add((person.name, "works_for", employer))
-        made.add((person.name, "works_as", kept[0] if kept and rng.random() < 0.8 else rng.choice(needs[employer])))
+        made.add(
+            (person.name, "works_as", kept[0] if kept and rng.random() < 0.8 else rng.choice(needs[employer]))
+        )
     return made

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -45,6 +47,23 @@ class Vocabulary:
         forward = sorted({relation for _, relation, _ in listed})
         return cls(tuple(entities), tuple(name for r in forward for name in (r, f"{r}^-1")))
 
+    @classmethod
+    def read(cls, path: Path) -> Vocabulary:
+        """The names in a JSON file: {"entities": [...], "relations": [...]}.
+
+        Raises:
+            DataError: there is no such file, or it holds something else.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(tuple(content["entities"]), tuple(content["relations"]))
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error}.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f'{path} should be JSON of the form {{"entities": [...], "relations": [...]}}: {error}.'
+            ) from error
+
     @cached_property
     def _entity(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.entities)}
@@ -67,24 +86,28 @@ class Vocabulary:
         return tuple(found.get(i) for i in range(len(self.relations)))
 
     def entity(self, name: str) -> int:
-        """The number of an entity.
+        """The number of an entity, by its name or, where no entity is called so, the number itself.
 
         Raises:
-            DataError: there is none of this name; names the nearest.
+            DataError: there is none; names the nearest.
         """
-        if name not in self._entity:
-            raise DataError(f"the graph has no entity {name!r}.{did_you_mean(name, self.entities)}")
-        return self._entity[name]
+        if name in self._entity:
+            return self._entity[name]
+        if str(name).isdecimal() and int(name) < len(self.entities):
+            return int(name)
+        raise DataError(f"the graph has no entity {name!r}.{did_you_mean(name, self.entities)}")
 
     def relation(self, name: str) -> int:
-        """The number of a relation, `+name` being known as `name` too.
+        """The number of a relation, by its name (`+name` being known as `name` too) or, where none is called so, the number itself.
 
         Raises:
-            DataError: there is none of this name; names the nearest.
+            DataError: there is none; names the nearest.
         """
         for known in (name, f"+{name}"):
             if known in self._relation:
                 return self._relation[known]
+        if str(name).isdecimal() and int(name) < len(self.relations):
+            return int(name)
         raise DataError(f"the graph has no relation {name!r}.{did_you_mean(name, self.relations)}")
 
     def inverse(self, relation: int) -> int:

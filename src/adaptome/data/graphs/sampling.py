@@ -50,7 +50,7 @@ def sample(
     known: Graph,
     whole: Graph | None = None,
     *,
-    seed: int = 0,
+    seed: int | str = 0,
     most: int = 100,
     tries: int = 200,
 ) -> list[Answered]:
@@ -94,7 +94,12 @@ def sample(
 
 
 def sample_all(
-    counts: Mapping[str, int], known: Graph, whole: Graph | None = None, *, seed: int = 0, most: int = 100
+    counts: Mapping[str, int],
+    known: Graph,
+    whole: Graph | None = None,
+    *,
+    seed: int | str = 0,
+    most: int = 100,
 ) -> Iterator[tuple[str, Answered]]:
     """(structure, query) of as many queries of each structure as `counts` says."""
     for structure, count in counts.items():
