@@ -172,7 +172,7 @@ class Links(nn.Module):
         from adaptome.models.link_prediction import ComplEx
 
         super().__init__()
-        self.layer = ComplEx(entities=20, relations=6, rank=8)
+        self.layer = ComplEx.sized(entities=20, relations=6, rank=8)
 
     def forward(self, pairs: Tensor) -> Tensor:
         return self.layer(pairs[..., 0], pairs[..., 1])

@@ -19,7 +19,7 @@ WITH_SEARCH = ("2p", "3p", "pi", "ip", "up", "inp", "pin", "pni", "pni-set")
 
 def predictor(dtype=torch.float64, entities=N, rank=K):
     torch.manual_seed(0)
-    return ComplEx(entities, R, rank, init_size=0.7).to(dtype)
+    return ComplEx.sized(entities, R, rank, init_size=0.7).to(dtype)
 
 
 def answerer(model=None, **settings):

@@ -3,22 +3,31 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptome.core.errors import ModelError
-from adaptome.core.files import write_atomic
 from adaptome.data.graphs.graph import Vocabulary
+from adaptome.models.base import CompositeModel, CompositeSettings, register_model
 
 
-class ComplEx(nn.Module):
+class ComplExSettings(CompositeSettings):
+    entities: list[str] = Field(description="their names, in the order of their numbers; of a recipe's run the task tells them")
+    relations: list[str] = Field(description="likewise; inverse relations are relations")
+    rank: int = Field(ge=1, description="k, complex dimensions of an embedding")
+    init_size: float = Field(default=1e-3, ge=0, description="scale of the embeddings at the start")
+    bias: bool = Field(default=False, description="a number for every relation that is added to its scores")
+
+
+@register_model("complex")
+class ComplEx(CompositeModel):
     r"""Scores of all entities as the object of (subject, predicate):
 
         phi(s, p, o) = Re <s, p, conj(o)> = (s_r p_r - s_i p_i) . o_r + (s_i p_r + s_r p_i) . o_i
@@ -26,27 +35,35 @@ class ComplEx(nn.Module):
     shapes      entities [N, 2 k], relations [R, 2 k]: k real parts, then k imaginary ones; R counts inverse relations as relations
     init        N(0, 1) times `init_size`
     parameters  (N + R) 2 k: 29,958,000 for FB15k-237 (N = 14,505, R = 474, k = 1000)
-
-    Args:
-        entities, relations: N and R.
-        rank: k.
-        init_size: of the embeddings at the start.
-        bias: give every relation a number that is added to its scores, as `fold_scores` needs.
     """
 
-    def __init__(self, entities: int, relations: int, rank: int, init_size: float = 1e-3, bias: bool = False):
-        super().__init__()
-        self.entities = nn.Embedding(entities, 2 * rank)
-        self.relations = nn.Embedding(relations, 2 * rank)
-        self.bias = nn.Parameter(torch.zeros(relations)) if bias else None
+    Settings = ComplExSettings
+
+    def build(self) -> None:
+        """The tables, and a bias where there is one."""
+        told = self.settings
+        self.entities = nn.Embedding(len(told.entities), 2 * told.rank)
+        self.relations = nn.Embedding(len(told.relations), 2 * told.rank)
+        self.bias = nn.Parameter(torch.zeros(len(told.relations))) if told.bias else None
         with torch.no_grad():
-            self.entities.weight.mul_(init_size)
-            self.relations.weight.mul_(init_size)
+            self.entities.weight.mul_(told.init_size)
+            self.relations.weight.mul_(told.init_size)
+
+    @classmethod
+    def sized(cls, entities: int, relations: int, rank: int, **settings: Any) -> ComplEx:
+        """A predictor of so many entities and relations, whose names are their numbers."""
+        names = {"entities": [str(i) for i in range(entities)], "relations": [str(i) for i in range(relations)]}
+        return cls.from_settings(**names, rank=rank, **settings)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The names of what it knows."""
+        return Vocabulary(tuple(self.settings.entities), tuple(self.settings.relations))
 
     @property
     def rank(self) -> int:
         """k, the number of complex dimensions."""
-        return self.entities.embedding_dim // 2
+        return int(self.settings.rank)
 
     def candidates(self) -> Tensor:
         """The embeddings of all entities [N, 2 k], as adapters on the table make them."""
@@ -124,10 +141,9 @@ class LinkPrediction(nn.Module):
         return {"loss": loss, "logits": scores, "factors": torch.stack(factors, 1)}
 
 
-# -- on disk ---------------------------------------------------------------------------------------------------------
+# -- tables of others ------------------------------------------------------------------------------------------------
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-#: names of the two tables in checkpoints of others: of the authors of CQD, and of PyKEEN, whose numbers are pairs (real, imaginary)
+#: names of the two tables in checkpoints of the authors of CQD, and of PyKEEN, whose numbers are pairs (real, imaginary)
 _OTHERS = {
     "embeddings.0.weight": "entities.weight",
     "embeddings.1.weight": "relations.weight",
@@ -136,53 +152,34 @@ _OTHERS = {
 }
 
 
-def save_predictor(predictor: ComplEx, vocabulary: Vocabulary, folder: Path) -> None:
-    """Write a predictor and the names of what it knows into a folder: config.json and model.safetensors."""
-    config = {
-        "model_type": "complex",
-        "rank": predictor.rank,
-        "bias": predictor.bias is not None,
-        "entities": list(vocabulary.entities),
-        "relations": list(vocabulary.relations),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().contiguous().cpu() for name, value in predictor.state_dict().items()}
-    write_atomic(folder / WEIGHTS, save(tensors))
-    write_atomic(folder / CONFIG, json.dumps(config, ensure_ascii=False))
+def from_tables(path: Path, vocabulary: Vocabulary) -> ComplEx:
+    """A predictor from a safetensors file of CQD's or PyKEEN's ComplEx; write it with `save_pretrained`.
 
-
-def load_vocabulary(folder: Path) -> Vocabulary:
-    """The names of a saved predictor.
+    Args:
+        path: the file; a checkpoint that is a pickle is to be written anew as safetensors by who trusts it.
+        vocabulary: names in the order of the tables' rows.
 
     Raises:
-        DataError: the folder holds none.
+        ModelError: the file cannot be read, or does not hold two tables that fit the names.
     """
-    return Vocabulary.read(folder / CONFIG)
-
-
-def load_predictor(folder: Path) -> ComplEx:
-    """A saved predictor; the tables may bear the names that the authors of CQD or PyKEEN give them.
-
-    Raises:
-        ModelError: a file is missing, or the tensors are not those that the configuration describes.
-    """
-    names = load_vocabulary(folder)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if config.get("model_type") != "complex":
-        raise ModelError(f"{folder / CONFIG}: model_type={config.get('model_type')!r}; expected 'complex'.")
     try:
-        found = load((folder / WEIGHTS).read_bytes())
+        found = load(path.read_bytes())
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder / WEIGHTS} cannot be read: {error}.") from error
-    pairs = any(name.startswith("entity_representations") for name in found)
-    tensors = {_OTHERS.get(name, name): _halves(t) if pairs else t for name, t in found.items()}
-    made = ComplEx(
-        len(names.entities), len(names.relations), int(config["rank"]), bias=config.get("bias", False)
+        raise ModelError(f"{path} cannot be read: {error}.") from error
+    tensors = {
+        _OTHERS[name]: _halves(table) if name.endswith("_embeddings.weight") else table
+        for name, table in found.items()
+        if name in _OTHERS
+    }
+    rows = {name: len(table) for name, table in tensors.items()}
+    wanted = {"entities.weight": len(vocabulary.entities), "relations.weight": len(vocabulary.relations)}
+    if rows != wanted:
+        raise ModelError(f"{path} holds {sorted(found)}, as tables of {rows} rows; the names are of {wanted}.")
+    made = ComplEx.from_settings(
+        entities=list(vocabulary.entities),
+        relations=list(vocabulary.relations),
+        rank=tensors["entities.weight"].shape[1] // 2,
     )
-    wanted = {name: tuple(value.shape) for name, value in made.state_dict().items()}
-    there = {name: tuple(value.shape) for name, value in tensors.items()}
-    if wanted != there:
-        raise ModelError(f"{folder / WEIGHTS} holds {there}; its configuration describes {wanted}.")
     made.load_state_dict(tensors)
     return made
 

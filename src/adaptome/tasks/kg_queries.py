@@ -57,7 +57,7 @@ class KgQueriesOptions(GraphOptions):
         description="what the negation of two steps in nested lists (pni) negates: the second step, as the authors' code, or the set of both",
     )
     log_scores: bool = Field(
-        default=False, description="the loss is a softmax over logarithms of truth values, not over these"
+        default=True, description="the loss is a softmax over logarithms of truth values, else over these"
     )
     mask_known: bool = Field(
         default=False,
@@ -160,31 +160,35 @@ class KgQueries(GraphTask):
 
     def _rows(self, queries: Iterable[Answered], train: bool) -> datasets.Dataset:
         """structures, anchors, relations and labels: of train one row for each answer, else one for each query."""
-        options, rows = self.options, []
+        options = self.options
         wanted = set(options.structures if train else options.eval_structures)
-        chosen = [q for q in queries if (structure_of(q.query) or "").removesuffix("-set") in wanted]
-        if train and options.share < 1:
-            count = max(1, round(options.share * len(chosen)))
-            chosen = random.Random(options.query_seed).sample(chosen, count)
-        for one in chosen:
-            _, anchors, relations = template(one.query)
-            given = {
-                "structures": KINDS.index(str(structure_of(one.query))),
-                "anchors": [*anchors, *[0] * (PLACES - len(anchors))],
-                "relations": [*relations, *[0] * (PLACES - len(relations))],
-            }
-            answers = [*one.hard, *one.easy] if train else list(one.hard)
-            if not train:
-                rows.append({**given, "labels": [*answers, *map(known, one.easy)]})
-                continue
-            for answer in answers[: options.answers_per_query]:
-                others = [known(e) for e in answers if e != answer] if options.mask_known else []
-                rows.append({**given, "labels": [answer, *others]})
-        if not rows:
+        kinds = [(str(structure_of(one.query)), one) for one in queries]
+        chosen = [(kind, one) for kind, one in kinds if kind.removesuffix("-set") in wanted]
+        if not chosen:
             raise DataError(
                 f"no query of the structures {', '.join(sorted(wanted))} is in the {'train' if train else 'evaluation'} data."
             )
-        return datasets.Dataset.from_list(rows)
+        if train and options.share < 1:
+            count = max(1, round(options.share * len(chosen)))
+            chosen = random.Random(options.query_seed).sample(chosen, count)
+        columns: dict[str, list[Any]] = {name: [] for name in ("structures", "anchors", "relations", "labels")}
+        for kind, one in chosen:
+            _, anchors, relations = template(one.query)
+            for label in self._labels(one, train):
+                row = (KINDS.index(kind), _filled(anchors), _filled(relations), label)
+                for column, value in zip(columns.values(), row, strict=True):
+                    column.append(value)
+        return datasets.Dataset.from_dict(columns)
+
+    def _labels(self, one: Answered, train: bool) -> list[list[int]]:
+        """The labels of each row that a query makes."""
+        if not train:
+            return [[*one.hard, *map(known, one.easy)]]
+        answers = [*one.hard, *one.easy]
+        return [
+            [answer, *(known(e) for e in answers if self.options.mask_known and e != answer)]
+            for answer in answers[: self.options.answers_per_query]
+        ]
 
     def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
         o = self.options
@@ -232,3 +236,7 @@ class KgQueries(GraphTask):
         queries = [self.query(str(text), names) for text in inputs]
         found = explained(answerer, names, queries, self.options.top)
         return [{"query": str(text), "answers": answers} for text, answers in zip(inputs, found, strict=True)]
+
+
+def _filled(numbers: Sequence[int]) -> list[int]:
+    return [*numbers, *[0] * (PLACES - len(numbers))]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.data.graphs.graph import Graph, Vocabulary
 from adaptome.data.splits import Split, Splits
-from adaptome.models.link_prediction import ComplEx, load_predictor, load_vocabulary, save_predictor
-from adaptome.tasks.base import ModelSpec, Task, TaskOptions
+from adaptome.models.base import is_composite, load_composite, read_configuration
+from adaptome.models.link_prediction import ComplEx
+from adaptome.tasks.base import Task, TaskOptions
 from adaptome.tasks.ranking import filtered_ranks, measured
 
 TRIPLE = ("head", "relation", "tail")
@@ -53,17 +54,17 @@ class GraphTask(Task):
             raise RecipeError("the graph's names are not known yet; prepare the data first.")
         return Vocabulary(tuple(self.labels), tuple(self.options.relations))
 
-    def load_processor(self, model: ModelSpec) -> Vocabulary | None:
+    def load_processor(self, model: Any) -> Vocabulary | None:
         """The names that a saved predictor knows; None for one that is made anew."""
-        if model.from_config is not None:
+        if model.composite is not None:
             return None
-        folder = Path(str(model.name)).expanduser()
-        if not folder.is_dir():
+        if model.name is None or not is_composite(model.name):
             raise RecipeError(
-                f"model.name={model.name!r}: no such folder. A link predictor is trained first (task: link-prediction), or made anew: "
-                "model: {from_config: {model_type: complex, rank: 100}}."
+                f"model.name={model.name!r} is no folder of a link predictor. Train one first (task: link-prediction), or make it anew: "
+                "model: {composite: complex, rank: 100}."
             )
-        return load_vocabulary(folder)
+        _, settings = read_configuration(Path(model.name))
+        return Vocabulary(tuple(settings["entities"]), tuple(settings["relations"]))
 
     def name_all(self, splits: Splits, processor: Vocabulary | None) -> Vocabulary:
         """The names, of the model, the task's file, or train's triples; kept as the task's labels and relations."""
@@ -83,25 +84,19 @@ class GraphTask(Task):
 
     # -- the model ---------------------------------------------------------------------------------------------------
 
-    def load_predictor(self, model: ModelSpec) -> ComplEx:
+    def load_predictor(self, model: Any) -> ComplEx:
         """The predictor of a folder, or a new one of the size that the names ask for.
 
         Raises:
-            RecipeError: the configuration is of another model, or names a setting that there is not.
+            RecipeError: a setting that it does not have. ModelError: it cannot be had, or is of another kind.
         """
-        self.new_modules = []
-        if model.from_config is None:
-            return load_predictor(Path(str(model.name)).expanduser())
-        settings = dict(model.from_config)
-        kind = settings.pop("model_type")
-        unknown = set(settings) - {"rank", "init_size", "bias"}
-        if kind != "complex" or unknown or "rank" not in settings:
-            raise RecipeError(
-                f"model.from_config={model.from_config}: expected {{model_type: complex, rank: 100}}, and init_size or bias where wanted."
-            )
+        new = model.composite is not None
+        self.new_modules = ["predictor.entities", "predictor.relations"] if new else []
         names = self.vocabulary
-        self.new_modules = ["predictor.entities", "predictor.relations"]
-        return ComplEx(len(names.entities), len(names.relations), **settings)
+        told = {"entities": list(names.entities), "relations": list(names.relations)} if new else {}
+        found = load_composite(model, "complex", **told)
+        assert isinstance(found, ComplEx)
+        return found
 
     def head_patterns(self, model: nn.Module) -> list[str]:
         return list(self.new_modules)
@@ -109,7 +104,7 @@ class GraphTask(Task):
     def save_base(self, model: nn.Module, processor: Any, folder: Path) -> None:
         """Write the predictor and its names."""
         predictor: Any = model.predictor
-        save_predictor(predictor, self.vocabulary, folder)
+        predictor.save_pretrained(folder)
 
     # -- measures ----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from adaptome.core.errors import DataError
-from adaptome.data.graphs.family import RELATIONS, family_graph, split_triples
 from adaptome.data.graphs.graph import Graph, Vocabulary
 from adaptome.data.graphs.query import (
     STRUCTURES,
@@ -24,6 +23,7 @@ from adaptome.data.graphs.query import (
 )
 from adaptome.data.graphs.sampling import answers, sample, sample_all
 from adaptome.data.graphs.text import parse, write
+from adaptome.data.makers.family_town import family_graph, split_triples
 
 NAMES = Vocabulary(
     ("acme", "york", "anna", "bob smith", "and"),
@@ -264,30 +264,3 @@ def test_a_graph_without_such_queries_is_told():
         sample("2in", 5, graph)
     with pytest.raises(DataError, match="There are: 1p, 2p"):
         dict(sample_all({"4p": 1}, graph))
-
-
-# -- the made-up town --------------------------------------------------------------------------------------------------
-
-
-def test_the_town_is_the_same_every_time_and_all_its_kinship_follows():
-    triples = family_graph()
-    assert triples == family_graph() and triples != family_graph(seed=1)
-    assert {r for _, r, _ in triples} == set(RELATIONS)
-    facts = set(triples)
-    parents = {(a, b) for a, r, b in facts if r == "parent_of"}
-    grand = {(a, c) for a, b in parents for b2, c in parents if b == b2}
-    assert grand == {(a, b) for a, r, b in facts if r == "grandparent_of"}
-    siblings = {(a, b) for p, a in parents for q, b in parents if p == q and a != b}
-    assert siblings == {(a, b) for a, r, b in facts if r == "sibling_of"}
-    assert {(b, a) for a, r, b in facts if r == "cousin_of"} == {
-        (a, b) for a, r, b in facts if r == "cousin_of"
-    }
-    assert 250 <= len({n for a, _, b in triples for n in (a, b)}) <= 350
-
-
-def test_every_name_keeps_an_edge_in_train():
-    triples = family_graph(couples=10)
-    parts = split_triples(triples, 0.1, 0.2)
-    assert sorted(itertools.chain(*parts.values())) == triples
-    assert len(parts["test"]) == round(0.2 * len(triples))
-    assert {n for t in parts["train"] for n in t} == {n for t in triples for n in t}

@@ -17,7 +17,7 @@ N, R, K = 13, 6, 5
 
 def predictor(**settings):
     torch.manual_seed(0)
-    return ComplEx(N, R, K, init_size=0.7, **settings).double()
+    return ComplEx.sized(N, R, K, init_size=0.7, **settings).double()
 
 
 def moved(model, std=0.1):
@@ -74,7 +74,7 @@ GRAPHS = {
 def test_counts_at_full_size(graph):
     entities, relations, frozen, one, three = GRAPHS[graph]
     with torch.device("meta"):
-        model = QueryAnswerer(ComplEx(entities, relations, 1000), normalization="sigmoid")
+        model = QueryAnswerer(ComplEx.sized(entities, relations, 1000), normalization="sigmoid")
     plan = ad.plan(model, "score-adapter")
     assert (plan.trainable, plan.base) == (4_002, frozen)
     assert round(100 * plan.trainable / frozen, 4) == one

@@ -110,7 +110,7 @@ def fold_scores(predictor: nn.Module, name: str = "default") -> nn.Module:
         layer: Any = predictor
         rows = layer.relations.weight
         alpha, beta = found[0].pair("predicate", rows)
-        made: Any = type(layer)._base(layer.entities.num_embeddings, len(rows), layer.rank, bias=True)
+        made: Any = type(layer)._base.from_settings(**{**layer.settings.model_dump(), "bias": True})
         before = 0.0 if layer.bias is None else layer.bias
         made.entities.weight.copy_(layer.entities.weight)
         made.relations.weight.copy_(rows * (1 + alpha)[:, None])

@@ -11,6 +11,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from adaptome.data.makers import maker
+from adaptome.data.splits import Table
+
 GIVEN = "ada ben cleo dan eva finn gus hana ivo june kai lena milo nora otto pia quin rosa sam tess uma vic wren xena yuri zoe".split()  # fmt: skip
 FAMILIES = "abel brook cole dale eklund frost gray hale ibsen jansen keller lund moss nash olsen poe quist reed stone thorn".split()  # fmt: skip
 TOWNS = "ashford birchen cliffe dunmore elmton fernley glenham harwick".split()
@@ -38,6 +41,20 @@ class _Person:
 
     def siblings(self) -> list[_Person]:
         return [p for p in self.parents[0].children if p is not self] if self.parents else []
+
+
+@maker("family-town")
+def family_town(seed: int) -> dict[str, Table]:
+    """Columns head, relation and tail: a tenth of the town's triples for validation, a tenth for test."""
+    parts = split_triples(family_graph(seed=seed), seed=seed)
+    columns = {
+        name: dict(zip(("head", "relation", "tail"), map(list, zip(*rows, strict=True)), strict=True))
+        for name, rows in parts.items()
+    }
+    return {
+        name: Table("made:family-town", made, range(1, len(parts[name]) + 1), unit=f"{name} triple")
+        for name, made in columns.items()
+    }
 
 
 def family_graph(couples: int = 44, children: int = 3, seed: int = 0) -> list[Triple]:
