@@ -6,7 +6,7 @@ claim      Arakelyan et al. 2023, arXiv:2301.12313: an affine map of the scores,
 miniature  the recipe `cqda-demo`, end to end: a made-up town (about 270 entities, 24 relations with their inverses), a fifth of its edges held
            out; ComplEx of rank 25, then 102 numbers on 2i, 3i, 2in and 3in. Scored on 100 queries of each structure with at least one answer that
            needs an edge of the test part. `popular` asks the same search of a predictor that knows only how often a relation leads to an
-           entity; LoRA of rank 4 on the relations' embeddings is trained as the adapter is. Seeds make the town, its split, the queries and
+           entity; LoRA of rank 4 on the relations' embeddings is trained as the adapter is, with the best of three learning rates. Seeds make the town, its split, the queries and
            the model
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,10 +26,13 @@ from adaptome.data import load_splits
 from adaptome.data.graphs.query import TRAINED
 from adaptome.recipe import load_recipe, stages_of
 from adaptome.tasks.inference import chunks, evaluating
+from adaptome.tasks.ranking import collate
 from adaptome.training import load_run, run
 
 #: queries in train: 1 % of them is 40
 FEW = 0.01
+#: the one with the best MRR on validation is reported, for the adapter and for LoRA
+RATES = (0.1, 0.01, 0.001)
 LORA = {"name": "lora", "targets": "predictor.relations", "r": 4}
 
 
@@ -53,10 +57,6 @@ class Popular(nn.Module):
 
 def scored(loaded: Any, rows: Any) -> dict[str, float]:
     """The task's measures of a model on prepared rows."""
-    from types import SimpleNamespace
-
-    from adaptome.tasks.ranking import collate
-
     found = []
     with evaluating(loaded.model):
         for part in chunks(range(len(rows)), 128):
@@ -77,7 +77,12 @@ def add(table: Table, label: str, found: dict[str, float], parameters: int = 0) 
 
 def measure(seed: int, table: Table) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        told = [f"data.split_seed={seed}", f"training.seed={seed}", f"output={folder}/run", "training.device=cpu"]
+        told = [
+            f"data.split_seed={seed}",
+            f"training.seed={seed}",
+            f"output={folder}/run",
+            "training.device=cpu",
+        ]
         told += ["stages.1.task.eval_queries=100", f"stages.1.task.query_seed={seed}"]
         recipe = load_recipe("cqda-demo", told)
         (_, first), (_, second) = stages_of(recipe)
@@ -86,14 +91,18 @@ def measure(seed: int, table: Table) -> None:
             "adapter": {}, "adapter, 1 % of the queries": {"share": FEW}, "lora": {}, "lora, 1 % of the queries": {"share": FEW},
         }  # fmt: skip
         for label, options in runs.items():
-            content = second.model_dump(mode="json", exclude_defaults=True)
-            content["task"] |= options
-            content["output"] = f"{folder}/{label}"
-            if label.startswith("lora"):
-                content["methods"] = [LORA]
-            result = run(load_recipe(content), callbacks=[])
-            add(table, label, result.metrics, result.trainable_parameters)
-        loaded = load_run(Path(folder) / "adapter")
+            tried = []
+            for rate in RATES:
+                content = second.model_dump(mode="json", exclude_defaults=True)
+                content["task"] |= options
+                content["training"] |= {"learning_rate": rate}
+                content["output"] = f"{folder}/{label}, {rate}"
+                if label.startswith("lora"):
+                    content["methods"] = [LORA]
+                tried.append(run(load_recipe(content), callbacks=[]))
+            best = max(tried, key=lambda r: max(log.get("eval_mrr", 0.0) for log in r.history))
+            add(table, label, best.metrics, best.trainable_parameters)
+        loaded = load_run(Path(folder) / f"adapter, {RATES[0]}")
         splits = load_splits(**loaded.recipe.data.model_dump(), prefer=loaded.task.prefer)
         rows = loaded.task.prepare(splits, loaded.processor)["test"]
         ad.activate(loaded.model, [])
@@ -112,6 +121,7 @@ def judge(table: Table) -> dict[str, bool]:
         "untrained structures: no worse on average": table.as_good("untrained structures: adapter", "untrained structures: as they are", 0.0),
         "all: below popular entities, every seed": table.below("all: adapter", "all: popular"),
         "1 % of the queries: below the scores as they are, every seed": table.below("all: adapter, 1 % of the queries", "all: as they are"),
+        "all: the adapter below LoRA on the relations, every seed, with all queries and with 1 %": all(table.below(f"all: adapter{of}", f"all: lora{of}") for of in ("", ", 1 % of the queries")),
         "1 % of the queries: more than half of the gain, over all and with negation": all(few[k] > 0.5 * gain[k] for k in gain),
     }  # fmt: skip
 

@@ -15,7 +15,9 @@ def test_it_is_the_cube_of_the_moduli_of_every_triple():
     outputs = model(h, r, labels=t)
     value = get_objective("n3").value(outputs, {}, Seen(model))
     tables = (model.predictor.entities, model.predictor.relations, model.predictor.entities)
-    cubes = [torch.complex(*e(n).chunk(2, -1)).abs().pow(3).sum() for e, n in zip(tables, (h, r, t), strict=True)]
+    cubes = [
+        torch.complex(*e(n).chunk(2, -1)).abs().pow(3).sum() for e, n in zip(tables, (h, r, t), strict=True)
+    ]
     torch.testing.assert_close(value, sum(cubes) / 3)
 
 

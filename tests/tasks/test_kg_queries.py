@@ -49,13 +49,24 @@ def test_triples_become_a_row_for_every_answer_in_train_and_for_every_query_else
 
 
 def test_options_choose_queries_and_what_is_learned_of_them():
-    _, data = prepared(structures=["2i"], eval_structures=["1p", "pni"], negation="set", answers_per_query=1, mask_known=True)
+    _, data = prepared(
+        structures=["2i"], eval_structures=["1p", "pni"], negation="set", answers_per_query=1, mask_known=True
+    )
     assert len(data["train"]) == 6
     assert any(len(labels) > 1 and max(labels[1:]) <= -2 for labels in data["train"]["labels"])
     assert {KINDS[k] for k in data["test"]["structures"]} == {"1p", "pni-set"}
-    whole, few = prepared(queries=100, structures=["2i"])[1], prepared(queries=100, structures=["2i"], share=0.01)[1]
-    queries = {(tuple(a), tuple(r)) for a, r in zip(few["train"]["anchors"], few["train"]["relations"], strict=True)}
-    assert len(queries) == 1 and len(few["train"]) < len(whole["train"]) and len(few["test"]) == len(whole["test"])
+    whole, few = (
+        prepared(queries=100, structures=["2i"])[1],
+        prepared(queries=100, structures=["2i"], share=0.01)[1],
+    )
+    queries = {
+        (tuple(a), tuple(r)) for a, r in zip(few["train"]["anchors"], few["train"]["relations"], strict=True)
+    }
+    assert (
+        len(queries) == 1
+        and len(few["train"]) < len(whole["train"])
+        and len(few["test"]) == len(whole["test"])
+    )
 
 
 def test_written_queries_are_read_as_lines_or_as_nested_lists(tmp_path):
@@ -84,7 +95,10 @@ def test_written_queries_are_read_as_lines_or_as_nested_lists(tmp_path):
         ({"query": "[[0, [0]]", "hard": ["bo"]}, "line 1: .*neither a query nor a nested list"),
         ({"query": "not (likes(anna, ?) and likes(bo, ?))", "hard": ["bo"]}, "none of the structures"),
         ({"query": "likes(anna, ?)", "hard": ["bob"]}, "no entity 'bob'"),
-        ({"query": "likes(anna, ?)", "hard": ["bo"]}, "no query of the structures 2i, 2in, 3i, 3in is in the train data"),
+        (
+            {"query": "likes(anna, ?)", "hard": ["bo"]},
+            "no query of the structures 2i, 2in, 3i, 3in is in the train data",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_used_is_told_with_its_line(row, told, tmp_path):
@@ -137,8 +151,13 @@ def test_link_prediction_passes_over_other_triples_of_every_split():
     task = get_task("link-prediction")
     data = task.prepare(town(), None)
     names = task.vocabulary
-    rows = {(h, r): labels for h, r, labels in zip(*(data["test"][c] for c in ("heads", "relations", "labels")), strict=True)}
-    facts = np.concatenate([names.numbers(s.rows["head"], s.rows["relation"], s.rows["tail"]) for s in town().values()])
+    rows = {
+        (h, r): labels
+        for h, r, labels in zip(*(data["test"][c] for c in ("heads", "relations", "labels")), strict=True)
+    }
+    facts = np.concatenate(
+        [names.numbers(s.rows["head"], s.rows["relation"], s.rows["tail"]) for s in town().values()]
+    )
     assert len(data["train"]) == 2 * len(town()["train"])
     for (head, relation), labels in list(rows.items())[:40]:
         numbers = {n if n >= 0 else -2 - n for n in labels}
@@ -185,7 +204,9 @@ def test_two_stages_lead_from_triples_to_a_calibrated_predictor(trained):
     numbers = torch.arange(4)
     ad.activate(two.model, [])
     with torch.no_grad():
-        torch.testing.assert_close(one.model(numbers, numbers)["logits"], two.model.predictor(numbers, numbers))
+        torch.testing.assert_close(
+            one.model(numbers, numbers)["logits"], two.model.predictor(numbers, numbers)
+        )
     assert one.task.vocabulary == two.task.vocabulary == two.processor
     assert task_from_dict(two.task.to_dict()).vocabulary == two.task.vocabulary
 
@@ -197,7 +218,9 @@ def test_a_finished_run_is_evaluated_with_other_options(trained):
     assert again["mrr"] == pytest.approx(stored["mrr"])
     other = evaluate(folder / "2-adapter", overrides=["task.eval_beam=1", "task.eval_structures=[2p]"])
     assert set(other) >= {"mrr", "mrr_2p"} and "mrr_1p" not in other
-    assert evaluate(folder / "1-predictor")["mrr"] == pytest.approx(result.stages["1-predictor"].metrics["mrr"])
+    assert evaluate(folder / "1-predictor")["mrr"] == pytest.approx(
+        result.stages["1-predictor"].metrics["mrr"]
+    )
 
 
 def test_answers_come_with_the_edges_that_speak_for_them(trained, capsys):
@@ -209,22 +232,34 @@ def test_answers_come_with_the_edges_that_speak_for_them(trained, capsys):
     edges = [step["edge"] for step in best["because"]]
     assert edges[0].startswith("works_for(") and edges[0].endswith(", acme)")
     between = edges[0].removeprefix("works_for(").removesuffix(", acme)")
-    assert edges[1:] == [f"parent_of({between}, {best['entity']})", f"not lives_in({best['entity']}, ashford)"]
+    assert edges[1:] == [
+        f"parent_of({between}, {best['entity']})",
+        f"not lives_in({best['entity']}, ashford)",
+    ]
     product = np.prod([step["truth"] for step in best["because"]])
     assert product == pytest.approx(best["truth"], abs=1e-4)
     with pytest.raises(SystemExit) as left:
         main(["predict", str(folder / "2-adapter"), query])
     assert left.value.code == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == query and printed[1].startswith(f"  {best['truth']:.3f}  {best['entity']}  because {edges[0]} ")
+    assert printed[0] == query and printed[1].startswith(
+        f"  {best['truth']:.3f}  {best['entity']}  because {edges[0]} "
+    )
     assert predict(folder / "1-predictor", ["? : works_for(?, acme)"])[0]["answers"]
     with pytest.raises(DataError, match="Did you mean 'works_for'"):
         predict(folder / "2-adapter", ["? : works_fr(?, acme)"])
 
 
 def test_min_max_without_the_object_is_refused_in_training(trained, tmp_path):
-    content = {**RECIPE, "model": {"name": str(trained[0] / "1-predictor" / "merged")}, "output": str(tmp_path / "r")}
-    content |= {"task": {"name": "kg-queries", "normalization": "min-max", **SMALL}, "method": "score-adapter"}
+    content = {
+        **RECIPE,
+        "model": {"name": str(trained[0] / "1-predictor" / "merged")},
+        "output": str(tmp_path / "r"),
+    }
+    content |= {
+        "task": {"name": "kg-queries", "normalization": "min-max", **SMALL},
+        "method": "score-adapter",
+    }
     content["training"] = {**RECIPE["training"], "max_steps": 1}
     del content["stages"]
     from adaptome.training import run

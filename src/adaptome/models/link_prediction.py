@@ -19,7 +19,9 @@ from adaptome.models.base import CompositeModel, CompositeSettings, register_mod
 
 
 class ComplExSettings(CompositeSettings):
-    entities: list[str] = Field(description="their names, in the order of their numbers; of a recipe's run the task tells them")
+    entities: list[str] = Field(
+        description="their names, in the order of their numbers; of a recipe's run the task tells them"
+    )
     relations: list[str] = Field(description="likewise; inverse relations are relations")
     rank: int = Field(ge=1, description="k, complex dimensions of an embedding")
     init_size: float = Field(default=1e-3, ge=0, description="scale of the embeddings at the start")
@@ -52,7 +54,10 @@ class ComplEx(CompositeModel):
     @classmethod
     def sized(cls, entities: int, relations: int, rank: int, **settings: Any) -> ComplEx:
         """A predictor of so many entities and relations, whose names are their numbers."""
-        names = {"entities": [str(i) for i in range(entities)], "relations": [str(i) for i in range(relations)]}
+        names = {
+            "entities": [str(i) for i in range(entities)],
+            "relations": [str(i) for i in range(relations)],
+        }
         return cls.from_settings(**names, rank=rank, **settings)
 
     @property
@@ -174,7 +179,9 @@ def from_tables(path: Path, vocabulary: Vocabulary) -> ComplEx:
     rows = {name: len(table) for name, table in tensors.items()}
     wanted = {"entities.weight": len(vocabulary.entities), "relations.weight": len(vocabulary.relations)}
     if rows != wanted:
-        raise ModelError(f"{path} holds {sorted(found)}, as tables of {rows} rows; the names are of {wanted}.")
+        raise ModelError(
+            f"{path} holds {sorted(found)}, as tables of {rows} rows; the names are of {wanted}."
+        )
     made = ComplEx.from_settings(
         entities=list(vocabulary.entities),
         relations=list(vocabulary.relations),

@@ -171,7 +171,9 @@ class KgQueries(GraphTask):
         if train and options.share < 1:
             count = max(1, round(options.share * len(chosen)))
             chosen = random.Random(options.query_seed).sample(chosen, count)
-        columns: dict[str, list[Any]] = {name: [] for name in ("structures", "anchors", "relations", "labels")}
+        columns: dict[str, list[Any]] = {
+            name: [] for name in ("structures", "anchors", "relations", "labels")
+        }
         for kind, one in chosen:
             _, anchors, relations = template(one.query)
             for label in self._labels(one, train):

@@ -13,11 +13,13 @@ def test_it_is_data_that_a_recipe_names():
     splits = load_splits("made:family-town", split_seed=1)
     assert set(splits) == {"train", "validation", "test"}
     rows = splits["test"].rows
-    assert sorted(zip(rows["head"], rows["relation"], rows["tail"], strict=True)) == split_triples(family_graph(seed=1), seed=1)["test"]
+    assert (
+        sorted(zip(rows["head"], rows["relation"], rows["tail"], strict=True))
+        == split_triples(family_graph(seed=1), seed=1)["test"]
+    )
     assert splits["test"].where(0) == "made:family-town, test triple 1"
     with pytest.raises(DataError, match="Did you mean 'family-town'"):
         load_splits("made:family-twon")
-
 
 
 def test_the_town_is_the_same_every_time_and_all_its_kinship_follows():
