@@ -54,11 +54,8 @@ class ComplEx(CompositeModel):
     @classmethod
     def sized(cls, entities: int, relations: int, rank: int, **settings: Any) -> ComplEx:
         """A predictor of so many entities and relations, whose names are their numbers."""
-        names = {
-            "entities": [str(i) for i in range(entities)],
-            "relations": [str(i) for i in range(relations)],
-        }
-        return cls.from_settings(**names, rank=rank, **settings)
+        names, kinds = ([str(i) for i in range(count)] for count in (entities, relations))
+        return cls.from_settings(entities=names, relations=kinds, rank=rank, **settings)
 
     @property
     def vocabulary(self) -> Vocabulary:
