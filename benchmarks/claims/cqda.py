@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import adaptome as ad
 from adaptome.data import load_splits
-from adaptome.data.graphs.query import TRAINED
+from adaptome.graphs.query import TRAINED
 from adaptome.recipe import load_recipe, stages_of
 from adaptome.tasks.inference import chunks, evaluating
 from adaptome.tasks.ranking import collate

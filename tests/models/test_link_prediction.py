@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import adaptome as ad
 from adaptome.core.errors import ModelError
-from adaptome.data.graphs.graph import Vocabulary
+from adaptome.graphs.graph import Vocabulary
 from adaptome.models.link_prediction import (
     ComplEx,
     LinkPrediction,

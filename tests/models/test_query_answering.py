@@ -7,7 +7,7 @@ import torch
 
 import adaptome as ad
 from adaptome.core.errors import ModelError
-from adaptome.data.graphs.query import NEGATIVE, POSITIVE, STRUCTURES, Anchor, And, Not, Or, Project
+from adaptome.graphs.query import NEGATIVE, POSITIVE, STRUCTURES, Anchor, And, Not, Or, Project
 from adaptome.models.fuzzy_logic import AND, OR, truth
 from adaptome.models.link_prediction import ComplEx
 from adaptome.models.query_answering import FORMS, QueryAnswerer

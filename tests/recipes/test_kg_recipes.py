@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from adaptome.data.graphs.betae import main as convert
-from adaptome.data.graphs.graph import Graph, Vocabulary
-from adaptome.data.graphs.query import STRUCTURES, to_nested
-from adaptome.data.graphs.sampling import sample
 from adaptome.data.makers.family_town import family_graph, split_triples
+from adaptome.graphs.betae import main as convert
+from adaptome.graphs.graph import Graph, Vocabulary
+from adaptome.graphs.query import STRUCTURES, to_nested
+from adaptome.graphs.sampling import sample
 from adaptome.recipe import load_recipe
 from adaptome.training import run_stages
 
@@ -71,7 +71,14 @@ def test_the_papers_recipe_reads_betaes_data_and_takes_two_steps(tmp_path, monke
     assert convert(["FB15k-237-betae", "queries/FB15k-237"]) == 0
     names = json.loads(Path("queries/FB15k-237/vocabulary.json").read_text())
     recipe = load_recipe(
-        "cqda-fb15k237", [*FEW, "model.rank=6", "stages.1.training.eval_steps=2", "stages.1.task.eval_beam=3", f"output={tmp_path / 'r'}"]
+        "cqda-fb15k237",
+        [
+            *FEW,
+            "model.rank=6",
+            "stages.1.training.eval_steps=2",
+            "stages.1.task.eval_beam=3",
+            f"output={tmp_path / 'r'}",
+        ],
     )
     first, last = run_stages(recipe, callbacks=[]).stages.values()
     assert first.trainable_parameters == 12 * (len(names["entities"]) + len(names["relations"]))
@@ -81,5 +88,7 @@ def test_the_papers_recipe_reads_betaes_data_and_takes_two_steps(tmp_path, monke
 
 @pytest.mark.slow
 def test_the_demonstration_ends_where_it_should(tmp_path):
-    result = run_stages(load_recipe("cqda-demo", ["training.device=cpu", f"output={tmp_path / 'r'}"]), callbacks=[])
+    result = run_stages(
+        load_recipe("cqda-demo", ["training.device=cpu", f"output={tmp_path / 'r'}"]), callbacks=[]
+    )
     assert result.last.metrics["mrr"] > 0.47 and result.last.metrics["mrr_negative"] > 0.3

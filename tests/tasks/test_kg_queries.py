@@ -13,7 +13,7 @@ import adaptome as ad
 from adaptome.cli import main
 from adaptome.core.errors import DataError, ModelError, RecipeError
 from adaptome.data import load_splits
-from adaptome.data.graphs.query import STRUCTURES
+from adaptome.graphs.query import STRUCTURES
 from adaptome.recipe import load_recipe
 from adaptome.recipe.schema import ModelSection
 from adaptome.tasks import get_task, task_from_dict

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptome.core.errors import ModelError
-from adaptome.data.graphs.graph import Vocabulary
+from adaptome.graphs.graph import Vocabulary
 from adaptome.models.base import CompositeModel, CompositeSettings, register_model
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptome.core.errors import ModelError
-from adaptome.data.graphs.query import STRUCTURES, Anchor, And, Not, Or, Project, Query
+from adaptome.graphs.query import STRUCTURES, Anchor, And, Not, Or, Project, Query
 from adaptome.models.fuzzy_logic import AND, OR, truth
 
 #: truth values that are held at once when no gradient is asked for
@@ -123,7 +123,7 @@ class QueryAnswerer(nn.Module):
         """Truth values [B, N] of every entity.
 
         Args:
-            form: a query whose entities and relations are columns of the next two; see `adaptome.data.graphs.query.template`.
+            form: a query whose entities and relations are columns of the next two; see `adaptome.graphs.query.template`.
             anchors, relations: [B, at least as many as the form has].
         """
         self._check_adapters()

@@ -15,8 +15,9 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from adaptome.core.errors import DataError, did_you_mean
-from adaptome.data.graphs.graph import Graph, Vocabulary
-from adaptome.data.graphs.query import (
+from adaptome.data.splits import Split, Splits
+from adaptome.graphs.graph import Graph, Vocabulary
+from adaptome.graphs.query import (
     NEGATIVE,
     POSITIVE,
     STRUCTURES,
@@ -28,9 +29,8 @@ from adaptome.data.graphs.query import (
     template,
     to_nested,
 )
-from adaptome.data.graphs.sampling import Answered, sample
-from adaptome.data.graphs.text import parse
-from adaptome.data.splits import Split, Splits
+from adaptome.graphs.sampling import Answered, sample
+from adaptome.graphs.text import parse
 from adaptome.models.query_answering import PLACES, QueryAnswerer
 from adaptome.tasks.base import ModelSpec, Prepared, register_task
 from adaptome.tasks.knowledge_graph import GraphOptions, GraphTask, graphs_of, is_triples

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adaptome.core.errors import DataError, RecipeError
-from adaptome.data.graphs.graph import Graph, Vocabulary
 from adaptome.data.splits import Split, Splits
+from adaptome.graphs.graph import Graph, Vocabulary
 from adaptome.models.base import is_composite, load_composite, read_configuration
 from adaptome.models.link_prediction import ComplEx
 from adaptome.tasks.base import Task, TaskOptions

@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import Field
 from torch import nn
 
-from adaptome.data.graphs.graph import Graph
-from adaptome.data.graphs.text import parse
 from adaptome.data.splits import Splits
+from adaptome.graphs.graph import Graph
+from adaptome.graphs.text import parse
 from adaptome.models.link_prediction import LinkPrediction as Model
 from adaptome.models.query_answering import QueryAnswerer
 from adaptome.tasks.base import ModelSpec, Prepared, register_task

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from adaptome.data.graphs.graph import Vocabulary
-from adaptome.data.graphs.query import Query, template
-from adaptome.data.graphs.text import quoted, write_atom
+from adaptome.graphs.graph import Vocabulary
+from adaptome.graphs.query import Query, template
+from adaptome.graphs.text import quoted, write_atom
 from adaptome.models.query_answering import QueryAnswerer, Step
 from adaptome.tasks.inference import evaluating
 

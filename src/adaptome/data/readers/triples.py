@@ -37,5 +37,5 @@ def refuse_pickle(path: Path, options: ReadOptions) -> Table:
     """
     raise DataError(
         f"{path} is a pickle, and pickles are not read: one can run any program.\n"
-        f"  A data set in BetaE's format is converted without running it: python -m adaptome.data.graphs.betae {path.parent} queries/"
+        f"  A data set in BetaE's format is converted without running it: python -m adaptome.graphs.betae {path.parent} queries/"
     )

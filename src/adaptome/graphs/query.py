@@ -109,9 +109,7 @@ def to_nested(query: Query) -> list[Any]:
         steps[:0] = [NEGATION] if isinstance(node, Not) else [node.relation, *[NEGATION] * node.negated]
         node = node.of
     if not steps or (NEGATION in steps and not isinstance(node, Anchor)):
-        raise DataError(
-            f"nested lists cannot write {query}. Write it as text: see adaptome.data.graphs.text."
-        )
+        raise DataError(f"nested lists cannot write {query}. Write it as text: see adaptome.graphs.text.")
     return [node.entity if isinstance(node, Anchor) else to_nested(node), steps]
 
 

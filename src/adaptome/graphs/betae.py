@@ -1,6 +1,6 @@
 """Data sets of BetaE (Ren and Leskovec 2020, arXiv:2010.11465), which are pickles, converted to JSON lines without unpickling them.
 
-    python -m adaptome.data.graphs.betae FB15k-237-betae queries/
+    python -m adaptome.graphs.betae FB15k-237-betae queries/
 
 A pickle is a program. This module does not run it: it reads the operations one by one (`pickletools`), builds numbers, texts, tuples, lists,
 sets and dicts of them, and refuses every other, among them whatever would import a name or call something, but for the empty `set` and
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command of this module; 0 when it went well."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if len(arguments) != 2:
-        print("usage: python -m adaptome.data.graphs.betae FOLDER OUT", file=sys.stderr)
+        print("usage: python -m adaptome.graphs.betae FOLDER OUT", file=sys.stderr)
         return 2
     try:
         counts = convert(Path(arguments[0]), Path(arguments[1]))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from adaptome.core.errors import DataError
-from adaptome.data.graphs.graph import Graph, Vocabulary
-from adaptome.data.graphs.query import (
+from adaptome.data.makers.family_town import family_graph, split_triples
+from adaptome.graphs.graph import Graph, Vocabulary
+from adaptome.graphs.query import (
     STRUCTURES,
     Anchor,
     And,
@@ -21,9 +22,8 @@ from adaptome.data.graphs.query import (
     template,
     to_nested,
 )
-from adaptome.data.graphs.sampling import answers, sample, sample_all
-from adaptome.data.graphs.text import parse, write
-from adaptome.data.makers.family_town import family_graph, split_triples
+from adaptome.graphs.sampling import answers, sample, sample_all
+from adaptome.graphs.text import parse, write
 
 NAMES = Vocabulary(
     ("acme", "york", "anna", "bob smith", "and"),

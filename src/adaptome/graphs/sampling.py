@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from adaptome.core.errors import DataError
-from adaptome.data.graphs.graph import Graph
-from adaptome.data.graphs.query import STRUCTURES, Anchor, And, Not, Or, Project, Query
+from adaptome.graphs.graph import Graph
+from adaptome.graphs.query import STRUCTURES, Anchor, And, Not, Or, Project, Query
 
 
 @dataclass(frozen=True)

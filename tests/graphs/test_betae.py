@@ -8,9 +8,9 @@ import pytest
 
 from adaptome.core.errors import DataError
 from adaptome.data import load_splits
-from adaptome.data.graphs.betae import convert, main, read_pickle
-from adaptome.data.graphs.graph import Vocabulary
-from adaptome.data.graphs.query import from_nested, structure_of
+from adaptome.graphs.betae import convert, main, read_pickle
+from adaptome.graphs.graph import Vocabulary
+from adaptome.graphs.query import from_nested, structure_of
 
 VALUES = [
     {("e", ("r", "r")): {(5, (0, 300)), (70_000, (-2, 1))}},
@@ -97,7 +97,7 @@ def test_a_data_set_is_converted(folder, tmp_path, capsys):
 
 def test_a_pickle_as_data_is_refused_with_the_way_to_convert_it(folder):
     with pytest.raises(
-        DataError, match=r"is a pickle.*\n.*python -m adaptome.data.graphs.betae .*toy-betae queries/"
+        DataError, match=r"is a pickle.*\n.*python -m adaptome.graphs.betae .*toy-betae queries/"
     ):
         load_splits(train=str(folder / "train-queries.pkl"))
 

@@ -8,7 +8,7 @@ family      a made-up town: people, kinship, homes, employers
 betae       BetaE's data sets, converted
 """
 
-from adaptome.data.graphs.graph import Graph, Vocabulary
-from adaptome.data.graphs.query import STRUCTURES, Anchor, And, Not, Or, Project, Query
+from adaptome.graphs.graph import Graph, Vocabulary
+from adaptome.graphs.query import STRUCTURES, Anchor, And, Not, Or, Project, Query
 
 __all__ = ["STRUCTURES", "Anchor", "And", "Graph", "Not", "Or", "Project", "Query", "Vocabulary"]

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from adaptome.core.errors import DataError
-from adaptome.data.graphs.graph import Vocabulary
-from adaptome.data.graphs.query import Anchor, And, Not, Or, Project, Query, normal
+from adaptome.graphs.graph import Vocabulary
+from adaptome.graphs.query import Anchor, And, Not, Or, Project, Query, normal
 
 _TOKEN = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*")|(\?\w*)|([(),:])|([^\s(),:"?]+(?::[^\s(),:"?]+)*))')
 _PLAIN = re.compile(r'[^\s(),:"?]+(?::[^\s(),:"?]+)*')
