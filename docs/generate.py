@@ -13,6 +13,7 @@ import difflib
 import functools
 import inspect
 import itertools
+import json
 import re
 import sys
 import typing
@@ -345,6 +346,45 @@ PARTS: dict[str, Callable[[], str]] = {
     "api": api,
     "equivalents": equivalents,
 }
+
+
+# -- the page of the architectures ---------------------------------------------------------------------------------
+
+
+def architectures_page() -> str:
+    """Which method works on which architecture, from what the sweep wrote."""
+    stored = json.loads((ROOT / "benchmarks/results/architectures.json").read_text(encoding="utf-8"))
+    rows = stored["classes"]
+    run = {name: row for name, row in rows.items() if "" not in row["methods"]}
+    methods = list(dict.fromkeys(method for row in run.values() for method in row["methods"]))
+    versions = ", ".join(f"{name} {version}" for name, version in stored["versions"].items())
+    faults = [(n, m, t) for n, row in run.items() for m, t in row["methods"].items() if t.startswith("fault")]
+    parts = [
+        "# Architectures",
+        f"Tiny models of {len(rows)} classes of transformers that an `AutoModelFor...` makes, with default targets; {len(run)} of them "
+        "run on made-up inputs. On each the adapted model starts as the base, a gradient reaches every adapter whose layer runs, merging "
+        "changes nothing in the model's own output, and detaching gives the base's bits back. One class of every model type takes every "
+        f"method here, the others LoRA. Written by `python benchmarks/architectures.py` with {versions}.",
+        "✓ works; ✓* works where the made-up inputs reach (a model of images and text is run on text alone), or beside layers that the model itself "
+        "gives no gradient; – refused with a reason; ✗ a fault; blank: not tried, or nothing it is on is run.",
+    ]
+    lines = [f"| class | {' | '.join(methods)} |", "| --- |" + " --- |" * len(methods)]
+    for name, row in run.items():
+        marks = [_mark(row["methods"].get(method, "")) for method in methods]
+        lines.append(f"| {name} | {' | '.join(marks)} |")
+    parts.append("\n".join(lines))
+    if faults:
+        table = [f"| {n} | `{m}` | {cell(t.removeprefix('fault: '))} |" for n, m, t in faults]
+        parts += ["## Faults", "\n".join(["| class | method | what |", "| --- | --- | --- |", *table])]
+    idle = [f"| {n} | {cell(row['methods'][''])} |" for n, row in rows.items() if "" in row["methods"]]
+    parts += ["## Not run", "\n".join(["| class | why |", "| --- | --- |", *idle])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _mark(text: str) -> str:
+    if text.startswith("works"):
+        return "✓*" if "," in text else "✓"
+    return {"refused": "–", "fault": "✗"}.get(text.partition(":")[0], "")
 
 
 # -- the pages of the commands -------------------------------------------------------------------------------------

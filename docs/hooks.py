@@ -27,6 +27,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the computed pages, and the methods to the navigation."""
     pages = {page: from_root(name) for name, page in ROOT_PAGES.items()}
     pages["methods/index.md"] = generate.methods_index()
+    pages["reference/architectures.md"] = generate.architectures_page()
     pages["reference/cli.md"] = generate.commands_page()
     for name, cls in ad.list_methods().items():
         pages[f"methods/{name}.md"] = generate.method_page(cls)

@@ -68,12 +68,32 @@ def test_a_loop_of_ones_own(steps):
     assert steps == [(0, 2), (1, 2), (2, 2)]
 
 
-def test_missing_gradients_are_told_at_the_first_step_only():
-    net = adapted()
+def test_missing_gradients_are_told_at_the_first_step_of_a_model_that_skips_nothing_at_random():
+    net = adapted().eval()
     net[0](torch.randn(5, 3)).sum().backward()
     with pytest.raises(GradientError, match="1 of 2"):
         callbacks.after_backward(net, 1)
-    callbacks.after_backward(net, 2)
+    assert callbacks.after_backward(net, 2)
+
+
+def test_in_training_they_are_told_at_the_eighth_step_or_the_last():
+    for total, judged in ((None, 8), (20, 8), (3, 3)):
+        net = adapted()
+        net[0](torch.randn(5, 3)).sum().backward()
+        for step in range(1, judged):
+            assert not callbacks.after_backward(net, step, total)
+        with pytest.raises(GradientError, match=rf"(?s)1 of 2 adapters in {judged} steps.*LayerDrop"):
+            callbacks.after_backward(net, judged, total)
+        assert callbacks.after_backward(net, judged + 1, total)
+
+
+def test_a_gradient_in_a_later_step_will_do():
+    net = adapted()
+    net[0](torch.randn(5, 3)).sum().backward()
+    assert not callbacks.after_backward(net, 1, 9)
+    net.zero_grad()
+    net[1](net[0](torch.randn(5, 3)).detach()).sum().backward()
+    assert callbacks.after_backward(net, 2, 9)
 
 
 def test_the_trainers_callback_drives_every_optimizer_step(steps):

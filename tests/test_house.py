@@ -24,10 +24,11 @@ FLOORS: dict[str, set[str]] = {
     "data": {"core"},
     "report": {"core"},
     "architectures": {"core"},
-    "models": {"core"},
+    "graphs": {"core"},
+    "models": {"core", "graphs"},
     "decoding": {"core"},
     "objectives": {"core"},
-    "tasks": {"core", "data", "decoding", "models"},
+    "tasks": {"core", "data", "decoding", "graphs", "models"},
     "continual": {"core", "data", "objectives", "tasks"},
     # tools on any model
     "memory": {"core"},

@@ -10,7 +10,7 @@ from transformers import ViTConfig, ViTForImageClassification
 import adaptome as ad
 from adaptome.architectures import build
 from adaptome.core.errors import HostError, MethodError, ModelError, TargetError
-from adaptome.example_inputs import example_inputs
+from adaptome.core.example_inputs import example_inputs
 from adaptome.inspection import inspect
 from adaptome.memory import scalar
 from tests.grid.sites import small

@@ -9,7 +9,7 @@ from torch import nn
 
 import adaptome as ad
 from adaptome.architectures import build
-from adaptome.example_inputs import example_inputs
+from adaptome.core.example_inputs import example_inputs
 from adaptome.memory import footprint, optimizer_bytes, scalar, shadow
 from tests.methods.helpers import checkpointing
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from adaptome.core.adapter import Adapter, Frozen
     from adaptome.core.attaching import attach, plan
     from adaptome.core.checkpoint import LoadReport, load, save
+    from adaptome.core.gradients import check_gradients
     from adaptome.core.hosts import Host
     from adaptome.core.merging import MergeReport, merge, unmerge
     from adaptome.core.method import Method, get_method, list_methods, option, register
     from adaptome.core.model import (
         activate,
         active,
-        check_gradients,
         detach,
         disabled,
         on_step,
@@ -65,6 +65,7 @@ _HOMES = {
     "adaptome.core.access": ("set_state", "weight_of"),
     "adaptome.core.adapter": ("Adapter", "Frozen"),
     "adaptome.core.checkpoint": ("LoadReport", "load", "save"),
+    "adaptome.core.gradients": ("check_gradients",),
     "adaptome.core.hosts": ("Host",),
     "adaptome.core.merging": ("MergeReport", "merge", "unmerge"),
     "adaptome.core.method": ("Method", "get_method", "list_methods", "option", "register"),
@@ -75,7 +76,6 @@ _HOMES = {
     "adaptome.core.model": (
         "activate",
         "active",
-        "check_gradients",
         "detach",
         "disabled",
         "on_step",

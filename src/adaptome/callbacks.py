@@ -6,7 +6,7 @@
     AdaptomeCallback()                     transformers.Trainer(callbacks=[...]); `AdaptomeTrainer` has it already
     LightningCallback()                    lightning.Trainer(callbacks=[...])
 
-Both do two things: after the first backward they check that a gradient reached every adapter, and they drive the methods'
+Both do two things: after the first backwards they check that a gradient reached every adapter, and they drive the methods'
 schedules, before the first step (of a resumed run, the step it goes on from) and after every optimizer step.
 """
 
@@ -19,6 +19,8 @@ from torch import nn
 
 import adaptome as ad
 from adaptome.core.errors import MissingExtraError
+from adaptome.core.gradients import PATIENCE
+from adaptome.core.state import state_of
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -38,18 +40,23 @@ def before_training(model: nn.Module, step: int, total: int) -> None:
     ad.on_step(model, step, total)
 
 
-def after_backward(model: nn.Module, step: int) -> None:
-    """Check the gradients of step 1.
+def after_backward(model: nn.Module, step: int, total: int | None = None) -> bool:
+    """Check the gradients of step 1; in training mode, where layers may be skipped at random, of up to eight steps.
 
     Args:
         model: with its adapters; may be wrapped.
         step: the optimizer step about to be made, from 1.
+        total: optimizer steps planned; None for more than eight.
+
+    Returns:
+        Whether every adapter was seen with a gradient by now, or judged before.
 
     Raises:
         GradientError: no gradient reached some adapters.
     """
-    if step == 1:
-        ad.check_gradients(model)
+    if step > 1 and not state_of(model).unsettled:
+        return True
+    return ad.check_gradients(model, left=PATIENCE if total is None else total - step)
 
 
 def after_step(model: nn.Module, step: int, total: int) -> None:
@@ -84,8 +91,7 @@ def _transformers_callback() -> type:
             self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
         ) -> None:
             if not self._checked:  # a resumed run does not begin at step 1
-                after_backward(kwargs["model"], 1)
-                self._checked = True
+                self._checked = after_backward(kwargs["model"], 1, state.max_steps - state.global_step)
 
         def on_step_end(
             self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -122,8 +128,8 @@ def _lightning_callback() -> type:
 
         def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
             if not self._checked:
-                after_backward(pl_module, 1)
-                self._checked = True
+                left = int(trainer.estimated_stepping_batches) - int(trainer.global_step)
+                self._checked = after_backward(pl_module, 1, left)
 
         def on_train_batch_end(
             self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

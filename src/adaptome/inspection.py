@@ -14,12 +14,12 @@ from adaptome.architectures import build
 from adaptome.core.attaching import attach
 from adaptome.core.budget import Fit
 from adaptome.core.errors import ModelError, did_you_mean
+from adaptome.core.example_inputs import example_inputs
 from adaptome.core.method import Method
 from adaptome.core.plan import Plan, count
 from adaptome.core.state import adapters, is_ours
 from adaptome.core.steer import steer, steered
 from adaptome.core.targets import roles_of
-from adaptome.example_inputs import example_inputs
 from adaptome.memory import OPTIMIZERS, footprint, optimizer_bytes, shadow
 
 if TYPE_CHECKING:

@@ -105,12 +105,54 @@ def fsdp(reference: nn.Module, mine: Tensor, folder: Path) -> None:
     refused("wrapped by FSDPModule already", lambda: ad.load(model, folder / "default", "late"))
 
 
+def inactive(reference: nn.Module, mine: Tensor, folder: Path) -> None:
+    """Neither waits for an adapter that does not run."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    def idle(*running: str) -> nn.Module:
+        model = adapted()
+        ad.activate(model, list(running))
+        return model
+
+    alone = idle("second", "third")
+    train(alone, IDS)
+    wrapped = nn.parallel.DistributedDataParallel(idle("second", "third"))
+    train(wrapped, mine)  # three steps: DDP finds what it still waits for in the second
+    close(whole(wrapped), whole(alone))
+    wrapped.train()
+    refused("synchronises what trained when it was wrapped", lambda: ad.activate(wrapped, "default"))
+    refused("synchronises what trained when it was wrapped", lambda: ad.activate(wrapped, "second"))
+    wrapped.eval()
+    ad.activate(wrapped, "default")
+    with ad.disabled(wrapped):
+        pass
+    torch.testing.assert_close(run(wrapped, IDS), run(idle("default"), IDS))
+    ad.activate(wrapped, ["second", "third"])
+    train(wrapped, mine)
+    train(alone, IDS)
+    close(whole(wrapped), whole(alone))
+
+    sharded, mesh = idle("second"), init_device_mesh("cpu", (2,))
+    for layer in sharded.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    one = idle("second")
+    for name in ("second", "third"):
+        ad.activate(sharded, name)
+        ad.activate(one, name)
+        train(sharded, mine)
+        train(one, IDS)
+        sharded.reshard()
+        close(whole(sharded), whole(one))
+
+
 if __name__ == "__main__":
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     reference = adapted()
     train(reference, IDS)
-    for check in (ddp, fsdp):
+    for check in (ddp, fsdp, inactive):
         check(copy.deepcopy(reference), IDS[2 * rank : 2 * rank + 2], folder)
         print(check.__name__, "holds", flush=True)
     dist.barrier()

@@ -41,6 +41,7 @@ BY_DESIGN = {
     **dict.fromkeys(("prefix-tuning", "llama-adapter", "mam", "unipelt"), "compresses keys and values"),
     "divcontrol": "too few for 16 tailors",  # one gate for all layers, so the smallest must hold them
     "coop": "matches no module",
+    "vb-lora": "size = 64 does not divide",  # the bank of vectors of this length is all layers' own
 }
 #: Mamba's projection whose weight its kernel reads
 UNREAD = "dt_proj"
@@ -225,6 +226,7 @@ def test_hydra_on_an_expert_is_hydra_on_a_layer_with_its_weight_and_bias():
         ("oft", 12, {"size": 12}), ("oft", 90, {"size": 30}), ("oft", 64, {}), ("oft", 7, {"size": 7}),
         ("boft", 12, {"size": 2}), ("boft", 15, {"size": 3, "factors": 1}), ("boft", 16, {}),
         ("fourierft", 12, {"n": 240}), ("loca", 12, {"n": 240}), ("loldu", 12, {"r": 12}), ("diffusekrona", 10, {"nearest": True}),
+        ("miss", 12, {"r": 12}), ("psoft", 12, {"r": 12}), ("road", 12, {"size": 20}), ("waveft", 12, {"n": 240}), ("t-lora", 12, {"r": 12}),
     ],
 )  # fmt: skip
 def test_a_default_that_does_not_fit_a_layer_takes_the_nearest_that_does(method, width, own, tmp_path):

@@ -165,6 +165,19 @@ class Mean(nn.Module):
         return self.model(pixel_values=pictures).last_hidden_state.mean(1)
 
 
+class Links(nn.Module):
+    """A link predictor's scores of all entities, from pairs (subject, relation)."""
+
+    def __init__(self) -> None:
+        from adaptome.models.link_prediction import ComplEx
+
+        super().__init__()
+        self.layer = ComplEx.sized(entities=20, relations=6, rank=8)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        return self.layer(pairs[..., 0], pairs[..., 1])
+
+
 def mean_vit() -> nn.Module:
     from transformers import ViTConfig, ViTModel
 
@@ -237,6 +250,7 @@ SITES: dict[str, Site] = {
         Site("encoder", lambda: One(Encoder()), floats(2, 5, 16), ("backbones",)),
         Site("vit", mean_vit, floats(2, 3, 20, 20), ("backbones", "blocks", "k")),
         Site("experts", mixtral_block, floats(2, 5, 16), ("layer.experts.gate_up_proj", "layer.experts.down_proj")),
+        Site("predictor", Links, tokens(6, 5, 2)),
         Site("parameter", OwnAttention, floats(2, 5, 16), ("layer.in_proj_weight",)),
     )
 }  # fmt: skip

@@ -19,6 +19,8 @@ adaptome predict runs/adaptome "the first sentence" "the second"
 adaptome predict runs/adaptome --file sentences.txt --json
 
 adaptome predict runs/sounds clips/one.wav clips/two.wav
+
+adaptome predict runs/town/2-adapter "? : works_for(?, acme) and not lives_in(?, ashford)"
 """
 
 
@@ -33,7 +35,7 @@ def predict(
     ],
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", help="Sentences, prompts, or paths of pictures or sounds."),
+        typer.Argument(metavar="INPUT", help="Sentences, prompts, queries, or paths of pictures or sounds."),
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Take the inputs from this file, one on a line; - for standard input.")
@@ -52,7 +54,10 @@ def predict(
         print_json(found)
         return
     for one, prediction in zip(given, found, strict=True):
-        print(f"{_short(prediction)}\t{one}")
+        if isinstance(prediction, Mapping) and "answers" in prediction:
+            print(one, *map(_answer, prediction["answers"]), sep="\n")
+        else:
+            print(f"{_short(prediction)}\t{one}")
 
 
 def _lines(file: Path | None) -> list[str]:
@@ -81,6 +86,12 @@ def _short(prediction: Any) -> str:
             text = value if isinstance(value, str) else ", ".join(map(_part, value))
             return _one_line(text) or "-"
     return str(dict(prediction))
+
+
+def _answer(answer: Mapping[str, Any]) -> str:
+    """One of several answers to a query: how true it is, and the edges that speak for it."""
+    edges = ", ".join(f"{step['edge']} {step['truth']:.2f}" for step in answer["because"])
+    return f"  {answer['truth']:.3f}  {answer['entity']}  because {edges}"
 
 
 def _one_line(text: str) -> str:

@@ -275,7 +275,7 @@ def arrange(layer: Any, names: list[str]) -> None:
     # From the last adapter back: fast ones stay fast until one that has no fast form needs the weight they made.
     blocked: set[str] = set()
     for adapter in reversed(weights):
-        if adapter.fast and not blocked & set(adapter.changes):
+        if adapter.fast and not adapter.host.read and not blocked & set(adapter.changes):
             chain.insert(0, adapter)
             continue
         blocked |= set(adapter.changes)

@@ -35,6 +35,7 @@ from adaptome.core.nodes import (
     mlp_roles,
     out_part,
 )
+from adaptome.core.reading import mark_read
 from adaptome.core.roles import (
     ATTENTION_NAME,
     EXPERTS,
@@ -56,6 +57,7 @@ class Anatomy:
         self.nodes: list[Node] = []
         self._seen: dict[int, Node] = {}
         self._walk(model, "", None, None)
+        mark_read(self.nodes)
         self.attentions = self._find_attentions()
         self.heads = self._find_heads()
         self._inside = self._cover(self.attentions)

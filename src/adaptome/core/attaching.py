@@ -21,6 +21,7 @@ from adaptome.core.errors import StateError, TargetError
 from adaptome.core.hosts import Host, host_of
 from adaptome.core.method import Method, get_method
 from adaptome.core.plan import Entry, Plan, count
+from adaptome.core.reach import unused
 from adaptome.core.state import (
     SHARED,
     STATE,
@@ -109,7 +110,9 @@ def _hosts(
     matches: list[Match] = resolve(model, wanted, exclude=exclude, layers=layers)
     whole = [path for path, rows in heads.items() if rows is None]
     kept = [m for m in matches if not any(m.path == h or m.path.startswith(f"{h}.") for h in whole)]
-    hosts = [host_of(m.module, m.path, m.parameter, m.role, m.layer) for m in kept]
+    hosts = [_host(m) for m in kept]
+    if targets is None:
+        hosts = _reached(model, method, hosts) or hosts
     if not hosts:
         raise TargetError(
             f"targets={wanted!r} matches only modules that are trained whole ({', '.join(whole)}).\n  Name other targets, or leave them out of train."
@@ -125,6 +128,25 @@ def _hosts(
                 f"  Leave it out of the targets (exclude='{host.path}'), or out of train."
             )
     return hosts, told
+
+
+def _reached(model: nn.Module, method: Method, hosts: list[Host]) -> list[Host]:
+    """Of the default targets those where an adapter of the method runs and is reached by a gradient."""
+    if method.merge == "none":  # what wraps calls has no place where there are none
+        hosts = [host for host in hosts if not host.read]
+    # of what stands outside the blocks, or is in them but in neither attention nor MLP (an indexer of keys), the model may need nothing
+    doubtful = any(
+        host.role == "linear" or (host.index is None and host.kind in ("conv", "norm")) for host in hosts
+    )
+    idle = unused(model) if doubtful else frozenset()
+    own = ("linear", "conv", "norm")
+    return [host for host in hosts if not (host.path in idle and host.kind in own and host.role != "expert")]
+
+
+def _host(match: Match) -> Host:
+    host = host_of(match.module, match.path, match.parameter, match.role, match.layer)
+    host.read = match.read
+    return host
 
 
 def _methods_by_layer(
@@ -320,6 +342,7 @@ def _install(root: nn.Module, state: State, attachment: Attachment, hosts: Seque
         getattr(home, SHARED)[name] = shared.train(root.training)
     state.attachments[name] = attachment
     state.active.append(name)
+    state.unsettled = True
     rearrange(root)
 
 

@@ -41,6 +41,8 @@ class Host(ABC):
         self.layer: Any = layer  # Any: its attributes depend on its kind
         self.path, self.role, self.index = path, role, index
         self.parameter = parameter or "weight"
+        #: whether the model reads the weight, beside or instead of calling the layer: adapters then change the parameter
+        self.read = False
         #: whether the weight is stored quantised; told once, for forwards ask it
         self.packed = self.has(self.parameter) and packed.is_packed(layer, self.parameter)
 
@@ -206,8 +208,10 @@ class Host(ABC):
         """A vector `[in]` shaped to broadcast against the layer's input."""
         return vector
 
-    def never_called(self) -> str | None:
-        """Why an adapter here would never run; None where the layer has a forward for it to go around."""
+    def never_called(self, changes_weights: bool = False) -> str | None:
+        """Why an adapter here would never run; None where the layer has a forward for it to go around, or a weight to change."""
+        if self.read and not changes_weights:
+            return f"the model reads {self.path}.weight instead of calling the layer, at least on some ways, and this method wraps calls"
         kind = getattr(type(self.layer), "_base", type(self.layer))
         if self.kind != "module" or kind.forward is not nn.Module.forward:
             return None

@@ -14,6 +14,7 @@ that a method is written once:
     vector      a 1-D parameter by name                   [dim]                     the same
     module      attention, MLP, decoder layer, ...        none                      activations only
     backbone    a whole transformer                       none                      activations only; its output is a model's
+    predictor   a link predictor over a knowledge graph   none                      scores only: in = an embedding, out = entities
 
 `reduce(x, A)` and `expand(z, B)` apply a factor pair `A [r, in]`, `B [out, r]` to activations as the layer would apply a weight, so
 `expand(reduce(x, A), B)` is the layer run with the weight `B A` and no bias.
@@ -313,6 +314,25 @@ class BackboneHost(ModuleHost):
     kind = "backbone"
 
 
+class PredictorHost(Host):
+    """A link predictor: tables `entities` and `relations`, and scores [..., N] of all entities from numbers of subjects and relations."""
+
+    kind = "predictor"
+
+    @property
+    def fan_in(self) -> int:
+        return int(self.layer.entities.embedding_dim)
+
+    @property
+    def fan_out(self) -> int:
+        return int(self.layer.entities.num_embeddings)
+
+
+def _is_predictor(layer: nn.Module) -> bool:
+    tables = (layer._modules.get(name) for name in ("entities", "relations"))
+    return all(isinstance(table, nn.Embedding) for table in tables)
+
+
 def _is_norm(layer: nn.Module) -> bool:
     own = {k: v for k, v in layer._parameters.items() if v is not None}
     return (
@@ -335,6 +355,7 @@ _KINDS: list[tuple[Callable[[nn.Module], bool], type[Host]]] = [
     (lambda m: isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)), ConvHost),
     (lambda m: isinstance(m, nn.Embedding), EmbeddingHost),
     (_is_norm, NormHost),
+    (_is_predictor, PredictorHost),
 ]
 
 

@@ -1,8 +1,9 @@
 """Merging: write what the weight adapters make of the weights into the layers, and take it back.
 
 The sum is done in at least float32 and rounded once to the stored type. The layers get new parameter objects and keep the old ones, so
-unmerging gives the very bits back, and a weight that is tied to another layer is untied, not changed under it. The merged
-layer is compared with the adapted one on a probe input, and the difference told.
+unmerging gives the very bits back, and a weight that is tied to another layer is untied, not changed under it. Each merged
+layer is compared with the adapted one on a probe input, and so is the whole model, through its own path, where its inputs are known: a
+layer may be used otherwise than by calling it. The differences are told.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from adaptome.core.state import (
     is_ours,
     rearrange,
     refuse_sharded,
+    run_only,
 )
+from adaptome.core.whole import difference, outputs_of, outputs_or_none, probe_of
 
 #: a layer, its parameters, and those of them that were there before any merge
 Before = tuple[Any, dict[str, Any], dict[str, Any]]
@@ -74,6 +77,7 @@ class MergeReport:
             adapters' change: at 1 and above the base was as near.
         untied: layers whose weight was tied to another's and is now their own.
         created: parameters that the layers did not have before: a class built anew from the model's configuration has no place for them.
+        model: the largest relative difference of the whole model's outputs on a probe; None where its inputs are not known.
     """
 
     names: tuple[str, ...]
@@ -82,11 +86,12 @@ class MergeReport:
     untied: tuple[str, ...]
     lost: dict[str, float] = field(default_factory=dict)
     created: tuple[str, ...] = ()
+    model: float | None = None
 
     @property
     def worst(self) -> float:
-        """The largest difference."""
-        return max((d for d in self.differences.values() if d is not None), default=0.0)
+        """The largest difference, of a layer or of the model."""
+        return max((d for d in [self.model, *self.differences.values()] if d is not None), default=0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it."""
@@ -109,8 +114,11 @@ class MergeReport:
             for path, d in self.differences.items()
         ]
         made = f"\nnew parameters: {', '.join(self.created)}" if self.created else ""
+        whole = (
+            "not compared: its inputs are not known" if self.model is None else f"differs by {self.model:.2e}"
+        )
         columns = ("layer", "difference", "requantisation error", "change lost")
-        return f"merged {', '.join(self.names)}\n" + table(columns, rows) + made
+        return f"merged {', '.join(self.names)}\n{table(columns, rows)}\nthe model's output: {whole}{made}"
 
 
 def merge(
@@ -120,6 +128,7 @@ def merge(
     keep: bool = True,
     requantise: bool = False,
     tolerance: float | None = None,
+    inputs: Any = None,
 ) -> MergeReport:
     """Write adapters into the weights.
 
@@ -132,6 +141,8 @@ def merge(
             step get lost: a merge that would bring the weights no nearer to what is meant is refused too.
         tolerance: largest relative difference on the probe; None for a bound by precision (requantised layers have none, and
             with a tolerance given any loss of the adapters' change is accepted).
+        inputs: of the probe of the whole model: its keyword arguments, or its one argument. None: made up where the kind of model is
+            known; False: the layers alone are compared.
 
     Raises:
         MergeError: an adapter has no merged form, one that stays comes before one that merges (unless both only add), the result is not finite or
@@ -147,14 +158,23 @@ def merge(
     layers = _layers(root, state, wanted)
     before: list[Before] = []
     report: dict[str, tuple[float | None, Requantised | None]] = {}
+    probe = probe_of(root) if inputs is None else None if inputs is False else inputs
+    run = outputs_or_none if inputs is None else outputs_of
     with _evaluating(root), ExitStack() as undo:
         undo.callback(_put_all_back, root, before)  # whatever stops us, Ctrl-C included
+        run_only(root, wanted)
+        meant = run(root, probe) if probe is not None else None
         for path, layer, stack in layers:
             before.append((layer, dict(layer._parameters), dict(layer.__dict__.get("_unmerged", {}))))
             report[path] = _merge_layer(path, layer, stack, state, wanted, requantise, tolerance)
         again = {path: made for path, (_, made) in report.items() if made is not None}
         if tolerance is None:
             _check_lost(again)
+        whole = None
+        if meant is not None:
+            run_only(root, [])
+            whole = difference(meant, outputs_of(root, probe))
+            _check_whole(whole, tolerance, layers, bool(again))
         undo.pop_all()  # merged
     for name in wanted:
         state.attachments[name].merged = True
@@ -172,6 +192,7 @@ def merge(
         untied,
         {p: made.lost for p, made in again.items()},
         created,
+        whole,
     )
 
 
@@ -227,6 +248,23 @@ def _check_lost(again: dict[str, Requantised]) -> None:
         raise MergeError(
             f"quantising the merged weights again would lose the adapters: it leaves {(missed / meant) ** 0.5:.0%} of their change, which is smaller than the quantisation steps.\n"
             "  Merge into the full-precision base, or keep the adapter attached; tolerance=float('inf') merges all the same."
+        )
+
+
+def _check_whole(
+    found: float,
+    tolerance: float | None,
+    layers: list[tuple[str, Any, list[WeightAdapter]]],
+    requantised: bool,
+) -> None:
+    """Raise MergeError when the model's output has changed by more than the roundings of so many layers add up to."""
+    bounds = [TOLERANCE.get(host_of(layer, path).dtype, 6e-2) for path, layer, _ in layers]
+    bound = max(bounds) * len(layers) ** 0.5 if tolerance is None else tolerance
+    if not (found <= bound or (requantised and tolerance is None)):
+        raise MergeError(
+            f"the merged model differs from the adapted one by {found:.2e} on a probe, above {bound:.0e}, though each of its layers is what it was.\n"
+            "  Some of them are used otherwise than by calling them, so that their adapters do not run. Leave these out, or keep the adapter\n"
+            "  attached; a tolerance accepts the difference, inputs={...} takes a probe of yours, and inputs=False compares the layers alone."
         )
 
 

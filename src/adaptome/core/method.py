@@ -161,10 +161,16 @@ class Method:
 
     def check(self, host: Host) -> None:
         """Raise HostError when the method cannot sit on this host."""
-        reason = self.admits(host) or host.never_called() or self.parametrised(host)
+        reason = self.admits(host)
+        works = (
+            "Name other targets"
+            if reason or not host.read
+            else f"Take a method that changes weights, such as lora, or exclude={host.path!r}"
+        )
+        reason = reason or host.never_called(changes_weights=self.merge == "exact") or self.parametrised(host)
         if reason:
             raise HostError(
-                f"{self.name} cannot be put on {host.name or 'the root'}: {reason}.\n  Name other targets; `adaptome methods` lists what each method admits."
+                f"{self.name} cannot be put on {host.name or 'the root'}: {reason}.\n  {works}; `adaptome methods` lists what each method admits."
             )
 
     def fitted(self, host: Host) -> Method:
@@ -282,6 +288,12 @@ class Method:
             "budget_solves": cls.size_setting(),
             "options": options,
         }
+
+
+def nearest_divisor(width: int, wanted: int, least: int = 2) -> int:
+    """The divisor of `width` from `least` on that is nearest to `wanted`; of two as near, the smaller. `wanted` where there is none."""
+    divisors = (d for d in range(least, width + 1) if width % d == 0)
+    return min(divisors, key=lambda d: abs(d - wanted), default=wanted)
 
 
 def type_name(hint: Any) -> str:

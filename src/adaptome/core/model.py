@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from adaptome.core import adapter as swap
 from adaptome.core.adapter import Adapted
-from adaptome.core.errors import GradientError, StateError
+from adaptome.core.errors import StateError
 from adaptome.core.merging import unmerge
 from adaptome.core.plan import Report, count
 from adaptome.core.state import (
     STATE,
+    State,
     adapters,
     attachment_of,
+    distributed_wrapper,
     find_root,
     forget,
     rearrange,
@@ -46,6 +48,8 @@ def activate(
 ) -> None:
     """Run exactly these adapters, in this order (the later around the earlier).
 
+    The others ask for no gradient until they are activated again: neither an optimizer over what trains nor DDP or FSDP waits for them.
+
     Args:
         model: with adapters.
         names: of the adapters; an empty list runs the base.
@@ -53,7 +57,8 @@ def activate(
             output of an activation adapter (of the input, where that is what it changes).
 
     Raises:
-        StateError: unknown name, a weight for an adapter that is not named, or two that train the same module whole.
+        StateError: unknown name, a weight for an adapter that is not named, two that train the same module whole, or a model in
+            training mode inside DDP that would train something else afterwards.
     """
     root, state = find_root(model), state_of(model)
     wanted = [names] if isinstance(names, str) else list(names)
@@ -64,18 +69,20 @@ def activate(
         raise StateError(f"weights name {sorted(stray)}, which are not among the activated {wanted}.")
     everything = [a for name in wanted for a in state.attachments[name].all().values()]
     before = state.active, [adapter.strength for adapter in everything]
+    _check_wrapped(model, state, wanted)
     for name in wanted:
         for adapter in state.attachments[name].all().values():
             adapter.strength = float((weights or {}).get(name, 1.0))
     state.active = wanted
-    rearrange(root)
+    rest = distributed_wrapper(model) != "DistributedDataParallel"
+    rearrange(root, rest=rest)
     try:
         _check_replaced(root)
     except StateError:
         state.active = before[0]
         for adapter, strength in zip(everything, before[1], strict=True):
             adapter.strength = strength
-        rearrange(root)
+        rearrange(root, rest=rest)
         raise
 
 
@@ -84,6 +91,25 @@ def _check_replaced(root: nn.Module) -> None:
         if isinstance(module, Adapted):
             for parameter, adapters in module._overrides.items():
                 swap.check_replaced(parameter, adapters)
+
+
+def _check_wrapped(model: nn.Module, state: State, wanted: list[str]) -> None:
+    """Raise StateError when DDP, which settles what it synchronises when it wraps a model, would have to synchronise something else.
+
+    To evaluate with others is allowed: what asks for gradients then stays as it was.
+    """
+    if not model.training or distributed_wrapper(model) != "DistributedDataParallel":
+        return
+    training = {
+        name
+        for name, attachment in state.attachments.items()
+        if any(p.requires_grad for module in attachment.modules() for p in module.parameters())
+    }
+    if training - set(wanted) or any(state.attachments[name].resting for name in wanted):
+        raise StateError(
+            f"this model is wrapped by DistributedDataParallel, which synchronises what trained when it was wrapped: {state.active}, not {wanted}.\n"
+            "  Activate first, then wrap; or wrap model.module anew. In evaluation mode (model.eval()) any may run."
+        )
 
 
 def active(model: nn.Module) -> list[str]:
@@ -96,13 +122,13 @@ def disabled(model: nn.Module) -> Iterator[None]:
     """Run the base alone for the time of the block (merged adapters stay merged). Nests."""
     root, state = find_root(model), state_of(model)
     before, state.disabled = state.disabled, True
-    rearrange(root)
+    rearrange(root, rest=False)
     try:
         yield
     finally:
         state.disabled = before
         if STATE in root.__dict__:
-            rearrange(root)
+            rearrange(root, rest=False)
 
 
 # -- what trains ---------------------------------------------------------------------------------------------------
@@ -122,12 +148,21 @@ def parameters_of(model: nn.Module, name: str = "default") -> dict[str, nn.Param
 
 
 def set_trainable(model: nn.Module, name: str, trainable: bool = True) -> None:
-    """Let an adapter train, or freeze it (what its method keeps frozen stays frozen)."""
+    """Let an adapter train, or freeze it (what its method keeps frozen stays frozen). One that is inactive trains once it is activated."""
     attachment = attachment_of(model, name)
-    for module in attachment.modules():
-        frozen = getattr(module, "frozen", ())
+    modules = list(enumerate(attachment.modules()))
+    chosen = {
+        f"{i}.{key}"
+        for i, module in modules
+        for key, _ in module.named_parameters()
+        if trainable and key not in getattr(module, "frozen", ())
+    }
+    if attachment.resting is not None:
+        attachment.resting = chosen
+        return
+    for i, module in modules:
         for key, parameter in module.named_parameters():
-            parameter.requires_grad_(trainable and key not in frozen)
+            parameter.requires_grad_(f"{i}.{key}" in chosen)
 
 
 def trainable(model: nn.Module) -> Report:
@@ -168,29 +203,3 @@ def penalty(model: nn.Module) -> Tensor | None:
         if (t := a.method.penalty(a.adapters, a.shared)) is not None
     ]
     return sum(terms[1:], terms[0]) if terms else None
-
-
-def check_gradients(model: nn.Module) -> None:
-    """After the first backward: make sure that a gradient reached every adapter that should train.
-
-    Experts are left out: one that no token was routed to has none; so are adapters that steering leaves out of some forwards.
-
-    Raises:
-        GradientError: naming the adapters without.
-    """
-    missing: list[str] = []
-    total = 0
-    for name in active(model):
-        for path, adapter in attachment_of(model, name).all().items():
-            training = [p for p in adapter.parameters() if p.requires_grad]
-            total += bool(training)
-            idle = adapter.may_idle or "expert" in adapter.host.role
-            if training and not idle and all(p.grad is None for p in training):
-                missing.append(f"{name}: {path}")
-    if missing:
-        shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
-        raise GradientError(
-            f"no gradient reached {len(missing)} of {total} adapters: {shown}.\n"
-            "  Usual causes: the layer is not run in this forward, its output is detached, or gradient checkpointing with use_reentrant=True\n"
-            "  on a frozen embedding (call model.enable_input_require_grads(), or use_reentrant=False)."
-        )

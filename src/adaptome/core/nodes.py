@@ -46,6 +46,7 @@ class Node:
     role: str = "other"
     stack: str | None = None  # the path of the stack that holds its block, None outside the blocks
     layer: int | None = None  # the index of its block there
+    read: bool = False  # whether the model reads its weight, beside or instead of calling it
 
     def ancestors(self) -> Iterator[Node]:
         """From the parent up to the root."""

@@ -48,6 +48,8 @@ class Attachment:
     heads: dict[str, Trained] = field(default_factory=dict)
     shared: nn.Module | None = None
     merged: bool = False
+    #: while it is inactive: which of its tensors, by module and name, ask for a gradient when it is active
+    resting: set[str] | None = None
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -72,6 +74,10 @@ class State:
     #: names of the base's parameters that trained before the first attach
     trained_before: tuple[str, ...] = ()
     disabled: bool = False
+    #: of `check_gradients`: whether it waits for gradients, how often it has looked, and the adapters that one reached
+    unsettled: bool = True
+    looks: int = 0
+    reached: set[str] = field(default_factory=set)
 
 
 def find_root(model: nn.Module) -> nn.Module:
@@ -186,17 +192,42 @@ def refuse_sharded(model: nn.Module, what: str) -> None:
         )
 
 
-def rearrange(root: nn.Module) -> None:
-    """Make every adapted layer run what the state says."""
+def rest_or_wake(attachment: Attachment, active: bool) -> None:
+    """Let an inactive attachment ask for no gradient, and an active one for those it asked for before."""
+    if active == (attachment.resting is None):
+        return
+    named = {
+        f"{i}.{key}": parameter
+        for i, module in enumerate(attachment.modules())
+        for key, parameter in module.named_parameters()
+    }
+    asking = (
+        {name for name, p in named.items() if p.requires_grad}
+        if attachment.resting is None
+        else attachment.resting
+    )
+    attachment.resting = None if active else asking
+    for name in asking:
+        named[name].requires_grad_(active)
+
+
+def rearrange(root: nn.Module, rest: bool = True) -> None:
+    """Make every adapted layer run what the state says; with `rest` what is inactive asks for no gradient."""
     state: State = root.__dict__[STATE]
-    running = [] if state.disabled else [n for n in state.active if not state.attachments[n].merged]
+    for name, attachment in state.attachments.items() if rest else ():
+        rest_or_wake(attachment, name in state.active and not attachment.merged)
+    run_only(root, [] if state.disabled else [n for n in state.active if not state.attachments[n].merged])
+    ignore_on_save(root)
+
+
+def run_only(root: nn.Module, names: list[str]) -> None:
+    """Let every adapted layer run these adapters, whatever the state says."""
     for module in root.modules():
         if isinstance(module, Adapted):
-            swap.arrange(module, running)
+            swap.arrange(module, names)
     for module in root.modules():
         if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
             swap.keep_off_fast_path(module)
-    ignore_on_save(root)
 
 
 def forget(root: nn.Module, names: Sequence[str]) -> None:

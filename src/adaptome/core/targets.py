@@ -47,6 +47,7 @@ class Match:
         parameter: None for the module itself, else the name of a parameter of it that stands for a layer.
         role: its most specific role, such as 'q', 'qkv', 'gate-up', 'expert', 'norm', 'block' or 'other'.
         layer: the index of its block in the stack of blocks, None outside the blocks.
+        read: whether the model reads its weight, beside or instead of calling it: what sits on it must change the parameter.
     """
 
     path: str
@@ -54,6 +55,7 @@ class Match:
     parameter: str | None
     role: str
     layer: int | None
+    read: bool = False
 
 
 def resolve(
@@ -135,7 +137,9 @@ def role_of(model: nn.Module, path: str) -> str:
 def _matches(parts: Iterable[Part]) -> list[Match]:
     unique = {(part.node.order, _position(part)): part for part in parts}
     ordered = [unique[key] for key in sorted(unique)]
-    return [Match(p.node.path, p.node.module, p.parameter, p.role, p.node.layer) for p in ordered]
+    return [
+        Match(p.node.path, p.node.module, p.parameter, p.role, p.node.layer, p.node.read) for p in ordered
+    ]
 
 
 def _position(part: Part) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from adaptome.core.errors import DataError, did_you_mean, nearest
 from adaptome.data.chats import with_joined
 from adaptome.data.folds import by_fold
+from adaptome.data.makers import PREFIX, make
 from adaptome.data.manifests import with_files
 from adaptome.data.readers import ReadOptions, endings, find_reader, format_of
 from adaptome.data.readers.arrays import read_npz
@@ -78,7 +79,10 @@ def load_splits(
     named: dict[str, Files] = {"train": train, "validation": validation, "test": test}
     wanted: dict[str, Files] = {split: files for split, files in named.items() if files}
     mapping = dict(columns or {})
-    if name is not None:
+    tables: dict[str, Any]
+    if name is not None and name.startswith(PREFIX):
+        tables = _one_by_one(make(name, split_seed))
+    elif name is not None:
         tables = _whole(name, wanted, format, config, revision, options, mapping, prefer or {})
     elif wanted:
         tables = _files(wanted, format, options, mapping, prefer or {})

@@ -68,6 +68,20 @@ def linear_with_pair(
     return y
 
 
+def run_pair(
+    x: Tensor, W: Tensor, pair: Factors, scale: float, dropout: float = 0.0
+) -> tuple[Tensor, Tensor | None, float]:
+    """As `linear_with_pair` without bias; and z, where it is kept, and s for which that is `x W^T + s z B^T`."""
+    mask, kept = keep(x, dropout) if dropout else (None, 1.0)
+    A, B = (factor.to(x.dtype) for factor in pair)
+    return *_LinearWithPair.apply(x, W, None, A, B, scale, mask, kept, None), scale * kept
+
+
+def shaped(y: Tensor, lead: torch.Size) -> Tensor:
+    """A fresh `[rows, out]` as `[*lead, out]`, without a view, which as a node's output the model could not change in place."""
+    return y.resize_(*lead, y.shape[-1])
+
+
 def _laid(matrix: Tensor) -> Tensor:
     """A small matrix in the order of its rows; on accelerators as it is, for their libraries take either."""
     return matrix.contiguous() if matrix.device.type == "cpu" else matrix
@@ -95,7 +109,7 @@ class _LinearWithPair(torch.autograd.Function):
         pair = (A, B) if again is None else (None, None)
         ctx.save_for_backward(x if trains_A else None, W, *pair, z if trains_B else None, bits)
         ctx.set_materialize_grads(False)
-        return y.view(*x.shape[:-1], y.shape[-1]), z
+        return shaped(y, x.shape[:-1]), z
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None) -> Any:

@@ -150,7 +150,13 @@ def token_refusal(host: Host) -> str | None:
 
 def embedding_width(host: Host) -> int:
     """The width of the token embeddings of a backbone."""
-    table: Any = host.layer.get_input_embeddings()
+    try:
+        table: Any = host.layer.get_input_embeddings()
+    except NotImplementedError as error:
+        raise HostError(
+            f"{host.path or 'the root'} ({type(host.layer).__name__}) has no one table of token embeddings, whose width prompts have.\n"
+            "  Take a method that changes weights, such as lora."
+        ) from error
     return int(table.embedding_dim)
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from adaptome.core.adapter import Frozen
 from adaptome.core.hosts import Host, autocasting
 from adaptome.forms.delta import Delta
+from adaptome.forms.fused import shaped
 
 
 class Scattered(Delta):
@@ -48,7 +49,10 @@ class Scattered(Delta):
             return super().forward(frozen, x, *args, **kwargs)
         numbers = self.numbers()
         values = numbers if self.strength == 1.0 else self.strength * numbers
-        return _Sparse.apply(x, frozen.weight(), frozen.bias(), values, self.index)
+        if torch.compiler.is_compiling():  # which chooses by itself what to keep
+            return F.linear(x, _moved(frozen.weight(), self.index, values), frozen.bias())
+        y: Tensor = _Sparse.apply(x, frozen.weight(), frozen.bias(), values, self.index)
+        return y
 
 
 class SparseAdapter(Scattered):
@@ -68,7 +72,7 @@ class _Sparse(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, values: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(x, W, values, index)
-        return F.linear(x, _moved(W, index, values), b)
+        return shaped(F.linear(x.reshape(-1, x.shape[-1]), _moved(W, index, values), b), x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

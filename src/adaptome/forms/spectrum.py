@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from adaptome.core.adapter import Frozen
 from adaptome.core.hosts import Host
 from adaptome.forms.delta import Delta, run_changed
-from adaptome.forms.fused import plain_weight
+from adaptome.forms.fused import plain_weight, shaped
 
 #: what an entry of S, an element of a transform, and one of dW cost in multiplications of a matrix product
 ENTRY, TRANSFORM, ELEMENT = 20, 140, 275
@@ -138,7 +138,7 @@ class _Formed(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.basis, ctx.update = basis, update
         ctx.save_for_backward(x, W, values, cells(rows), cells(columns))
-        return F.linear(x, (W + update()).to(W.dtype), b)
+        return shaped(F.linear(x.reshape(-1, x.shape[-1]), (W + update()).to(W.dtype), b), x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

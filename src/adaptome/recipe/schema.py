@@ -122,7 +122,8 @@ class DataSection(Section):
     """Where the examples are. Paths are relative to the folder the command runs in."""
 
     name: str | None = Field(
-        default=None, description="hub data set id, or a folder or .npz file that holds every split"
+        default=None,
+        description="hub data set id, a folder or .npz file that holds every split, or data that is made: made:family-town",
     )
     config: str | None = Field(default=None, description="configuration of a hub data set")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub data set")
@@ -140,6 +141,7 @@ class DataSection(Section):
         "parquet",
         "text",
         "conll",
+        "triples",
         "imagefolder",
         "audiofolder",
         "npz",

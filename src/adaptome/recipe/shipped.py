@@ -35,7 +35,8 @@ class ShippedRecipe:
     def about(self) -> dict[str, Any]:
         """Name, purpose, task, model and methods (those it compares, where it compares)."""
         content = yaml.safe_load(self.text)
-        given = content["compare"]["methods"] if "compare" in content else [content["method"]]
+        stages = [stage["method"] for stage in content.get("stages", ()) if "method" in stage]
+        given = content["compare"]["methods"] if "compare" in content else [content["method"], *stages]
         return {
             "name": self.name,
             "purpose": self.purpose(),
@@ -47,7 +48,7 @@ class ShippedRecipe:
 
 
 def _name(section: Any) -> str:
-    return section if isinstance(section, str) else str(section["name"])
+    return section if isinstance(section, str) else str(section.get("name", section.get("composite")))
 
 
 @cache

@@ -43,7 +43,7 @@ def spec(recipe: Recipe) -> Any:
         return recipe.model
     name = str(Path(start.run) / MERGED)
     return recipe.model.model_copy(
-        update={"name": name, "revision": None, "from_config": None, "tokenizer": None}
+        update={"name": name, "revision": None, "from_config": None, "composite": None, "tokenizer": None}
     )
 
 

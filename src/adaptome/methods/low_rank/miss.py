@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from adaptome.core.adapter import WeightAdapter
 from adaptome.core.hosts import Host
-from adaptome.core.method import Method, option, register
+from adaptome.core.method import Method, nearest_divisor, option, register
 from adaptome.forms.low_rank import LowRank
 from adaptome.forms.reparametrization import Reparametrization
 
@@ -42,6 +43,10 @@ class MiSS(Method):
     form: Literal["miss", "mini", "bat"] = option("miss", help="how the blocks of the update are made")
     rows: int = option(1, at_least=1, help="of 'mini': outputs that have rows of their own")
     dropout: float = option(0.0, at_least=0, below=1, help="on the adapter's input; not with 'bat'")
+
+    def fitting(self, host: Host) -> dict[str, Any]:
+        sides = math.gcd(host.fan_in, host.fan_out)
+        return {"r": nearest_divisor(sides, self.r, 1) if self.form == "bat" else min(self.r, host.fan_in)}
 
     def admits(self, host: Host) -> str | None:
         reason = super().admits(host)

@@ -54,6 +54,9 @@ class TLoRATimestep(Method):
     def factorises(self) -> bool:
         return self.start == "weight"
 
+    def fitting(self, host: Host) -> dict[str, Any]:
+        return {"r": max(self.r_min or 1, min(self.r, host.fan_in, host.fan_out))}
+
     def admits(self, host: Host) -> str | None:
         reason = super().admits(host)
         if reason is None and self.r > min(host.fan_in, host.fan_out):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from adaptome.core.adapter import Frozen
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
-from adaptome.forms.fused import forming_pays, plain_weight
+from adaptome.forms.fused import forming_pays, plain_weight, shaped
 from adaptome.forms.low_rank import LowRank
 
 
@@ -120,7 +120,7 @@ class _Vectors(torch.autograd.Function):
             y.addmm_(z * d.to(z.dtype), left.t())
         ctx.save_for_backward(x, W, A, B, d, b, z)
         ctx.s, ctx.formed = s, formed
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return shaped(y, x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from adaptome.core.adapter import Frozen
 from adaptome.core.errors import MethodError
 from adaptome.core.hosts import Host
-from adaptome.core.method import Method, option, register
+from adaptome.core.method import Method, nearest_divisor, option, register
 from adaptome.forms.rotation import Rotation, cayley, skew, turned
-from adaptome.methods.orthogonal.oft import indivisible, nearest_divisor
+from adaptome.methods.orthogonal.oft import indivisible
 
 #: widest groups whose factors are multiplied before they turn anything
 FUSED = 64

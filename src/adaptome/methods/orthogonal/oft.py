@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptome.core.hosts import Host
-from adaptome.core.method import Method, option, register
+from adaptome.core.method import Method, nearest_divisor, option, register
 from adaptome.forms.rotation import Rotation, cayley, cayley_series, skew
 
 
@@ -84,9 +84,3 @@ def indivisible(host: Host, width: int, setting: str) -> str | None:
         return None
     near = nearest_divisor(host.fan_in, width)
     return f"{setting} = {width} does not divide its {host.fan_in} inputs; the nearest divisor is {near}"
-
-
-def nearest_divisor(width: int, wanted: int, least: int = 2) -> int:
-    """The divisor of `width` from `least` on that is nearest to `wanted`; of two as near, the smaller. `wanted` where there is none."""
-    divisors = (d for d in range(least, width + 1) if width % d == 0)
-    return min(divisors, key=lambda d: abs(d - wanted), default=wanted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,9 @@ class PSOFT(Method):
 
     def factorises(self) -> bool:
         return True
+
+    def fitting(self, host: Host) -> dict[str, Any]:
+        return {"r": max(2, min(self.r, host.fan_in, host.fan_out))}
 
     def admits(self, host: Host) -> str | None:
         reason = super().admits(host)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adaptome.core.adapter import Frozen, WeightAdapter
 from adaptome.core.errors import MethodError
 from adaptome.core.hosts import Host
-from adaptome.core.method import Method, option, register
+from adaptome.core.method import Method, nearest_divisor, option, register
 
 
 @register(
@@ -44,6 +44,10 @@ class RoAD(Method):
     def validate(self) -> None:
         if self.size % 2:
             raise MethodError(f"road: size = {self.size} is odd: its halves are turned together.")
+
+    def fitting(self, host: Host) -> dict[str, Any]:
+        together = host.fan_out // getattr(host.layer, "groups", 1)
+        return {"size": self.size if together % 2 else 2 * nearest_divisor(together // 2, self.size // 2, 1)}
 
     def admits(self, host: Host) -> str | None:
         reason = super().admits(host)

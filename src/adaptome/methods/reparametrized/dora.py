@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from adaptome.core.adapter import Frozen
-from adaptome.core.hosts import Host
+from adaptome.core.hosts import Host, autocasting
 from adaptome.core.method import Method, option, register
 from adaptome.forms.dropped import dropped_linear
-from adaptome.forms.fused import linear_with_pair, plain_weight
+from adaptome.forms.fused import plain_weight, run_pair
 from adaptome.forms.low_rank import kaiming
 from adaptome.forms.reparametrization import Reparametrization
+
+Again: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @register(
@@ -72,26 +77,48 @@ class DoRAAdapter(Reparametrization):
 
     def forward(self, frozen: Frozen, x: Tensor) -> Tensor:
         plain = plain_weight(self.host, frozen, x) if self.strength == 1.0 else None
+        dropout = self.dropout if self.training else 0.0
         if plain is not None:
-            dropout = self.dropout if self.training else 0.0
-            V = linear_with_pair(x, plain[0], None, (self.A, self.B), self.scale, dropout)
-            return self.scaled(V, plain[1], frozen)
+            W, bias = plain
+            V, z, s = run_pair(x, W, (self.A, self.B), self.scale, dropout)
+            again = (
+                (lambda x, z, B: self.host.add_expanded(F.linear(x, W), z, B, s)) if z is not None else None
+            )
+            return self.scaled(V, bias, frozen, x, z, again)
         y: Tensor = frozen(x)
         bias = frozen.bias()
-        V = y if bias is None else y - bias.to(y.dtype)
         x = x.to(y.dtype)
-        z = (
-            dropped_linear(x, self.A.to(y.dtype), self.dropout)
-            if self.dropout and self.training
-            else self.host.reduce(x, self.A)
-        )
-        out = self.scaled(self.host.add_expanded(V, z, self.B, self.scale), bias, frozen)
+        z = dropped_linear(x, self.A.to(y.dtype), dropout) if dropout else self.host.reduce(x, self.A)
+        V = self.direction(y, bias, z, self.B)
+        out = self.scaled(V, bias, frozen, x, z, self._again(frozen, bias, x))
         return out if self.strength == 1.0 else torch.lerp(y, out, self.strength)
 
-    def scaled(self, V: Tensor, bias: Tensor | None, frozen: Frozen) -> Tensor:
+    def direction(self, y: Tensor, bias: Tensor | None, z: Tensor, B: Tensor) -> Tensor:
+        """`V x` from the layer's output and `z = A x`."""
+        return self.host.add_expanded(y if bias is None else y - bias.to(y.dtype), z, B, self.scale)
+
+    def _again(self, frozen: Frozen, bias: Tensor | None, x: Tensor) -> Again | None:
+        """What makes `V x` once more in the backward; None where running the layer again may draw other masks."""
+        if frozen.below:
+            return None
+        kind, casting = x.device.type, autocasting(x)
+        dtype = torch.get_autocast_dtype(kind) if casting else None
+
+        def again(x: Tensor, z: Tensor, B: Tensor) -> Tensor:
+            with torch.autocast(kind, dtype) if casting else nullcontext():
+                return self.direction(frozen(x), bias, z, B)
+
+        return again
+
+    def scaled(
+        self, V: Tensor, bias: Tensor | None, frozen: Frozen, x: Tensor, z: Tensor | None, again: Again | None
+    ) -> Tensor:
         """`m V / ||W + s B A|| + b`: V `[..., out]`."""
         c = (self.m / self.norm(frozen)).to(V.dtype)
-        out: Tensor = _ScaledRows.apply(V, c, None if bias is None else bias.to(V.dtype))
+        b = None if bias is None else bias.to(V.dtype)
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return V * c if b is None else torch.addcmul(b, V, c)
+        out: Tensor = _ScaledRows.apply(V, c, b, x, z, self.B, again)
         return out
 
     @torch.no_grad()
@@ -106,21 +133,35 @@ class DoRAAdapter(Reparametrization):
 
 
 class _ScaledRows(torch.autograd.Function):
-    """`c V + b`, keeping its output for the backward instead of V: most layers' outputs are kept by what reads them anyway."""
+    """`c V + b`, keeping its output for the backward instead of V: most layers' outputs are kept by what reads them anyway.
+
+    `again(x, z, B)` makes V once more, for a second derivative, and where the model has changed the output in place; without it V is kept.
+    """
 
     @staticmethod
-    def forward(ctx: Any, V: Tensor, c: Tensor, b: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, V: Tensor, c: Tensor, b: Tensor | None, x: Tensor, z: Tensor | None, B: Tensor, again: Again | None
+    ) -> Tensor:  # fmt: skip
         out = V * c if b is None else torch.addcmul(b, V, c)
-        ctx.save_for_backward(out, c, b)
+        ctx.again = again if ctx.needs_input_grad[1] else None
+        # the output under a count of changes of its own: autograd would refuse a changed one, and the count of the real one is read here
+        kept = (V, None, None, None) if ctx.again is None else (out.data, x, z, B)
+        ctx.save_for_backward(c, b, *kept)
+        ctx.watch, ctx.version = out.detach(), out._version
+        ctx.watch.data = out.new_empty(0)  # counts on without holding the numbers
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        out, c, b = ctx.saved_tensors
+        c, b, kept, x, z, B = ctx.saved_tensors
         dc = None
         if ctx.needs_input_grad[1]:
-            scaled = (grad * (out if b is None else out - b)).flatten(0, -2).sum(0)
-            dc = torch.where(
-                c == 0, 0, scaled / torch.where(c == 0, 1, c)
-            )  # a row of magnitude 0 has lost its direction
-        return grad * c, dc, grad if ctx.needs_input_grad[2] else None
+            changed = ctx.watch._version != ctx.version
+            if ctx.again is None or changed or torch.is_grad_enabled():
+                V = kept if ctx.again is None else ctx.again(x, z, B)
+                dc = (grad * V).flatten(0, -2).sum(0)
+            else:
+                scaled = (grad * (kept if b is None else kept - b)).flatten(0, -2).sum(0)
+                # a row of magnitude 0 has lost its direction
+                dc = torch.where(c == 0, 0, scaled / torch.where(c == 0, 1, c))
+        return grad * c, dc, grad if ctx.needs_input_grad[2] else None, None, None, None, None

@@ -13,7 +13,7 @@ from adaptome.core.adapter import Frozen
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.forms.delta import Delta
-from adaptome.forms.fused import forming_pays, plain_weight
+from adaptome.forms.fused import forming_pays, plain_weight, shaped
 
 
 def channels(host: Host) -> int:
@@ -136,7 +136,7 @@ class _Columns(torch.autograd.Function):
             y = F.linear(rows, W, b)
             y.addmm_(selected, P.to(y.dtype).t(), alpha=s)
         ctx.save_for_backward(selected, W, P, I)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return shaped(y, x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

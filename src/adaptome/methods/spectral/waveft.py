@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,9 @@ class WaveFT(Method):
     alpha: float = option(25.0, help="scale of the update")
     moments: int = option(1, at_least=1, at_most=8, help="vanishing moments of the wavelet: 1 is Haar's, db1")
     position_seed: int = option(777, help="draws the positions, and is saved instead of them")
+
+    def fitting(self, host: Host) -> dict[str, Any]:
+        return {"n": min(self.n, host.fan_in * host.fan_out)}
 
     def admits(self, host: Host) -> str | None:
         return super().admits(host) or too_many(self.n, host)

@@ -25,6 +25,7 @@ def example_inputs(
     *,
     device: torch.device | str = "meta",
     dtype: torch.dtype | None = None,
+    seed: int | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments for one training step of `model`; with labels where its head takes them.
 
@@ -35,6 +36,7 @@ def example_inputs(
             positions for. Images, spectrograms and latents have the size that the config gives.
         device: where the inputs lie.
         dtype: of the floating-point inputs; by default that of the model's first floating-point parameter.
+        seed: draw numbers and tokens (none with a meaning of its own); None for zeros. Labels are zeros.
 
     Raises:
         ModelError: the model's inputs are not known; pass your own.
@@ -47,13 +49,22 @@ def example_inputs(
             f"The inputs of {type(model).__name__} are not known (its main input is {kind!r}; known: "
             f"{', '.join(_MAKERS)}).\n  Pass them: inputs={{'name': tensor, ...}}, on the meta device."
         )
-    return _MAKERS[kind](_Maker(model, batch, length, torch.device(device), dtype))
+    return _MAKERS[kind](_Maker(model, batch, length, torch.device(device), dtype, seed))
 
 
 class _Maker:
     """Sizes of one model, and tensors of a batch."""
 
-    def __init__(self, model: nn.Module, batch: int, length: int, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: int,
+        length: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        seed: int | None,
+    ):
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
         self.model, self.batch, self.device, self.dtype = model, batch, device, dtype
         self.config: Any = model.config
         self.length = min(
@@ -73,7 +84,23 @@ class _Maker:
     def ids(self, *shape: int) -> Tensor:
         return torch.zeros(self.batch, *shape, dtype=torch.long, device=self.device)
 
+    def tokens(self, *shape: int) -> Tensor:
+        vocabulary = self.first("vocab_size", of=self.text)
+        if self.generator is None or not vocabulary:
+            return self.ids(*shape)
+        special = {
+            value
+            for config in (self.config, self.text)
+            for key, value in vars(config).items()
+            if key.endswith(("token_id", "token_index"))
+        }
+        plain = torch.tensor([token for token in range(min(vocabulary, 1000)) if token not in special])
+        drawn = torch.randint(len(plain), (self.batch, *shape), generator=self.generator)
+        return plain[drawn].to(self.device)
+
     def values(self, *shape: int) -> Tensor:
+        if self.generator is not None:
+            return torch.randn(self.batch, *shape, generator=self.generator).to(self.device, self.dtype)
         return torch.zeros(self.batch, *shape, dtype=self.dtype, device=self.device)
 
     def labels(self, length: int) -> dict[str, Tensor]:
@@ -109,15 +136,21 @@ def _kind(model: nn.Module) -> str:
 
 
 def _text(m: _Maker) -> dict[str, Any]:
-    inputs = {"input_ids": m.ids(m.length), **m.labels(m.length)}
+    inputs = {"input_ids": m.tokens(m.length), **m.labels(m.length)}
     if getattr(m.config, "is_encoder_decoder", False) and "labels" not in inputs:
-        inputs["decoder_input_ids"] = m.ids(m.length)
+        inputs["decoder_input_ids"] = m.tokens(m.length)
     return inputs
+
+
+def _parts(config: Any) -> list[Any]:
+    """The configurations inside one that may tell an image's size: of its vision tower, encoder or backbone."""
+    names = ("vision_config", "encoder", "backbone_config")
+    return [part for name in names if (part := getattr(config, name, None)) is not None]
 
 
 def _pixels(m: _Maker, config: Any = None) -> Tensor:
     config = m.config if config is None else config
-    size = config.image_size
+    size = next((s for c in (config, *_parts(config)) if (s := getattr(c, "image_size", None))), 224)
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     return m.values(getattr(config, "num_channels", 3), height, width)
 
@@ -129,19 +162,25 @@ def _image(m: _Maker) -> dict[str, Any]:
 def _image_and_text(m: _Maker) -> dict[str, Any]:
     length = min(m.length, m.config.text_config.max_position_embeddings)
     return {
-        "input_ids": m.ids(length),
+        "input_ids": m.tokens(length),
         "pixel_values": _pixels(m, m.config.vision_config),
         "return_loss": True,
     }
 
 
 def _features(m: _Maker) -> dict[str, Any]:
-    """Whisper: a spectrogram of fixed length in, text out."""
+    """Whisper: a spectrogram of fixed length in, text out; others take frames `[length, features]`."""
+    width = m.first("feature_projection_input_dim", "input_feat_per_channel", of=m.config)
+    if width:
+        inputs = {"input_features": m.values(4 * m.length, width), **m.labels(m.length)}
+        if "labels" not in inputs and getattr(m.config, "is_encoder_decoder", False):
+            inputs["decoder_input_ids"] = m.tokens(m.length)
+        return inputs
     frames = 2 * m.config.max_source_positions
     length = min(m.length, m.config.max_target_positions)
     inputs = {"input_features": m.values(m.config.num_mel_bins, frames), **m.labels(length)}
     if "labels" not in inputs and getattr(m.config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = m.ids(length)
+        inputs["decoder_input_ids"] = m.tokens(length)
     return inputs
 
 
