@@ -1,4 +1,4 @@
-"""Reading PEFT's adapter folders: LoRA, DoRA, IA3, LN tuning, LoHa and LoKr; see `adaptome.interop.peft`."""
+"""Reading PEFT's adapter folders; see `adaptome.interop.peft`."""
 
 from __future__ import annotations
 
@@ -24,16 +24,20 @@ from adaptome.core.errors import (
     TornFileError,
 )
 from adaptome.core.model import detach, set_trainable
-from adaptome.core.state import Attachment, attachment_of, tensors_of
+from adaptome.core.state import Attachment, attachment_of, root_of, tensors_of
 from adaptome.interop.peft_names import CONFIG, PREFIX, TENSORS, has_form
+from adaptome.interop.peft_parameters import host_at, parameter_of, unstacked
 from adaptome.interop.peft_products import KEYS, KNOWN, same_in_peft
+from adaptome.interop.peft_prompts import KNOWN as PROMPT_SETTINGS
+from adaptome.interop.peft_prompts import PROMPTS, fill_prompt, read_prompt
+from adaptome.interop.peft_types import TYPES
 
 #: settings of PEFT's LoRA that may have any value without changing the numbers of a loaded adapter
 _HARMLESS = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "exclude_modules", "fan_in_fan_out", "inference_mode",
     "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "megatron_core", "modules_to_save",
-    "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_dora", "use_rslora",
-    "eva_config", "feedforward_modules", "init_ia3_weights", "runtime_config",
+    "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "target_parameters", "task_type", "use_dora", "use_rslora",
+    "eva_config", "runtime_config",
 } | KNOWN  # fmt: skip
 _MUTATES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -49,14 +53,20 @@ def load_peft(
     """
     config, tensors = _read(folder)
     kind = config.get("peft_type")
-    readers = {"LORA": _read_lora, "IA3": _read_ia3, "LN_TUNING": _read_norms} | {
-        name.upper(): _read_product for name in KEYS
+    readers = {
+        "LORA": _read_lora,
+        **dict.fromkeys(TYPES, _read_type),
+        **dict.fromkeys([name.upper() for name in KEYS], _read_product),
+        **dict.fromkeys(PROMPTS.values(), read_prompt),
     }
     if kind not in readers:
         raise FormatError(
             f"{folder} is a PEFT adapter of type {kind!r}; read are {', '.join(readers)}.\n  Convert it with PEFT's convert_to_lora, or merge it there."
         )
-    unknown = {k: v for k, v in config.items() if k not in _HARMLESS and v not in (None, False, {}, [])}
+    known = _HARMLESS | (
+        TYPES[kind].known if kind in TYPES else PROMPT_SETTINGS if kind in PROMPTS.values() else set()
+    )
+    unknown = {k: v for k, v in config.items() if k not in known and v not in (None, False, {}, [])}
     if unknown.keys() - {"megatron_config"}:
         raise FormatError(
             f"{folder} uses {unknown}, which would change the numbers and is not read here.\n  Merge it with PEFT instead."
@@ -69,12 +79,17 @@ def load_peft(
             f"{folder}, trained on {config.get('base_model_name_or_path')}: {error}"
         ) from error
     try:
-        for path, adapter in attachment_of(model, name).adapters.items():
+        attachment = attachment_of(model, name)
+        for path, adapter in attachment.adapters.items():
             if not (has_form(adapter.host) and same_in_peft(adapter)):
                 raise FormatError(
                     f"{folder}: PEFT computes something else than a weight update on {path} ({adapter.host!r}); it is not read."
                 )
-        fill(attachment_of(model, name), _reshaped(attachment_of(model, name), wanted), str(folder))
+        if kind in TYPES:
+            wanted |= TYPES[kind].finish(attachment, config, tensors)
+        elif kind in PROMPTS.values():
+            wanted |= fill_prompt(model, attachment, tensors)
+        fill(attachment, _reshaped(attachment, wanted), str(folder))
     except CheckpointError:
         detach(model, name)
         raise
@@ -159,10 +174,11 @@ def _read_lora(
     found, heads = _split(tensors, _SUFFIXES, folder, list(config.get("modules_to_save") or []))
     dora, rslora = bool(config.get("use_dora")), bool(config.get("use_rslora"))
     per_layer: dict[str, dict[str, Any]] = {}
+    found, parameters = _by_parameter(model, config, found)
     for path, parts in found.items():
         if not {"A", "B"} <= parts.keys() or (dora and "m" not in parts):
             raise KeyMismatchError(f"{folder}: {path} has {sorted(parts)} only; a factor is missing.")
-        r = parts["A"].shape[0]
+        r = parts["A"].shape[-2 if path in parameters else 0]
         alpha = _pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha", 8))
         per_layer[f"={path}"] = {"r": r, "alpha": alpha * r**0.5 if dora and rslora else alpha}
     how: dict[str, Any] = {
@@ -177,38 +193,48 @@ def _read_lora(
     return how, {f"{p}.{k}": v for p, parts in found.items() for k, v in parts.items()} | heads
 
 
-def _read_ia3(
+def _by_parameter(
+    model: nn.Module, config: dict[str, Any], found: dict[str, dict[str, Tensor]]
+) -> tuple[dict[str, dict[str, Tensor]], set[str]]:
+    """The factors of parameters by name under their names and in our shapes, those of layers as they are; and the parameters' names."""
+    targets = config.get("target_parameters") or []
+    modules = dict(root_of(model).named_modules())
+    named: dict[str, dict[str, Tensor]] = {}
+    parameters: set[str] = set()
+    for path, parts in found.items():
+        name = parameter_of(path, targets, modules)
+        if name is not None and {"A", "B"} <= parts.keys():
+            parts = dict(zip("AB", unstacked(host_at(name, modules), parts["A"], parts["B"]), strict=True))
+            parameters.add(name)
+        named[name or path] = parts
+    return named, parameters
+
+
+def _read_type(
     model: nn.Module, config: dict[str, Any], tensors: dict[str, Tensor], folder: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    found, heads = _split(tensors, {".ia3_l": "l"}, folder, list(config.get("modules_to_save") or []))
-    on_input = {p: parts["l"].shape[0] == 1 and parts["l"].dim() > 1 for p, parts in found.items()}
-    per_layer = {f"={p}": {"side": "input" if inner else "output"} for p, inner in on_input.items()}
+    """Types that are one method each, see `peft_types`."""
+    form = TYPES[config["peft_type"]]
+    names = {f".{theirs}": ours for ours, theirs in form.keys.items()}
+    own = {k: v for k, v in tensors.items() if k not in form.shared}
+    found, heads = _split(own, names, folder, list(config.get("modules_to_save") or []))
+    layers = dict(root_of(model).named_modules())
+    per_layer: dict[str, dict[str, Any]] = {}
+    wanted: dict[str, Tensor] = dict(heads)
+    for path, parts in found.items():
+        if missing := form.needed(parts):
+            raise KeyMismatchError(
+                f"{folder}: {path} has {sorted(parts)} only; {', '.join(missing)} is missing."
+            )
+        if settings := form.settings(config, path, parts):
+            per_layer[f"={path}"] = settings
+        wanted |= {f"{path}.{k}": v for k, v in form.ours(config, parts, layers.get(path)).items()}
     how = {
-        "method": "ia3",
-        "targets": list(per_layer),
-        "per_layer": per_layer,
+        "method": form.method, "targets": [f"={path}" for path in found], "per_layer": per_layer,
         "train": sorted({f"={k.rpartition('.')[0]}" for k in heads}),
-    }
-    return how, {f"{p}.l": parts["l"].flatten() for p, parts in found.items()} | heads
-
-
-def _read_norms(
-    model: nn.Module, config: dict[str, Any], tensors: dict[str, Tensor], folder: str
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    mark = ".ln_tuning_layers."
-    own = {k.replace(mark, "."): v for k, v in tensors.items() if mark in k}
-    base = dict(model.named_parameters())
-    missing = [k for k in own if k not in base]
-    if missing or len(own) != len(tensors):
-        raise KeyMismatchError(
-            f"{folder}: {missing or [k for k in tensors if mark not in k]} fit nothing in this {type(model).__name__}."
-        )
-    how = {
-        "method": "norm-tuning",
-        "targets": sorted({f"={k.rpartition('.')[0]}" for k in own}),
-        "bias": any(k.endswith(".bias") for k in own),
-    }
-    return how, {k: v - base[k].detach().to(v) for k, v in own.items()}
+    }  # fmt: skip
+    # where a layer's settings would not fit another, those of the method are the first layer's
+    return next(iter(per_layer.values()), {}) | form.once(config) | how, wanted
 
 
 def _read_product(
