@@ -112,6 +112,30 @@ def export(
     return ExportReport(str(folder), format, written.rank, written.errors)
 
 
+def write_lora(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    attachment: Attachment,
+    factors: dict[str, Factors],
+    rank: int,
+    task_type: str | None = None,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write factors of an attachment's targets as a PEFT folder of LoRA, all padded to one rank.
+
+    Raises:
+        MergeError: a layer has no place in the format.
+        CheckpointError: the folder holds something else.
+    """
+    _check(attachment, "peft-lora")
+    heads = _heads(find_root(model), attachment, task_type)
+    tensors = _lora_tensors(attachment, factors, rank)
+    for path, parameters in heads.items():
+        tensors |= {f"{PREFIX}{path}.{k}": v.detach().cpu().clone() for k, v in parameters.items()}
+    config = _config(model, attachment, _lora_config(attachment, rank, False), task_type, sorted(heads))
+    _write(folder, config, tensors, metadata)
+
+
 #: the heads that PEFT stores with every adapter of a task
 _HEADS = {
     "SEQ_CLS": ("classifier", "score"),
@@ -263,11 +287,18 @@ def _config(
     return common | own | targets
 
 
-def _write(folder: str | os.PathLike[str], config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _write(
+    folder: str | os.PathLike[str],
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    metadata: dict[str, str] | None = None,
+) -> None:
     bad = [k for k, v in tensors.items() if not torch.isfinite(v).all()]
     if bad:
         raise NonFiniteError(f"{len(bad)} tensors hold NaN or infinity ({bad[0]}); nothing was written.")
-    data = dump_tensors({k: v.contiguous() for k, v in tensors.items()}, metadata={"format": "pt"})
+    data = dump_tensors(
+        {k: v.contiguous() for k, v in tensors.items()}, metadata={"format": "pt", **(metadata or {})}
+    )
     with atomic_folder(folder, only=(TENSORS, CONFIG, "README.md")) as staging:
         (staging / TENSORS).write_bytes(data)
         (staging / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
