@@ -291,3 +291,20 @@ def test_convert_an_adapter_folder_on_its_base(capsys):
     assert run("convert", "an-adapter", "again") == 1
     assert "could not be loaded" in capsys.readouterr().err
     assert run("convert", "an-adapter", "again", "--base", "merged-base", "--rank", "4", "--force") == 0
+    assert (
+        run(
+            "merge",
+            "an-adapter",
+            "half",
+            "--base",
+            "merged-base",
+            "--dtype",
+            "bfloat16",
+            "--shard-size",
+            "1MB",
+        )
+        == 0
+    )
+    half = AutoModelForSequenceClassification.from_pretrained("half", dtype="auto")
+    assert half.dtype == torch.bfloat16 and "from a run that was stopped" not in capsys.readouterr().out
+    assert run("merge", "an-adapter", "other", "--dtype", "int4") == 1

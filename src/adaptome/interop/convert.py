@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from adaptome.core.attaching import attach
 from adaptome.core.errors import MergeError
 from adaptome.core.fingerprint import fingerprint
+from adaptome.core.merging import evaluating
 from adaptome.core.model import activate, active, detach
 from adaptome.core.plan import table
 from adaptome.core.state import Attachment, attachment_of, find_root
@@ -140,7 +140,7 @@ def convert(
     """
     _check_choice(rank, energy, max_error)
     attachment, seen = attachment_of(model, name), None if batches is None else list(batches)
-    with _evaluating(model):
+    with evaluating(model):
         moments = {} if seen is None else _moments(model, attachment, seen, run)
         cuts = {
             path: _cut(
@@ -329,18 +329,6 @@ def _first(output: Any) -> Tensor:
             f"the model's output ({type(output).__name__}) holds no tensor to compare.\n  Pass run=, a function of model and batch that gives one."
         )
     return found
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [m for m in model.modules() if m.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 # -- what goes with the file ---------------------------------------------------------------------------------------
