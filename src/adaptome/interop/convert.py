@@ -232,8 +232,8 @@ def _cut(
     weight_error = float(gap.norm() / dW.norm().clamp_min(1e-300)) if k < A.shape[-2] or not exact else 0.0
     output_error = None
     if C is not None:
-        lost, whole = ((M @ C * M).sum().clamp_min(0).sqrt() for M in (gap, dW))
-        output_error = float(lost / whole.clamp_min(1e-300)) if weight_error else 0.0
+        missed, whole = (float((M @ C * M).sum().clamp_min(0).sqrt()) for M in (gap, dW))
+        output_error = missed / max(whole, 1e-300) if weight_error else 0.0
     told = Converted(min(k, A1.shape[-2]), weight_error, output_error)
     return A1.float().cpu().contiguous(), B1.float().cpu().contiguous(), told
 

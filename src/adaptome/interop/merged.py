@@ -213,7 +213,7 @@ def _sources(
             n: v
             for n, v in module._buffers.items()
             if v is not None and n not in module._non_persistent_buffers_set
-        }  # type: ignore[assignment]
+        }
         for name, value in own.items():
             stack = tuple(a for a in stacked.get(id(module), ()) if name in a.changes)
             is_packed = name in module._parameters and packed.is_packed(module, name)
@@ -406,7 +406,7 @@ def _stream(path: Path, planned: dict[str, Tensor], values: Iterator[Tensor]) ->
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, expected), value in zip(planned.items(), values, strict=True):
             assert value.shape == expected.shape and value.dtype == expected.dtype, name
-            file.write(memoryview(value.flatten().view(torch.uint8).numpy()))
+            file.write(value.flatten().view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(writing, path)
@@ -417,7 +417,7 @@ def _companions(
     root: Any, work: Path, dtype: torch.dtype | None, untied: tuple[str, ...], processor: Any
 ) -> None:
     """The configuration, the generation's settings, and the processor's files."""
-    config = getattr(root, "config", None)
+    config: Any = getattr(root, "config", None)
     if hasattr(config, "save_pretrained"):
         config = copy.deepcopy(config)
         kind = getattr(type(root), "_base", type(root))
