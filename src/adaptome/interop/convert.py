@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from adaptome.core.attaching import attach
 from adaptome.core.errors import MergeError
 from adaptome.core.fingerprint import fingerprint
+from adaptome.core.inputs import Run, collect, run
 from adaptome.core.merging import evaluating
 from adaptome.core.model import activate, active, detach
 from adaptome.core.plan import table
 from adaptome.core.state import Attachment, attachment_of, find_root
-from adaptome.core.inputs import Run, collect, run
 from adaptome.forms.singular import singular
 from adaptome.interop.lora_factors import Factors, update_pair
 from adaptome.interop.peft import write_lora
@@ -266,6 +266,11 @@ def _needed(energies: Tensor, lost: float) -> int:
 
 
 # -- the model -----------------------------------------------------------------------------------------------------
+
+
+def moment(old: Tensor | None, x: Tensor) -> Tensor:
+    """The second moment `X^T X` `[in, in]` of all inputs so far, with x `[tokens, in]`."""
+    return x.t() @ x if old is None else old + x.t() @ x
 
 
 def _moments(model: nn.Module, attachment: Attachment, batches: Sequence[Any], run: Run) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptome.core import adapter as swap
+from adaptome.core import packed
 from adaptome.core.adapter import WeightAdapter
 from adaptome.core.errors import MergeError
 from adaptome.core.files import remove_folder, sync_folder, write_atomic
@@ -31,7 +32,6 @@ from adaptome.core.fingerprint import fingerprint
 from adaptome.core.host import at_hand
 from adaptome.core.merging import TOLERANCE, evaluating, probe, stacks
 from adaptome.core.state import adapters, find_root, is_ours, rearrange, refuse_sharded, tensors_of
-from adaptome.quantization import packed
 
 _CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",

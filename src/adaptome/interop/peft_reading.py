@@ -179,7 +179,7 @@ def _read_lora(
         if not {"A", "B"} <= parts.keys() or (dora and "m" not in parts):
             raise KeyMismatchError(f"{folder}: {path} has {sorted(parts)} only; a factor is missing.")
         r = parts["A"].shape[-2 if path in parameters else 0]
-        alpha = _pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha", 8))
+        alpha = pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha", 8))
         per_layer[f"={path}"] = {"r": r, "alpha": alpha * r**0.5 if dora and rslora else alpha}
     how: dict[str, Any] = {
         "method": "dora" if dora else "lora",
@@ -233,8 +233,7 @@ def _read_type(
         "method": form.method, "targets": [f"={path}" for path in found], "per_layer": per_layer,
         "train": sorted({f"={k.rpartition('.')[0]}" for k in heads}),
     }  # fmt: skip
-    # where a layer's settings would not fit another, those of the method are the first layer's
-    return next(iter(per_layer.values()), {}) | form.once(config) | how, wanted
+    return form.common(list(per_layer.values())) | form.once(config) | how, wanted
 
 
 def _read_product(
@@ -246,8 +245,8 @@ def _read_product(
     ranks, alphas = (config.get(f"{kind}_pattern") or {} for kind in ("rank", "alpha"))
     per_layer = {
         f"={path}": {
-            "r": _pattern(ranks, path, config.get("r", 8)),
-            "alpha": _pattern(alphas, path, config.get("alpha", 8)),
+            "r": pattern(ranks, path, config.get("r", 8)),
+            "alpha": pattern(alphas, path, config.get("alpha", 8)),
         }
         for path in found
     }
@@ -265,7 +264,7 @@ def _read_product(
     return how, {f"{p}.{k}": v for p, parts in found.items() for k, v in parts.items()} | heads
 
 
-def _pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
+def pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
     """PEFT's rule: the first pattern that matches the path, or its end after a dot."""
     return next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", path)), default)
 

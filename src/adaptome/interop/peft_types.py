@@ -6,6 +6,7 @@ prompts in `peft_prompts`.
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -55,6 +56,10 @@ class PeftType(ABC):
     def settings(self, config: dict[str, Any], path: str, parts: Parts) -> dict[str, Any]:
         """The settings of one layer, from the configuration and its tensors (by our names, as PEFT stores them)."""
         return {}
+
+    def common(self, per_layer: list[dict[str, Any]]) -> dict[str, Any]:
+        """Settings for the method as a whole that every one of these layers admits."""
+        return per_layer[0] if per_layer else {}
 
     def ours(self, config: dict[str, Any], parts: Parts, layer: nn.Module | None) -> Parts:
         """One layer's tensors as our adapter has them; the layer is None where the model has none of that name."""
@@ -298,6 +303,9 @@ class FourierType(PeftType):
     def once(self, config: dict[str, Any]) -> dict[str, Any]:
         return {"alpha": config.get("scaling", 150.0), "position_seed": config.get("random_loc_seed", 777)}
 
+    def common(self, per_layer: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"n": min(own["n"] for own in per_layer)} if per_layer else {}
+
     def settings(self, config: dict[str, Any], path: str, parts: Parts) -> dict[str, Any]:
         return {"n": parts["c"].shape[0]}
 
@@ -328,6 +336,9 @@ class BOFTType(PeftType):
 
     def once(self, config: dict[str, Any]) -> dict[str, Any]:
         return {"scale": True}
+
+    def common(self, per_layer: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**per_layer[0], "size": math.gcd(*(own["size"] for own in per_layer))} if per_layer else {}
 
     def settings(self, config: dict[str, Any], path: str, parts: Parts) -> dict[str, Any]:
         return {"size": parts["Q"].shape[-1], "factors": parts["Q"].shape[0]}
