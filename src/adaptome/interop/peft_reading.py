@@ -13,18 +13,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from adaptome.core.attaching import attach
+from adaptome.core.attaching import attach, plan
 from adaptome.core.checkpoint import LoadReport, fill, register_reader
 from adaptome.core.errors import (
     CheckpointError,
     FormatError,
+    HostError,
     KeyMismatchError,
+    MethodError,
     NonFiniteError,
+    StateError,
     TargetError,
     TornFileError,
 )
 from adaptome.core.model import detach, set_trainable
-from adaptome.core.state import Attachment, attachment_of, root_of, tensors_of
+from adaptome.core.state import Attachment, adapters, attachment_of, root_of, tensors_of
 from adaptome.interop.peft_names import CONFIG, PREFIX, TENSORS, has_form
 from adaptome.interop.peft_parameters import host_at, parameter_of, unstacked
 from adaptome.interop.peft_products import KEYS, KNOWN, same_in_peft
@@ -53,6 +56,7 @@ def load_peft(
     """
     config, tensors = _read(folder)
     kind = config.get("peft_type")
+    _check_settings(config, str(folder))
     readers = {
         "LORA": _read_lora,
         **dict.fromkeys(TYPES, _read_type),
@@ -72,12 +76,26 @@ def load_peft(
             f"{folder} uses {unknown}, which would change the numbers and is not read here.\n  Merge it with PEFT instead."
         )
     how, wanted = readers[kind](model, config, tensors, str(folder))
+    if name in adapters(model):
+        raise StateError(
+            f"an adapter called {name!r} is attached already.\n  Load it under another name, or ad.detach it first."
+        )
+    numbers = sum(t.numel() for t in tensors.values())
     try:
+        asked = plan(model, **how).trainable
+        if (
+            asked > 4 * numbers + 2**20
+        ):  # before anything is built: settings may ask for more than fits in memory
+            raise KeyMismatchError(
+                f"{folder}: its settings ask for {asked:,} numbers and it holds {numbers:,}. Nothing was loaded."
+            )
         attach(model, name=name, **how)
     except TargetError as error:
         raise KeyMismatchError(
             f"{folder}, trained on {config.get('base_model_name_or_path')}: {error}"
         ) from error
+    except (MethodError, HostError) as error:
+        raise FormatError(f"{folder}: {error}") from error
     try:
         attachment = attachment_of(model, name)
         for path, adapter in attachment.adapters.items():
@@ -102,6 +120,45 @@ def load_peft(
         "module names and shapes (PEFT stores no more)",
         config,
     )
+
+
+_NUMBERS = (
+    "r", "lora_alpha", "alpha", "lora_dropout", "vera_dropout", "n_frequency", "scaling", "random_loc_seed", "projection_prng_key", "d_initial",
+    "init_r", "decompose_factor", "num_virtual_tokens",
+)  # fmt: skip
+
+
+def _check_settings(config: dict[str, Any], folder: str) -> None:
+    """Raise FormatError for a setting that is read and is not of the type that PEFT writes."""
+
+    def strings(value: Any) -> bool:
+        return value is None or (isinstance(value, list) and all(isinstance(v, str) and v for v in value))
+
+    def patterns(value: Any) -> bool:
+        try:
+            return value is None or (isinstance(value, dict) and all(re.compile(k) for k in value))
+        except re.error:
+            return False
+
+    def number(value: Any) -> bool:
+        return value is None or (type(value) in (int, float) and abs(value) < 1e9)
+
+    checks = {"peft_type": isinstance(config.get("peft_type"), str)}
+    checks |= {key: number(config.get(key)) for key in _NUMBERS}
+    checks |= {key: strings(config.get(key)) for key in ("modules_to_save", "target_parameters")}
+    checks |= {
+        key: patterns(config.get(key)) for key in ("rank_pattern", "alpha_pattern", "n_frequency_pattern")
+    }
+    if config.get("peft_type") != "ADALORA":  # there they are masks
+        checks |= {
+            key: checks[key] and all(v is not None and number(v) for v in (config.get(key) or {}).values())
+            for key in ("rank_pattern", "alpha_pattern")
+        }
+    wrong = [key for key, holds in checks.items() if not holds]
+    if wrong:
+        raise FormatError(
+            f"{folder}: {', '.join(wrong)} is not what PEFT writes there ({config.get(wrong[0])!r})."
+        )
 
 
 def _read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

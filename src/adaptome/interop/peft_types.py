@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from adaptome.core.errors import FormatError, MergeError
+from adaptome.core.errors import FormatError, KeyMismatchError, MergeError
 from adaptome.core.hosts import Conv1DHost, Host
 from adaptome.core.state import Attachment, tensors_of
 from adaptome.interop.peft_names import PREFIX, target_modules
@@ -250,6 +250,13 @@ class VeRAType(PeftType):
             "r": config.get("r", 256), "dropout": config.get("vera_dropout", 0.0), "d_initial": 6.0 * config.get("d_initial", 0.1),
             "projection_seed": config.get("projection_prng_key", 0),
         }  # fmt: skip
+
+    def settings(self, config: dict[str, Any], path: str, parts: Parts) -> dict[str, Any]:
+        if parts["d"].shape != (config.get("r", 256),):  # before factors of that many rows are drawn
+            raise KeyMismatchError(
+                f"{path}: r is {config.get('r', 256)}, and vera_lambda_d has {list(parts['d'].shape)}."
+            )
+        return {}
 
     def ours(self, config: dict[str, Any], parts: Parts, layer: nn.Module | None) -> Parts:
         return {"b": parts["b"], "d": 6.0 * parts["d"]}
