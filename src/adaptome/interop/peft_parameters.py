@@ -64,6 +64,10 @@ def stacked(host: Host, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
 def unstacked(host: Host, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of `stacked`."""
     if host.kind == "experts":
+        if A.dim() != 2 or B.dim() != 2 or A.shape[0] % host.copies or B.shape[1] % host.copies:
+            raise KeyMismatchError(
+                f"{host.name} has {host.copies} experts; factors of {list(A.shape)} and {list(B.shape)} hold no whole rank of each."
+            )
         A, B = A.unflatten(0, (host.copies, -1)), B.unflatten(1, (-1, host.copies)).permute(2, 0, 1)
     return (B.mT, A.mT) if _turned(host) else (A, B)
 

@@ -211,6 +211,16 @@ def _split(
     return found, whole
 
 
+def _check_dimensions(found: dict[str, dict[str, Tensor]], least: dict[str, int], folder: str) -> None:
+    """Raise KeyMismatchError for a tensor that has too few dimensions to be what its name says."""
+    for path, parts in found.items():
+        for role, value in parts.items():
+            if value.dim() < least.get(role, 1) or not value.numel():
+                raise KeyMismatchError(
+                    f"{folder}: {role} of {path} has the shape {list(value.shape)}. Nothing was loaded."
+                )
+
+
 def _tails(key: str) -> list[str]:
     parts = key.split(".")[:-1]
     return [".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)]
@@ -229,6 +239,7 @@ def _read_lora(
             f"{folder} trained biases (bias={config['bias']!r}), which is not read here.\n  Merge it with PEFT instead."
         )
     found, heads = _split(tensors, _SUFFIXES, folder, list(config.get("modules_to_save") or []))
+    _check_dimensions(found, {"A": 2, "B": 2, "m": 1}, folder)
     dora, rslora = bool(config.get("use_dora")), bool(config.get("use_rslora"))
     per_layer: dict[str, dict[str, Any]] = {}
     found, parameters = _by_parameter(model, config, found)
@@ -275,6 +286,7 @@ def _read_type(
     names = {f".{theirs}": ours for ours, theirs in form.keys.items()}
     own = {k: v for k, v in tensors.items() if k not in form.shared}
     found, heads = _split(own, names, folder, list(config.get("modules_to_save") or []))
+    _check_dimensions(found, form.dimensions, folder)
     layers = dict(root_of(model).named_modules())
     per_layer: dict[str, dict[str, Any]] = {}
     wanted: dict[str, Tensor] = dict(heads)

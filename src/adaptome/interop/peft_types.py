@@ -36,6 +36,8 @@ class PeftType(ABC):
     keys: ClassVar[dict[str, str]]
     known: ClassVar[frozenset[str]] = frozenset()
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
+    #: least dimensions of a tensor, where not one
+    dimensions: ClassVar[dict[str, int]] = {}
     #: keys of tensors of no one layer
     shared: ClassVar[tuple[str, ...]] = ()
     #: tensors that a layer may lack
@@ -188,6 +190,7 @@ class AdaLoRAType(PeftType):
 
     method = "adalora"
     keys: ClassVar = {"P": "lora_B", "E": "lora_E", "Q": "lora_A"}
+    dimensions: ClassVar = {"P": 2, "E": 2, "Q": 2}
     known = frozenset({
         "beta1", "beta2", "deltaT", "init_r", "orth_reg_weight", "rank_pattern", "target_r", "tfinal", "tinit", "total_step",
     })  # fmt: skip
@@ -336,6 +339,7 @@ class BOFTType(PeftType):
 
     method = "boft"
     keys: ClassVar = {"Q": "boft_R", "s": "boft_s"}
+    dimensions: ClassVar = {"Q": 4}
     known = frozenset({
         "boft_block_num", "boft_block_size", "boft_dropout", "boft_n_butterfly_factor", "init_weights",
     })  # fmt: skip
@@ -352,6 +356,8 @@ class BOFTType(PeftType):
 
     def ours(self, config: dict[str, Any], parts: Parts, layer: nn.Module | None) -> Parts:
         R, b = parts["Q"], parts["Q"].shape[-1]
+        if R.shape[-2] != b:
+            raise KeyMismatchError(f"boft_R holds blocks of {R.shape[-2]} x {b}; they must be square.")
         rows, columns = torch.triu_indices(b, b, 1)
         return {"Q": (0.5 * (R - R.mT))[..., rows, columns], "s": parts["s"].flatten()}
 
