@@ -27,8 +27,8 @@ from adaptome.interop.peft_names import CONFIG, PREFIX, TENSORS, check_heads, ha
 from adaptome.interop.peft_parameters import depth, stacked
 from adaptome.interop.peft_products import KEYS, product_config, product_tensors
 from adaptome.interop.peft_prompts import PROMPTS, prompt_form
+from adaptome.interop.peft_random import TYPES
 from adaptome.interop.peft_reading import load_peft as load_peft
-from adaptome.interop.peft_types import TYPES
 
 #: method -> PEFT's type
 OWN = {form.method: name for name, form in TYPES.items()}

@@ -33,7 +33,7 @@ from adaptome.interop.peft_parameters import host_at, parameter_of, unstacked
 from adaptome.interop.peft_products import KEYS, KNOWN, same_in_peft
 from adaptome.interop.peft_prompts import KNOWN as PROMPT_SETTINGS
 from adaptome.interop.peft_prompts import PROMPTS, fill_prompt, read_prompt
-from adaptome.interop.peft_types import TYPES
+from adaptome.interop.peft_random import TYPES
 
 #: settings of PEFT's LoRA that may have any value without changing the numbers of a loaded adapter
 _HARMLESS = {
