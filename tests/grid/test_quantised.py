@@ -17,6 +17,7 @@ from adaptome.core.adapter import Adapted
 from adaptome.core.hosts import host_of
 from adaptome.forms.reparametrization import Reparametrization
 from adaptome.quantization import packed
+from adaptome.quantization.quantizing import quantize
 
 IN, HIDDEN, OUT = 64, 128, 96
 
@@ -69,6 +70,10 @@ def _torchao(config):
     return make
 
 
+def _own(scheme, **settings):
+    return lambda: lambda model: quantize(model, scheme, targets=LAYERS, **settings)
+
+
 #: base -> what makes the function that quantises LAYERS of a network
 BASES = {
     "bnb-nf4": _four_bit(False),
@@ -78,6 +83,8 @@ BASES = {
     "torchao-int4": _torchao(
         lambda ao: ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(32))
     ),
+    "own-uniform": _own("uniform", bits=5, group=24),
+    "own-sketch": _own("sketch", bits=4, tables=2),
 }
 METHODS = [
     name

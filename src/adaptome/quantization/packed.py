@@ -6,6 +6,7 @@
     bitsandbytes   Int8Params                                   Linear8bitLt, Embedding8bit
     torchao        Int8Tensor, IntxUnpackedToInt8Tensor,        any; nn.Linear as a rule
                    Float8Tensor, NF4Tensor, ...
+    adaptome       bytes (uniform steps, tables of values)      PackedLinear
     any other      a tensor subclass with its own `dequantize`  the same; read only
 
 Nothing here imports a quantisation library to find out whether a weight is packed; the library is there when its
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from adaptome.core.errors import HostError, MergeError
-from adaptome.quantization import bnb, torchao
+from adaptome.quantization import bnb, layers, torchao
 
-_LIBRARIES = (bnb, torchao)
+_LIBRARIES = (layers, bnb, torchao)
 
 
 def is_packed(layer: nn.Module, parameter: str = "weight") -> bool:
@@ -157,6 +158,6 @@ def _unknown(layer: nn.Module, value: Tensor, parameter: str) -> HostError:
     if not _foreign(value):
         return HostError(f"{what}: it is not packed; read and write it as it is.")
     return HostError(
-        f"{what}, packed in a format that adaptome cannot read; known are bitsandbytes' and torchao's.\n"
+        f"{what}, packed in a format that adaptome cannot read; known are bitsandbytes', torchao's and adaptome's own.\n"
         "  Choose a method that does not ask for the dense weight, such as lora, or load the model unquantised."
     )

@@ -10,7 +10,7 @@ Each attaches a LoRA and sets its factors. Data is run through the model as it i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,23 +18,14 @@ from torch import Tensor, nn
 
 from adaptome.core.attaching import attach
 from adaptome.core.errors import DataError, HostError, MethodError
-from adaptome.core.hosts import Host, first_input, host_of
+from adaptome.core.hosts import Host, host_of
+from adaptome.core.inputs import Run, collect, run
 from adaptome.core.method import get_method
 from adaptome.core.plan import Plan
 from adaptome.core.state import attachment_of
 from adaptome.core.targets import resolve
 from adaptome.methods.low_rank.lora import FromWeight, LoRA, LoRAAdapter, balanced, leading
 from adaptome.quantization import packed
-
-Run = Callable[[nn.Module, Any], object]
-
-
-def run(model: nn.Module, batch: Any) -> object:
-    """The model on a batch: a mapping by names, a tuple or list by position, anything else as it is."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
-
 
 # -- EVA -----------------------------------------------------------------------------------------------------------
 
@@ -78,7 +69,7 @@ def eva(
     if rho < 1:
         raise MethodError(f"eva: rho = {rho} is below 1: the layers could not hold r a layer on average.")
     hosts, most = _linear("eva", model, targets, method), math.ceil(rho * method.r)
-    spectra = _collect(model, batches, hosts, run, lambda old, x: _seen(old, x, 2 * most))
+    spectra = collect(model, batches, hosts, run, lambda old, x: _seen(old, x, 2 * most))
     shares = [(s.square() / total)[:most] for s, _, total in spectra.values()]
     few = min(len(share) for share in shares)
     if few < method.r:
@@ -152,7 +143,7 @@ def corda(
     hosts = _linear("corda", model, targets, method)
     if mode not in ("instruction", "knowledge"):
         raise MethodError(f"corda: mode = {mode!r} must be 'instruction' or 'knowledge'.")
-    moments = _collect(
+    moments = collect(
         model, batches, hosts, run, lambda old, x: x.t() @ x if old is None else old + x.t() @ x
     )
     plan = attach(model, method, name, targets=[f"={host.name}" for host in hosts], **how)
@@ -303,48 +294,3 @@ def _factors(model: nn.Module, name: str, kind: type[Any]) -> list[tuple[str, An
     adapters = attachment_of(model, name).adapters
     assert all(isinstance(adapter, kind) for adapter in adapters.values())
     return list(adapters.items())
-
-
-def _collect(
-    model: nn.Module,
-    batches: Iterable[Any],
-    hosts: Sequence[Host],
-    run: Run,
-    update: Callable[[Any, Tensor], Any],
-) -> dict[str, Any]:
-    """What `update(before or None, x [tokens, in])` makes of every host's inputs, by name; once for hosts that are given the same."""
-    found: dict[str, Any] = {}
-    last: tuple[Any, ...] = (None, 0, None, None)
-    mask: Tensor | None = None
-
-    def watch(host: Host) -> Callable[..., None]:
-        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            nonlocal last
-            x, before = first_input(module, args, kwargs), found.get(host.name)
-            if not (x is last[0] and x._version == last[1] and before is last[2]):
-                shown = x[mask] if mask is not None and mask.shape == x.shape[:-1] else x.flatten(0, -2)
-                if not len(shown):  # an expert that no token was routed to
-                    return
-                exact = torch.promote_types(x.dtype, torch.float32)
-                last = (x, x._version, before, update(before, shown.detach().to(exact)))
-            found[host.name] = last[3]
-
-        return see
-
-    hooks = [host.layer.register_forward_pre_hook(watch(host), with_kwargs=True) for host in hosts]
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                shown = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-                mask = None if shown is None else shown.bool()
-                run(model, batch)
-                last = (None, 0, None, None)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    missing = [host.name for host in hosts if host.name not in found]
-    if missing:
-        raise DataError(
-            f"the batches reached {len(hosts) - len(missing)} of {len(hosts)} layers; {missing[0]} saw no input."
-        )
-    return found

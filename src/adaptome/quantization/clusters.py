@@ -1,0 +1,73 @@
+"""Weighted k-means of numbers, many rows at once: sorted once, then sums between borders are differences of running sums."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cluster(
+    x: Tensor, k: int, weight: Tensor | None = None, start: Tensor | None = None, steps: int = 100
+) -> Tensor:
+    """Centres `[*, k]`, ascending, of the numbers `[*, n]` of each row, by Lloyd's iteration on their weighted squared distances.
+
+    Without `start` the better of two begins is taken, row by row: equal steps from least to largest, and equal shares of the numbers.
+
+    Args:
+        x: the numbers.
+        k: centres.
+        weight: of each number, `[*, n]`; None for 1.
+        start: centres to begin from.
+        steps: at most; it ends when nothing moves.
+    """
+    lead, n = x.shape[:-1], x.shape[-1]
+    rows, order = x.reshape(-1, n).sort(-1)
+    mass = torch.ones_like(rows) if weight is None else weight.reshape(-1, n).to(rows.dtype).gather(-1, order)
+    sums = _Sums(rows, mass)
+    if start is not None:
+        return sums.settle(start.reshape(-1, k).to(rows.dtype), steps)[0].view(*lead, k)
+    position = torch.linspace(0, 1, k, device=x.device, dtype=rows.dtype)
+    even = rows[:, :1] + (rows[:, -1:] - rows[:, :1]) * position
+    shares = rows[:, ((torch.arange(k, device=x.device) + 0.5) / k * n).long().clamp_max(n - 1)]
+    (a, cost_a), (b, cost_b) = sums.settle(even, steps), sums.settle(shares, steps)
+    return torch.where((cost_a <= cost_b)[:, None], a, b).view(*lead, k)
+
+
+class _Sums:
+    """Running sums of sorted rows: mass, first and second moment."""
+
+    def __init__(self, rows: Tensor, mass: Tensor):
+        self.rows = rows
+        w, x = mass.double(), rows.double()
+        pad = torch.zeros_like(w[:, :1])
+        self.moments = [torch.cat([pad, m.cumsum(-1)], -1) for m in (w, w * x, w * x * x)]
+
+    def settle(self, centres: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """The centres at rest, and the cost of each row."""
+        centres = centres.sort(-1).values
+        for _ in range(steps):
+            mass, first, _ = self._between(centres)
+            moved = torch.where(mass > 0, first / mass.clamp_min(1e-300), centres.double()).to(centres.dtype)
+            moved = moved.sort(-1).values
+            if torch.equal(moved, centres):
+                break
+            centres = moved
+        mass, first, second = self._between(centres)
+        c = centres.double()
+        return centres, (second - 2 * c * first + c * c * mass).sum(-1)
+
+    def _between(self, centres: Tensor) -> list[Tensor]:
+        """Each moment's part that is nearest to each centre, `[rows, k]`."""
+        middle = ((centres[:, 1:] + centres[:, :-1]) / 2).contiguous()
+        inner = torch.searchsorted(self.rows, middle)
+        n = torch.full_like(inner[:, :1], self.rows.shape[-1]) if inner.shape[-1] else None
+        if n is None:
+            n = torch.full((len(centres), 1), self.rows.shape[-1], device=centres.device)
+        borders = torch.cat([torch.zeros_like(n), inner, n], -1)
+        return [moment.gather(-1, borders).diff(dim=-1) for moment in self.moments]
+
+
+def nearest(x: Tensor, centres: Tensor) -> Tensor:
+    """Codes `[*, n]`, uint8, of the nearest of the ascending centres `[*, k]` of each row."""
+    middle = ((centres[..., 1:] + centres[..., :-1]) / 2).contiguous()
+    return torch.searchsorted(middle, x.contiguous()).to(torch.uint8)
