@@ -42,12 +42,15 @@ if TYPE_CHECKING:
     from adaptome.forms.streams import TaskStreams
     from adaptome.interop.peft import ExportReport, export
     from adaptome.methods.low_rank.lora_starts import corda, eva, loftq
+    from adaptome.methods.quantized.qwha import qwha
+    from adaptome.quantization.hub import load_quantized
+    from adaptome.quantization.quantizing import QuantiseReport, quantize
 
 __version__ = "0.1.0"
 __all__ = [
-    "Adapter", "AdaptomeError", "Attachment", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "Report", "TaskStreams",
-    "activate", "active", "adapters", "attach", "check_gradients", "corda", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "loftq", "merge",
-    "on_step", "option", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "register", "save", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge",
+    "Adapter", "AdaptomeError", "Attachment", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "QuantiseReport", "Report", "TaskStreams",
+    "activate", "active", "adapters", "attach", "check_gradients", "corda", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
+    "on_step", "option", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge",
 ]  # fmt: skip
 
 # Where the names above live. They are imported when first used, so that what needs none of them, as
@@ -84,6 +87,9 @@ _HOMES = {
     "adaptome.interop.peft": ("ExportReport", "export"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
     "adaptome.methods.low_rank.lora_starts": ("corda", "eva", "loftq"),
+    "adaptome.methods.quantized.qwha": ("qwha",),
+    "adaptome.quantization.hub": ("load_quantized",),
+    "adaptome.quantization.quantizing": ("QuantiseReport", "quantize"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -11,26 +11,29 @@ def cluster(
 ) -> Tensor:
     """Centres `[*, k]`, ascending, of the numbers `[*, n]` of each row, by Lloyd's iteration on their weighted squared distances.
 
-    Without `start` the better of two begins is taken, row by row: equal steps from least to largest, and equal shares of the numbers.
+    The best of several beginnings is taken, row by row: equal steps from least to largest, equal shares of the numbers, and `start`.
 
     Args:
         x: the numbers.
         k: centres.
         weight: of each number, `[*, n]`; None for 1.
-        start: centres to begin from.
+        start: centres `[*, k]` to begin from as well.
         steps: at most; it ends when nothing moves.
     """
     lead, n = x.shape[:-1], x.shape[-1]
     rows, order = x.reshape(-1, n).sort(-1)
     mass = torch.ones_like(rows) if weight is None else weight.reshape(-1, n).to(rows.dtype).gather(-1, order)
-    sums = _Sums(rows, mass)
-    if start is not None:
-        return sums.settle(start.reshape(-1, k).to(rows.dtype), steps)[0].view(*lead, k)
     position = torch.linspace(0, 1, k, device=x.device, dtype=rows.dtype)
     even = rows[:, :1] + (rows[:, -1:] - rows[:, :1]) * position
     shares = rows[:, ((torch.arange(k, device=x.device) + 0.5) / k * n).long().clamp_max(n - 1)]
-    (a, cost_a), (b, cost_b) = sums.settle(even, steps), sums.settle(shares, steps)
-    return torch.where((cost_a <= cost_b)[:, None], a, b).view(*lead, k)
+    starts = [even, shares] if start is None else [start.reshape(-1, k).to(rows.dtype), even, shares]
+    sums = _Sums(rows, mass)
+    best, cost = sums.settle(starts[0], steps)
+    for other in starts[1:]:
+        centres, its = sums.settle(other, steps)
+        better = its < cost
+        best, cost = torch.where(better[:, None], centres, best), torch.where(better, its, cost)
+    return best.view(*lead, k)
 
 
 class _Sums:
@@ -60,9 +63,7 @@ class _Sums:
         """Each moment's part that is nearest to each centre, `[rows, k]`."""
         middle = ((centres[:, 1:] + centres[:, :-1]) / 2).contiguous()
         inner = torch.searchsorted(self.rows, middle)
-        n = torch.full_like(inner[:, :1], self.rows.shape[-1]) if inner.shape[-1] else None
-        if n is None:
-            n = torch.full((len(centres), 1), self.rows.shape[-1], device=centres.device)
+        n = torch.full((len(centres), 1), self.rows.shape[-1], device=centres.device)
         borders = torch.cat([torch.zeros_like(n), inner, n], -1)
         return [moment.gather(-1, borders).diff(dim=-1) for moment in self.moments]
 

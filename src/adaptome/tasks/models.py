@@ -120,6 +120,9 @@ def load_pretrained(
     """
     import torch
 
+    from adaptome.quantization.hub import register
+
+    register()
     settings = {"attn_implementation": model.attention} if model.attention else {}
     dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
     if model.from_config is not None:
