@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adaptome.core.adapter import Adapter, Frozen
     from adaptome.core.attaching import attach, plan
     from adaptome.core.checkpoint import LoadReport, load, save
+    from adaptome.core.dense import dequantize
     from adaptome.core.hosts import Host
     from adaptome.core.merging import MergeReport, merge, unmerge
     from adaptome.core.method import Method, get_method, list_methods, option, register
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     from adaptome.forms.soft import plain_prompt, prompt_from
     from adaptome.forms.streams import TaskStreams
     from adaptome.interop.peft import ExportReport, export
-    from adaptome.methods.low_rank.lora_starts import corda, eva, loftq
+    from adaptome.methods.low_rank.lora_starts import cloq, corda, eva, loftq
+    from adaptome.methods.quantized.l4q import pack
     from adaptome.methods.quantized.qwha import qwha
     from adaptome.quantization.hub import load_quantized
     from adaptome.quantization.quantizing import QuantiseReport, quantize
@@ -49,8 +51,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Adapter", "AdaptomeError", "Attachment", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "QuantiseReport", "Report", "TaskStreams",
-    "activate", "active", "adapters", "attach", "check_gradients", "corda", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
-    "on_step", "option", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge",
+    "activate", "active", "adapters", "attach", "check_gradients", "cloq", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
+    "on_step", "option", "pack", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge",
 ]  # fmt: skip
 
 # Where the names above live. They are imported when first used, so that what needs none of them, as
@@ -86,7 +88,9 @@ _HOMES = {
     "adaptome.forms.streams": ("TaskStreams",),
     "adaptome.interop.peft": ("ExportReport", "export"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
-    "adaptome.methods.low_rank.lora_starts": ("corda", "eva", "loftq"),
+    "adaptome.methods.low_rank.lora_starts": ("cloq", "corda", "eva", "loftq"),
+    "adaptome.core.dense": ("dequantize",),
+    "adaptome.methods.quantized.l4q": ("pack",),
     "adaptome.methods.quantized.qwha": ("qwha",),
     "adaptome.quantization.hub": ("load_quantized",),
     "adaptome.quantization.quantizing": ("QuantiseReport", "quantize"),

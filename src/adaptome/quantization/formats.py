@@ -75,6 +75,11 @@ class Format:
         raise TypeError(f"{type(self).__name__} writes nothing.")
 
 
+def grouped(W: Tensor, group: int) -> Tensor:
+    """`[out, in]` as `[out, groups, group]`, the last group filled up with zeros."""
+    return F.pad(W, (0, -W.shape[-1] % group)).unflatten(-1, (-1, group))
+
+
 @dataclass(frozen=True)
 class Uniform(Format):
     """`w = (q - z) s`: equal steps within a group of inputs of one row.
@@ -103,7 +108,7 @@ class Uniform(Format):
 
     def grouped(self, W: Tensor) -> Tensor:
         """`[out, groups, group]`, the last group filled up with zeros."""
-        return F.pad(W, (0, -W.shape[-1] % self.group)).unflatten(-1, (-1, self.group))
+        return grouped(W, self.group)
 
     def spread(self, per_group: Tensor, fan_in: int) -> Tensor:
         """`[out, groups]` repeated to `[out, in]`."""
@@ -159,7 +164,7 @@ class Uniform(Format):
 
     def decode(self, data: Tensor, fan_in: int) -> Tensor:
         q, s, z = self.read(data, fan_in)
-        codes = F.pad(q, (0, -fan_in % self.group)).unflatten(-1, (-1, self.group)).float()
+        codes = self.grouped(q).float()
         if self.zero == "float":
             W = codes.sub_(self.levels // 2).mul_(s[..., None]).add_(z[..., None])
         else:
@@ -221,10 +226,19 @@ class Sketch(Format):
         return gathered(self.table(data, fan_in), self.codes(data, fan_in))
 
     def encode(self, W: Tensor, old: Tensor | None = None) -> Tensor:
-        parts = W.float().unflatten(-1, (self.tables, -1))
-        T = cluster(parts, self.levels, start=None if old is None else self.table(old, W.shape[-1]))
-        T = T.to(self.dtype).float()
-        return self.write(nearest(parts, T).flatten(1), T)
+        W = W.float()
+        parts = W.unflatten(-1, (self.tables, -1))
+        before = None if old is None else self.table(old, W.shape[-1])
+        T = cluster(parts, self.levels, start=before).to(self.dtype).float()
+        q = nearest(parts, T)
+        if old is not None and before is not None:  # the old codes, with the means of what they stand for
+            codes = self.codes(old, W.shape[-1]).unflatten(-1, (self.tables, -1))
+            means = before.scatter_reduce(-1, codes.long(), parts, "mean", include_self=False)
+            means = means.to(self.dtype).float()
+            kept = (means.gather(-1, codes.long()) - parts).square().sum(-1, keepdim=True)
+            better = kept <= (T.gather(-1, q.long()) - parts).square().sum(-1, keepdim=True)
+            T, q = torch.where(better, means, T), torch.where(better, codes, q)
+        return self.write(q.flatten(1), T)
 
 
 def gathered(T: Tensor, q: Tensor) -> Tensor:

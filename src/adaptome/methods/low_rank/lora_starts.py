@@ -3,6 +3,7 @@
     eva(model, batches, LoRA(r=8))      A = the main directions of each layer's inputs, and ranks where they explain most
     corda(model, batches, LoRA(r=8))    B A = a part of the weight, cut where the inputs' covariance says
     loftq(model, full, LoRA(r=8))       B A = the leading part of what a quantised base lacks of the full one
+    cloq(model, full, batches, ...)     the same, measured by the layers' outputs on data
 
 Each attaches a LoRA and sets its factors. Data is run through the model as it is: call `model.eval()` before, to leave dropout out.
 """
@@ -10,6 +11,7 @@ Each attaches a LoRA and sets its factors. Data is run through the model as it i
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,12 +20,12 @@ from torch import Tensor, nn
 
 from adaptome.core.attaching import attach
 from adaptome.core.errors import DataError, HostError, MethodError
-from adaptome.core.hosts import Host, host_of
-from adaptome.core.inputs import Run, collect, run
+from adaptome.core.hosts import Host
+from adaptome.core.inputs import Run, collect, gram, run
 from adaptome.core.method import get_method
 from adaptome.core.plan import Plan
 from adaptome.core.state import attachment_of
-from adaptome.core.targets import resolve
+from adaptome.forms.starts import Started, StartReport, damped, full_weight, hosts_of, size
 from adaptome.methods.low_rank.lora import FromWeight, LoRA, LoRAAdapter, balanced, leading
 from adaptome.quantization import packed
 
@@ -212,13 +214,9 @@ def loftq(
     if steps < 1:
         raise MethodError(f"loftq: steps = {steps} must be at least 1.")
     hosts = _hosts(model, targets, method)
-    plain = [host.name for host in hosts if not host.packed]
-    if plain:
-        raise HostError(
-            f"loftq: {plain[0]} is not quantised: there is nothing that its start could make up for.\n  Quantise the base first, or attach lora as it is."
-        )
+    _quantised("loftq", hosts)
     weights = dict(full.named_parameters()) if isinstance(full, nn.Module) else full
-    wanted = [_full_weight(host, weights) for host in hosts]
+    wanted = [full_weight("loftq", host, weights) for host in hosts]
     made = {host.name: _alternate(host, W, method.r, steps) for host, W in zip(hosts, wanted, strict=True)}
     plan = attach(model, method, name, targets=[f"={path}" for path in made], **how)
     for path, adapter in _factors(model, name, LoRAAdapter):
@@ -232,7 +230,6 @@ def loftq(
 @torch.no_grad()
 def _alternate(host: Host, W: Tensor, r: int, steps: int) -> tuple[Tensor, Tensor]:
     """A and B of the last step; the host's weight is then the last Q."""
-    W = W.to(host.device, torch.promote_types(W.dtype, torch.float32))
     A, B = leading(W - host.weight().to(W), r)
     for _ in range(steps - 1):
         packed.install(
@@ -244,16 +241,80 @@ def _alternate(host: Host, W: Tensor, r: int, steps: int) -> tuple[Tensor, Tenso
     return A, B
 
 
-def _full_weight(host: Host, weights: Mapping[str, Tensor]) -> Tensor:
-    key = f"{host.path}.{host.parameter}" if host.path else host.parameter
-    if key not in weights:
-        raise DataError(f"loftq: the full-precision weights hold no {key!r}; they must be of the same model.")
-    W = host.canonical(weights[key].detach())
-    if W.shape != host.shape:
-        raise DataError(
-            f"loftq: {key} is {list(W.shape)} in full precision and {list(host.shape)} in the base."
+# -- CLoQ ----------------------------------------------------------------------------------------------------------
+
+
+def cloq(
+    model: nn.Module,
+    full: nn.Module | Mapping[str, Tensor],
+    batches: Iterable[Any],
+    method: LoRA | None = None,
+    targets: str | Sequence[str] = "all-linear",
+    name: str = "default",
+    *,
+    damping: float = 1e-2,
+    run: Run = run,
+    **how: Any,
+) -> StartReport:
+    r"""Attach LoRA to a quantised base at the B A that brings the layers' outputs nearest to those of the full-precision weights.
+
+        min over B A of rank r of ||(W0 - W - s B A) X||_F:    G = X X^T = R R^T,    s B A = [(W0 - W) R]_r R^-1
+
+    with [.]_r the r leading singular triplets and R = U S^1/2 of G = U S U^T. It differs from LoftQ by the inputs alone: with inputs that are
+    all alike, G = I, it is LoftQ with one step.
+    Source: Deng et al. 2025, arXiv:2501.18475.
+
+    Args:
+        model: the quantised base.
+        full: the same model before it was quantised, or its state dict.
+        batches: calibration data.
+        method: LoRA's settings.
+        targets: quantised linear layers, as for `attach`.
+        name: of the adapter.
+        damping: share of G's mean diagonal that is added to it.
+        run: runs the model on a batch.
+        how: further arguments of `attach`.
+
+    Raises:
+        MethodError: the method has a start of its own, or r is above a weight's rank.
+        HostError: a target is no linear layer, or not quantised.
+        DataError: `full` lacks a weight or has it in another shape, or the batches do not reach all layers.
+    """
+    method = _plain("cloq", method)
+    hosts = _linear("cloq", model, targets, method)
+    _quantised("cloq", hosts)
+    weights = dict(full.named_parameters()) if isinstance(full, nn.Module) else full
+    D = {host.name: (full_weight("cloq", host, weights) - host.weight()).double() for host in hosts}
+    grams = collect(model, batches, hosts, run, gram)
+    plan = attach(model, method, name, targets=[f"={host.name}" for host in hosts], **how)
+    layers = []
+    for path, adapter in _factors(model, name, LoRAAdapter):
+        begin, E = time.perf_counter(), D.pop(path)
+        G = damped(grams[path], E.shape[1], damping, E.device)
+        A, B = nearest_outputs(E, G, method.r)
+        with torch.no_grad():
+            A, B = balanced(A, B, adapter.scale)
+            adapter.A.copy_(A)
+            adapter.B.copy_(B)
+        left = size(E - adapter.scale * (B @ A), G)
+        layers.append(Started(path, size(E, G), left, time.perf_counter() - begin))
+    return StartReport(plan, tuple(layers))
+
+
+def nearest_outputs(D: Tensor, G: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """A `[r, in]` and B `[out, r]` with the least `||(D - B A) X||` for the positive definite `G = X X^T`."""
+    S, U = torch.linalg.eigh(G)
+    root = S.clamp_min(torch.finfo(S.dtype).tiny).sqrt()
+    A, B = leading(D @ (U * root), r)
+    return A @ (U / root).t(), B
+
+
+def _quantised(what: str, hosts: Sequence[Host]) -> None:
+    plain = [host.name for host in hosts if not host.packed]
+    if plain:
+        raise HostError(
+            f"{what}: {plain[0]} is not quantised: there is nothing that its start could make up for.\n  Quantise the base first, or attach lora as it is."
         )
-    return W
 
 
 # -- what they share -----------------------------------------------------------------------------------------------
@@ -270,9 +331,8 @@ def _plain(what: str, method: LoRA | None) -> LoRA:
 
 
 def _hosts(model: nn.Module, targets: str | Sequence[str], method: LoRA) -> list[Host]:
-    hosts = [host_of(m.module, m.path, m.parameter, m.role, m.layer) for m in resolve(model, targets)]
+    hosts = hosts_of(model, targets, method)
     for host in hosts:
-        method.check(host)
         if method.r > min(host.fan_in, host.fan_out):
             raise MethodError(
                 f"r = {method.r} is above the rank of {host.name}, {min(host.fan_in, host.fan_out)}."
