@@ -11,7 +11,8 @@ def cluster(
 ) -> Tensor:
     """Centres `[*, k]`, ascending, of the numbers `[*, n]` of each row, by Lloyd's iteration on their weighted squared distances.
 
-    The best of several beginnings is taken, row by row: equal steps from least to largest, equal shares of the numbers, and `start`.
+    The best of several beginnings is taken, row by row: equal steps from least to largest, equal shares of the numbers, half
+    way between these, and `start`.
 
     Args:
         x: the numbers.
@@ -26,7 +27,9 @@ def cluster(
     position = torch.linspace(0, 1, k, device=x.device, dtype=rows.dtype)
     even = rows[:, :1] + (rows[:, -1:] - rows[:, :1]) * position
     shares = rows[:, ((torch.arange(k, device=x.device) + 0.5) / k * n).long().clamp_max(n - 1)]
-    starts = [even, shares] if start is None else [start.reshape(-1, k).to(rows.dtype), even, shares]
+    starts = [even, shares, (even + shares) / 2]
+    if start is not None:
+        starts.insert(0, start.reshape(-1, k).to(rows.dtype))
     sums = _Sums(rows, mass)
     best, cost = sums.settle(starts[0], steps)
     for other in starts[1:]:

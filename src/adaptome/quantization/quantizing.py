@@ -133,7 +133,7 @@ def quantize(
             "  Without data, choose scheme 'uniform', 'sketch' or 'nf4'."
         )
     done: list[Quantised] = []
-    training = [m for m in model.modules() if m.training]
+    training = [name for name, m in model.named_modules() if m.training]
     model.eval()
     try:
         for _, group in groupby(hosts, key=lambda host: host.index):
@@ -141,8 +141,8 @@ def quantize(
             grams = {} if batches is None else collect(model, batches, block, run, gram)
             done += [_replace(model, host, chosen, grams.get(host.name)) for host in block]
     finally:
-        for module in training:
-            module.training = True
+        for name in training:  # of the new layers too
+            model.get_submodule(name).training = True
     _describe(model)
     return QuantiseReport(str(chosen), tuple(done))
 
@@ -150,7 +150,7 @@ def quantize(
 @torch.no_grad()
 def _replace(model: nn.Module, host: Host, scheme: Scheme, G: Tensor | None) -> Quantised:
     begin, W = time.perf_counter(), host.weight()
-    made = scheme.layer(host, G).train(host.layer.training)
+    made = scheme.layer(host, G)
     seconds = time.perf_counter() - begin
     if host.path:
         model.set_submodule(host.path, made)

@@ -57,7 +57,7 @@ class OwnFormat(Scheme):
             made.weight.data = self.bytes_of(W, G)
         if bias is not None:
             made.bias = nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
-        return made.train(host.layer.training)
+        return made.eval()
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class NormalFloat(Scheme):
         made.weight = weight.to(W.device)
         if bias is not None:
             made.bias = nn.Parameter(bias.detach(), requires_grad=False)
-        return made.train(host.layer.training)
+        return made.eval()
 
 
 SCHEMES: dict[str, type[Scheme]] = {
