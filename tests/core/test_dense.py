@@ -9,7 +9,7 @@ import adaptome as ad
 from adaptome.quantization import packed
 
 SCHEMES = {"nf4": {}, "uniform": {"group": 16}, "sketch": {}}
-X = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+X = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(params=SCHEMES)
@@ -17,7 +17,7 @@ def model(request):
     if request.param == "nf4":
         pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(32, 48), nn.Tanh(), nn.Linear(48, 16, bias=False))
+    model = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 16, bias=False))
     ad.quantize(model, request.param, targets=["0", "2"], **SCHEMES[request.param])
     return model
 

@@ -118,6 +118,7 @@ class NormalFloat(Scheme):
     """nf4: bitsandbytes' 4-bit normal floats, in blocks of 64, their scales quantised again with `double`."""
 
     name = "nf4"
+    BLOCK: ClassVar[int] = 64
     bits: int = field(default=4, metadata={"help": "4"})
     double: bool = field(default=True, metadata={"help": "quantise the scales as well"})
 
@@ -132,6 +133,11 @@ class NormalFloat(Scheme):
             from bitsandbytes.nn import Linear4bit, Params4bit
         except ImportError as error:
             raise MissingExtraError("bitsandbytes", "quant") from error
+        if host.fan_in % self.BLOCK and host.device.type == "cpu":
+            raise HostError(
+                f"nf4: {host.name} has {host.fan_in} inputs, no multiple of {self.BLOCK}, and bitsandbytes' CPU kernels read such rows wrongly.\n"
+                "  Leave it out (exclude=...), choose scheme 'uniform', or quantise on a GPU."
+            )
         W, bias = host.weight(), host.layer._parameters.get("bias")
         compute = host.dtype if host.dtype in (torch.float16, torch.bfloat16) else torch.float32
         made = Linear4bit(

@@ -22,7 +22,7 @@ def base(request):
     if request.param == "nf4":
         pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
-    full = nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 32, bias=False))
+    full = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 32, bias=False))
     model = copy.deepcopy(full)
     ad.quantize(model, targets=["0", "2"], **BASES[request.param])
     return full, model
@@ -38,7 +38,7 @@ def test_columns_are_replaced_and_get_the_gradient_of_full_tuning(base):
     changed[:, a.I] += a.scale * a.P.detach()
     changed.requires_grad_()
     x = torch.randn(3, 5, 64, requires_grad=True)
-    y, expected, g = model[0](x), x @ changed.T + model[0].bias, torch.randn(3, 5, 96)
+    y, expected, g = model[0](x), x @ changed.T + model[0].bias, torch.randn(3, 5, 128)
     assert_close(y, expected, rtol=1e-4, atol=1e-4)
     dx, dP = torch.autograd.grad(y, (x, a.P), g)
     dense_x, dense_W = torch.autograd.grad(expected, (x, changed), g)
