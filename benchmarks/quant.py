@@ -35,7 +35,7 @@ import adaptome as ad
 from adaptome.core.errors import AdaptomeError
 
 sys.path.insert(0, str(Path(__file__).parent / "claims"))
-from _letters import LENGTH, SIZE, TEST, code, held_out, next_letter, prose  # noqa: E402
+from _letters import LENGTH, SIZE, TEST, code, held_out, next_letter, prose
 
 #: label -> scheme and settings; None is the base itself
 BASES: dict[str, tuple[str, dict[str, Any]] | None] = {
@@ -173,7 +173,9 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def text_of(rows: list[dict[str, Any]]) -> str:
     """The two tables."""
-    lines = [f"{'base':13} {'bits':>6} {'perplexity':>10} {'RAM kB':>8} {'disk kB':>8} {'step':>6} {'seconds':>8}"]
+    lines = [
+        f"{'base':13} {'bits':>6} {'perplexity':>10} {'RAM kB':>8} {'disk kB':>8} {'step':>6} {'seconds':>8}"
+    ]
     for r in rows:
         lines.append(
             f"{r['base']:13} {r['bits']:6.2f} {r['perplexity']:10.3f} {r['ram'] / 1e3:8.0f} {r['disk'] / 1e3:8.0f} {r['step']:6.2f} {r['seconds']:8.2f}"
@@ -189,8 +191,12 @@ def text_of(rows: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Print the tables, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=["*"], help="patterns of bases; the full one always runs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="*", default=["*"], help="patterns of bases; the full one always runs"
+    )
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--pretrain", type=int, default=600, help="steps of pretraining")

@@ -320,7 +320,31 @@ def api() -> str:
     return "\n\n".join(parts)
 
 
-PARTS: dict[str, Callable[[], str]] = {"methods": methods_table, "roles": roles_table, "api": api}
+def equivalents() -> str:
+    """What the types of other libraries are here, a table each."""
+    from adaptome.equivalents import LIBRARIES, LYCORIS, PEFT
+
+    parts = []
+    for title, kind, library in (
+        (f"PEFT {PEFT}", "type", "peft"),
+        (f"LyCORIS {LYCORIS}", "algorithm", "lycoris"),
+    ):
+        parts += [f"## {title}", ""]
+        parts += [f"| {kind} | here | settings | notes |", "| --- | --- | --- | --- |"]
+        for entry in LIBRARIES[library]:
+            here = f"[`{entry.method}`](../methods/{entry.method}.md)" if entry.method else "none"
+            settings = ", ".join(f"`{ours}={theirs}`" for ours, theirs in entry.settings.items())
+            parts.append(f"| `{entry.type}` | {here} | {settings} | {cell(entry.note)} |")
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "methods": methods_table,
+    "roles": roles_table,
+    "api": api,
+    "equivalents": equivalents,
+}
 
 
 # -- the pages of the commands -------------------------------------------------------------------------------------

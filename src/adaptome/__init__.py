@@ -13,8 +13,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from adaptome.core import errors
+from adaptome.core import discovery, errors
 from adaptome.core.errors import AdaptomeError
+from adaptome.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from adaptome.core.adapter import Adapter, Frozen
@@ -42,18 +43,25 @@ if TYPE_CHECKING:
     from adaptome.forms.soft import plain_prompt, prompt_from
     from adaptome.forms.streams import TaskStreams
     from adaptome.interop.peft import ExportReport, export
-    from adaptome.methods.low_rank.lora_starts import cloq, corda, eva, loftq
+    from adaptome.methods.low_rank.cloq import cloq
+    from adaptome.methods.low_rank.corda import corda
+    from adaptome.methods.low_rank.eva import eva
+    from adaptome.methods.low_rank.loftq import loftq
     from adaptome.methods.quantized.l4q import pack
     from adaptome.methods.quantized.qwha import qwha
     from adaptome.quantization.hub import load_quantized
     from adaptome.quantization.quantizing import QuantiseReport, quantize
 
-__version__ = "0.1.0"
 __all__ = [
     "Adapter", "AdaptomeError", "Attachment", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "QuantiseReport", "Report", "TaskStreams",
     "activate", "active", "adapters", "attach", "check_gradients", "cloq", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
     "on_step", "option", "pack", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge",
 ]  # fmt: skip
+
+# Floors whose parts register themselves: found by the core, which does not know that they are there.
+discovery.home("methods", "adaptome.methods")
+discovery.home("quantization", "adaptome.quantization")
+discovery.home("interop", "adaptome.interop")
 
 # Where the names above live. They are imported when first used, so that what needs none of them, as
 # `adaptome --help`, does not wait for torch.
@@ -88,12 +96,15 @@ _HOMES = {
     "adaptome.forms.streams": ("TaskStreams",),
     "adaptome.interop.peft": ("ExportReport", "export"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
-    "adaptome.methods.low_rank.lora_starts": ("cloq", "corda", "eva", "loftq"),
     "adaptome.core.dense": ("dequantize",),
+    "adaptome.methods.low_rank.cloq": ("cloq",),
+    "adaptome.methods.low_rank.corda": ("corda",),
     "adaptome.methods.quantized.l4q": ("pack",),
     "adaptome.methods.quantized.qwha": ("qwha",),
     "adaptome.quantization.hub": ("load_quantized",),
     "adaptome.quantization.quantizing": ("QuantiseReport", "quantize"),
+    "adaptome.methods.low_rank.eva": ("eva",),
+    "adaptome.methods.low_rank.loftq": ("loftq",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -60,3 +60,16 @@ def test_types_are_written_out_and_the_size_a_budget_solves_is_named(capsys):
     assert not [
         name for name in types if name.startswith("typing.") or (name[0].isupper() and name != "None")
     ]
+
+
+def test_what_other_libraries_types_are_here(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    assert run("methods", "--peft") == 0
+    lines = capsys.readouterr().out.splitlines()
+    firsts = {line.split()[0]: line.split()[1] for line in lines if line and not line.startswith(" ")}
+    assert firsts["HRA"] == "hra" and firsts["XLORA"] == "none" and firsts["tlora"] == "t-lora"
+    assert any("gram_schmidt=apply_GS" in line for line in lines)
+    assert run("methods", "--peft", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert {entry["type"]: entry["method"] for entry in shown["peft"]}["MISS"] == "miss"
+    assert all(entry["method"] or entry["note"] for entries in shown.values() for entry in entries)

@@ -137,8 +137,8 @@ def test_an_entry_of_the_wrong_type_is_named(folder, changes, named):
 
 
 def test_an_unknown_method_names_the_nearest(folder):
-    rewrite(folder, method="lroa")
-    refuses(folder, CheckpointError, "no method is called 'lroa'. Nearest: lora")
+    rewrite(folder, method="lorra")
+    refuses(folder, CheckpointError, "no method is called 'lorra'. Nearest: lora")
 
 
 def test_an_unknown_or_impossible_setting(folder):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import adaptome as ad
-from adaptome.quantization import packed
+from adaptome.core import packed
 
 SCHEMES = {"nf4": {}, "uniform": {"group": 16}, "sketch": {}}
 X = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))

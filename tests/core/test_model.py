@@ -52,7 +52,7 @@ def test_the_report_counts_by_role_and_every_tensor_once():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"method": "lroa"}, MethodError, "no method is called 'lroa'. Nearest: lora"),
+        ({"method": "lorra"}, MethodError, "no method is called 'lorra'. Nearest: lora"),
         ({"rank": 3}, MethodError, "lora has no setting 'rank'"),
         ({"r": 0}, MethodError, "lora.r = 0 must be at least 1"),
         ({"r": 2.5}, MethodError, "lora.r = 2.5 is a float; it must be int"),

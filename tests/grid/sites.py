@@ -36,6 +36,8 @@ SMALL: dict[str, Any] = {
     "active": 2,
     "text": 6,
     "placeholders": 0,
+    "bound": 0.5,
+    "ids": (1, 3),
 }
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

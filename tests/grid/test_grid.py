@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -12,7 +13,11 @@ from torch import nn
 import adaptome as ad
 from adaptome.core.adapter import Adapted, WeightAdapter
 from adaptome.core.errors import HostError, MergeError
+from adaptome.forms.delta import Delta
+from adaptome.forms.low_rank import LowRank
+from adaptome.forms.reparametrization import Reparametrization
 
+from .covering import cases_of, each, pairs
 from .sites import (
     DTYPES,
     SITES,
@@ -35,7 +40,10 @@ REFUSED = [(m, s) for m in METHODS for s in SITES if refused(m, s)]
 MERGED = [(m, s) for m, s in CASES if ad.list_methods()[m].merge == "exact"]
 
 on_every_host = pytest.mark.parametrize(("method", "site"), CASES)
-in_each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+on_each_host = cases_of("method site", CASES, each)
+on_every_host_in_some_dtype = cases_of(
+    "method site dtype", [(*case, dtype) for case in CASES for dtype in DTYPES.values()], pairs
+)
 
 
 def everywhere_on(model: nn.Module, name: str = "default") -> dict[str, torch.Tensor]:
@@ -50,7 +58,7 @@ def test_every_method_has_a_host_in_the_grid():
     assert {m for m, _ in CASES} == set(METHODS)
 
 
-@pytest.mark.parametrize(("method", "site"), REFUSED)
+@cases_of("method site", REFUSED, each)
 def test_a_host_it_does_not_admit_is_refused_and_nothing_is_changed(method, site):
     model, before = fresh(site), bits(fresh(site))
     with pytest.raises(HostError, match=f"{method} cannot be put on"):
@@ -60,8 +68,7 @@ def test_a_host_it_does_not_admit_is_refused_and_nothing_is_changed(method, site
     assert all(p.requires_grad for p in model.parameters())
 
 
-@in_each_dtype
-@on_every_host
+@on_every_host_in_some_dtype
 def test_it_starts_as_the_base_or_says_that_it_does_not(method, site, dtype):
     x = example(site, dtype)
     before, after = run(fresh(site, dtype), x), run(adapted(method, site, dtype, moved=False), x)
@@ -72,8 +79,7 @@ def test_it_starts_as_the_base_or_says_that_it_does_not(method, site, dtype):
         assert not torch.allclose(after, before)
 
 
-@in_each_dtype
-@on_every_host
+@on_every_host_in_some_dtype
 def test_gradients_reach_what_it_declares_and_nothing_else(method, site, dtype):
     model = adapted(method, site, dtype, moved=False).train()
     declared = {id(p) for p in ad.parameters_of(model).values() if p.requires_grad}
@@ -94,8 +100,9 @@ def test_gradients_reach_what_it_declares_and_nothing_else(method, site, dtype):
             assert parameter.grad is None, name
 
 
-@pytest.mark.parametrize("half", ["autocast", "adapters", "base"])
-@on_every_host
+@cases_of(
+    "method site half", [(*case, half) for case in CASES for half in ("autocast", "adapters", "base")], pairs
+)
 def test_it_trains_in_mixed_precision(method, site, half):
     """Under autocast; with adapters in half precision on a full-precision base; and the other way round."""
     model = fresh(site, torch.bfloat16 if half == "base" else torch.float32)
@@ -140,8 +147,7 @@ def test_the_formula_is_the_count(method, site):
     assert ad.trainable(model).total == made.total
 
 
-@in_each_dtype
-@pytest.mark.parametrize(("method", "site"), MERGED)
+@cases_of("method site dtype", [(*case, dtype) for case in MERGED for dtype in DTYPES.values()], pairs)
 def test_merging_equals_the_forward_and_unmerging_gives_the_bits_back(method, site, dtype):
     model, x = adapted(method, site, dtype), example(site, dtype)
     before, base, objects = run(model, x), bits(model), dict(model.named_parameters())
@@ -156,7 +162,7 @@ def test_merging_equals_the_forward_and_unmerging_gives_the_bits_back(method, si
     assert torch.equal(run(model, x), before)
 
 
-@pytest.mark.parametrize(("method", "site"), MERGED)
+@cases_of("method site", MERGED, each)
 def test_a_model_merged_for_good_is_a_plain_one(method, site):
     model, x = adapted(method, site), example(site)
     before = run(model, x)
@@ -175,8 +181,7 @@ def test_what_has_no_merged_form_says_so(method, site):
     assert equal(bits(model), base) and torch.equal(run(model, x), before)
 
 
-@in_each_dtype
-@on_every_host
+@on_every_host_in_some_dtype
 def test_a_saved_adapter_loads_bit_for_bit_into_a_fresh_base(method, site, dtype, tmp_path):
     model, x = adapted(method, site, dtype), example(site, dtype)
     ad.save(model, tmp_path / "a")
@@ -188,7 +193,7 @@ def test_a_saved_adapter_loads_bit_for_bit_into_a_fresh_base(method, site, dtype
     assert ad.trainable(other).names == ad.trainable(model).names
 
 
-@on_every_host
+@on_each_host
 def test_copies_and_pickles_are_whole_and_independent(method, site):
     model, x = adapted(method, site), example(site)
     before = run(model, x)
@@ -201,7 +206,7 @@ def test_copies_and_pickles_are_whole_and_independent(method, site):
     assert torch.equal(run(model, x), before)
 
 
-@on_every_host
+@on_each_host
 def test_disabled_is_the_base_and_strength_scales_the_effect(method, site):
     model, x = adapted(method, site), example(site)
     base, before = run(fresh(site), x), run(model, x)
@@ -223,7 +228,7 @@ def test_disabled_is_the_base_and_strength_scales_the_effect(method, site):
     assert torch.equal(run(model, x), before)
 
 
-@on_every_host
+@on_each_host
 def test_detaching_leaves_no_trace(method, site):
     model, other, x = fresh(site).train(), fresh(site).train(), example(site)
     next(model.parameters()).requires_grad_(False)
@@ -241,7 +246,7 @@ def test_detaching_leaves_no_trace(method, site):
     assert equal(bits(model), bits(fresh(site)))
 
 
-@on_every_host
+@on_each_host
 def test_a_seed_gives_the_same_adapter_and_leaves_the_generators_alone(method, site):
     made = []
     for noise in (0, 1):
@@ -286,10 +291,28 @@ def weight_level(method: str) -> bool:
 
 
 WEIGHT_LEVEL = [m for m in METHODS if weight_level(m)]
-PAIRS = [(a, b, s) for a in WEIGHT_LEVEL for b in WEIGHT_LEVEL for s in [first_site(a, b)] if s]
+TWO = [(a, b, s) for a in WEIGHT_LEVEL for b in WEIGHT_LEVEL for s in [first_site(a, b)] if s]
 
 
-@pytest.mark.parametrize(("inner", "outer", "site"), PAIRS)
+@functools.cache
+def form(method: str) -> tuple[object, ...]:
+    """What decides how others meet it: the base of its adapter, and whether it only adds."""
+    adapter = next(
+        a
+        for a in ad.adapters(adapted(method, first_site(method), moved=False))["default"].adapters.values()
+        if isinstance(a, WeightAdapter)
+    )
+    bases = (LowRank, Delta, Reparametrization)
+    return next((b for b in bases if isinstance(adapter, b)), None), adapter.additive
+
+
+def forms(case):
+    """Every method inside and outside every form."""
+    inner, outer, _ = case
+    return (inner, form(outer)), (form(inner), outer)
+
+
+@cases_of("inner outer site", TWO, forms)
 def test_any_two_on_one_layer_merge_to_their_forward(inner, outer, site):
     model, x = fresh(site), example(site)
     for number, (name, method) in enumerate((("inner", inner), ("outer", outer))):

@@ -13,11 +13,12 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import adaptome as ad
+from adaptome.core import packed
 from adaptome.core.adapter import Adapted
 from adaptome.core.hosts import host_of
 from adaptome.forms.reparametrization import Reparametrization
-from adaptome.quantization import packed
-from adaptome.quantization.quantizing import quantize
+
+from .covering import cases_of, each
 
 IN, HIDDEN, OUT = 64, 128, 96
 
@@ -71,7 +72,7 @@ def _torchao(config):
 
 
 def _own(scheme, **settings):
-    return lambda: lambda model: quantize(model, scheme, targets=LAYERS, **settings)
+    return lambda: lambda model: ad.quantize(model, scheme, targets=LAYERS, **settings)
 
 
 #: base -> what makes the function that quantises LAYERS of a network
@@ -91,6 +92,7 @@ METHODS = [
     for name, method in ad.list_methods().items()
     if method.admits_packed and {"linear", "module"} & set(method.hosts)
 ]
+on_each_base = cases_of("method base", [(m, b) for m in METHODS for b in BASES], each, indirect=["base"])
 
 
 @pytest.fixture(params=BASES)
@@ -179,7 +181,7 @@ def assert_same_bits(a, b):
 X = torch.randn(7, 3, 48, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@on_each_base
 def test_starts_as_the_base(base, method):
     before = run(base, X)
     attach(base, method)
@@ -208,7 +210,7 @@ def test_forward_and_gradients_are_those_of_the_dense_weights(base, method):
     ad.check_gradients(base)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@on_each_base
 def test_training_lowers_the_loss_and_leaves_the_base_alone(base, method):
     attach(base, method)
     before = bits(base)
@@ -261,7 +263,7 @@ def test_merging_requantises_tells_the_error_and_comes_back(base, method):
     assert torch.equal(run(base, X), adapted)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@on_each_base
 def test_saved_adapters_load_on_the_quantised_and_on_the_dense_base(base, method, tmp_path):
     fresh, twin = copy.deepcopy(base), dense_twin(base)
     expected = run(shake(attach(base, method)), X)
@@ -274,7 +276,7 @@ def test_saved_adapters_load_on_the_quantised_and_on_the_dense_base(base, method
     assert_close(run(twin, X), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@on_each_base
 def test_detaching_restores_everything(base, method):
     before, classes, output = bits(base), [type(m) for m in base.modules()], run(base, X)
     keys, parameters = list(base.state_dict()), list(base.parameters())

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import adaptome as ad
+from adaptome.core import packed
 from adaptome.core.adapter import Adapted
-from adaptome.quantization import packed
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

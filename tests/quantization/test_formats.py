@@ -63,7 +63,9 @@ def test_the_size_is_what_the_format_says():
     assert Sketch(2).row_bytes(4096) == 4096 // 4 + 4 * 2
 
 
-@pytest.mark.parametrize("form", [Uniform(4, group=24), Uniform(3, zero="none"), Uniform(2, zero="float"), Sketch(3, tables=2)])
+@pytest.mark.parametrize(
+    "form", [Uniform(4, group=24), Uniform(3, zero="none"), Uniform(2, zero="float"), Sketch(3, tables=2)]
+)
 def test_quantising_what_is_on_the_grid_changes_no_bit(form):
     data = form.encode(draw(7, 96))
     again = form.encode(form.decode(data, 96), old=data)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import adaptome as ad
-from adaptome.quantization import packed
+from adaptome.core import packed
 
 functional = pytest.importorskip("bitsandbytes.functional")
 

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from adaptome.core import packed
 from adaptome.core.errors import HostError, MergeError
-from adaptome.quantization import packed
 
 OUT, IN = 96, 64
 FOUR_BIT = [("nf4", True), ("nf4", False), ("fp4", True)]

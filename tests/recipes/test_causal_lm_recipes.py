@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import adaptome as ad
-from adaptome.quantization import packed
+from adaptome.core import packed
 from adaptome.recipe import load_recipe
 from adaptome.training import load_run, run
 from tests.tasks.conftest import byte_tokenizer_folder  # noqa: F401  (a fixture)

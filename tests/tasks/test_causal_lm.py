@@ -66,8 +66,8 @@ def test_templates_make_prompts_and_completions(tmp_path, model):
 
 
 def test_the_whole_example_may_be_learned(tmp_path, model):
-    task, processor, data = prepared(tmp_path, model, **TEMPLATES)
-    arguments = task.sft_arguments(completion_only_loss=False)
+    task, processor, data = prepared(tmp_path, model, **TEMPLATES, completion_only_loss=False)
+    arguments = task.sft_arguments()
     row = trainer_of(tmp_path, task, processor, data, model, **arguments).train_dataset[0]
     assert row["labels"] == row["input_ids"]
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from adaptome.core import parts
 from adaptome.core.errors import RecipeError
 from adaptome.tasks import TaskOptions, base, get_task, register_task, tasks
 
@@ -31,8 +32,8 @@ def test_another_package_registers_a_task(monkeypatch):
 
     mine = type("Mine", (tasks()["causal-lm"],), {"Options": Options})
     point = SimpleNamespace(name="my-task", load=lambda: register_task("my-task")(mine))
-    monkeypatch.setattr(base, "_TASKS", dict(base._TASKS))
-    monkeypatch.setattr(base, "entry_points", lambda group: [point] if group == "adaptome.tasks" else [])
+    monkeypatch.setattr(base.TASKS, "_known", dict(base.TASKS.all()))
+    monkeypatch.setattr(parts, "entry_points", lambda group: [point] if group == "adaptome.tasks" else [])
     assert isinstance(get_task("my-task", size=4), mine)
     with pytest.raises(RecipeError, match=r"unknown key 'task\.sise' for my-task\. Did you mean 'size'\?"):
         get_task("my-task", sise=4)

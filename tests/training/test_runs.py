@@ -236,7 +236,7 @@ class Task:
 
 
 class Prepared:
-    length_column, remove_unused_columns = "length", True
+    length_column, remove_unused_columns, label_names = "length", True, None
 
     def __init__(self, *splits):
         self.splits = splits

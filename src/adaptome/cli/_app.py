@@ -9,12 +9,12 @@ import pkgutil
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import adaptome
-from adaptome import cli
 
 _HELP = """Adapt foundation models with few trained parameters.
 
@@ -49,13 +49,15 @@ def build() -> typer.Typer:
     )
     app.callback()(_common)
     for name in commands():
-        importlib.import_module(f"{cli.__name__}.{name}").register(app)
+        importlib.import_module(f"{__package__}.{name}").register(app)
     return app
 
 
 def commands() -> list[str]:
     """Names of the files that hold a command (those not opening with an underscore), sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(cli.__path__) if not m.name.startswith("_"))
+    return sorted(
+        m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if not m.name.startswith("_")
+    )
 
 
 def _print_versions(wanted: bool) -> None:

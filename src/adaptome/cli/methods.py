@@ -15,6 +15,8 @@ adaptome methods
 adaptome methods dora
 
 adaptome methods --json > methods.json
+
+adaptome methods --peft     # what another library's method is called here
 """
 
 
@@ -27,19 +29,31 @@ def methods(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="One method, to see its settings and its equation.")
     ] = None,
+    peft: Annotated[
+        bool,
+        typer.Option(
+            "--peft", help="Show what PEFT's types and LyCORIS' algorithms are here, or why they are not."
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """List the adaptation methods, or tell all about one."""
     from adaptome.core.method import list_methods, method_class
 
-    if name is not None:
+    if peft:
+        _tell_equivalents(json)
+    elif name is not None:
         cls = method_class(name)
         if json:
             print_json(cls.about())
         else:
             _tell(cls)
-        return
-    known = [cls.about() for cls in list_methods().values()]
+    else:
+        _list([cls.about() for cls in list_methods().values()], json)
+
+
+def _list(known: list[dict[str, Any]], json: bool) -> None:
+    """All methods, a line each."""
     if json:
         print_json(known)
         return
@@ -51,6 +65,24 @@ def methods(
         ],
     )
     print(f"\n{len(known)} methods; `adaptome methods NAME` tells all about one.")
+
+
+def _tell_equivalents(json: bool) -> None:
+    """The tables of other libraries' types."""
+    from dataclasses import asdict
+
+    from adaptome.equivalents import LIBRARIES, LYCORIS, PEFT
+
+    if json:
+        print_json({library: [asdict(entry) for entry in entries] for library, entries in LIBRARIES.items()})
+        return
+    for title, library in ((f"PEFT {PEFT}: type", "peft"), (f"LyCORIS {LYCORIS}: algorithm", "lycoris")):
+        rows = []
+        for entry in LIBRARIES[library]:
+            settings = ", ".join(f"{ours}={theirs}" for ours, theirs in entry.settings.items())
+            rows.append((entry.type, entry.method or "none", settings, entry.note))
+        print_table((title, "here", "settings", "notes"), rows)
+        print()
 
 
 def _short(summary: str) -> str:

@@ -26,9 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def quantize(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A folder or a hub id.", show_default=False)
-    ],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder or a hub id.", show_default=False)],
     output: Annotated[
         Path, typer.Argument(metavar="OUTPUT", help="The folder to write to.", show_default=False)
     ],
@@ -55,7 +53,6 @@ def quantize(
     from adaptome.core.files import atomic_folder
     from adaptome.quantization.quantizing import quantize as run
     from adaptome.quantization.schemes import get_scheme
-    from adaptome.recipe.schema import ModelSection
     from adaptome.recipe.schema import ModelSection
     from adaptome.tasks.models import load_config, load_pretrained, load_tokenizer
 

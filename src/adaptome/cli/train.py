@@ -19,6 +19,8 @@ adaptome train recipe.yaml method.r=16 training.epochs=2 output=runs/r16
 adaptome train gsm8k-lora training.max_steps=20 data.limit=64
 
 adaptome train esc50-conformer --folds
+
+adaptome train two-stages.yaml training.resume=true
 """
 
 
@@ -64,11 +66,12 @@ def train(
 ) -> None:
     """Train as a recipe says: data, model, adapters, evaluation, and a folder that holds it all."""
     from adaptome.recipe import load_recipe
-    from adaptome.training import run, run_folds
+    from adaptome.training import run, run_folds, run_stages
 
     asked = load_recipe(recipe, changes or [])
+    carry_out = run_folds if folds else run_stages if asked.stages else run
     try:
-        made = run_folds(asked, tell=lambda line: print(line, file=sys.stderr)) if folds else run(asked)
+        made = carry_out(asked) if carry_out is run else carry_out(asked, tell=_tell)
     except KeyboardInterrupt:
         print(_how_to_go_on(Path(asked.output.folder)), file=sys.stderr)
         raise typer.Exit(130) from None
@@ -77,6 +80,9 @@ def train(
         print_json(result)
     elif folds:
         _show_folds(result)
+    elif asked.stages:
+        for stage in result["stages"]:
+            _show(stage, stage["name"])
     else:
         _show(result)
 
@@ -85,7 +91,7 @@ def _how_to_go_on(folder: Path) -> str:
     """After an interruption; with folds, the checkpoints are those of the fold it was in."""
     from adaptome.training import last_checkpoint
 
-    places = [folder, *sorted(folder.glob("fold-*"))]
+    places = [folder, *sorted(folder.glob("fold-*")), *sorted(folder.glob("[0-9]*-*"))]
     found = [made for place in places if (made := last_checkpoint(place)) is not None]
     if found:
         return f"Interrupted: the same command with training.resume=true goes on from {found[-1]}."
@@ -103,7 +109,11 @@ def _show_folds(result: dict[str, Any]) -> None:
     print_table(("test", *mean), rows, title=f"{len(result['folds'])} folds, in {result['folder']}")
 
 
-def _show(result: dict[str, Any]) -> None:
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _show(result: dict[str, Any], stage: str = "") -> None:
     for note in result["notes"]:
         print(f"note: {note}")
     rows: list[tuple[str, Any]] = [(name, value) for name, value in result["metrics"].items()]
@@ -118,7 +128,7 @@ def _show(result: dict[str, Any]) -> None:
         ("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"),
         ("adapter", result["adapter"]),
     ]
-    title = f"{result['task']} with {result['method']}"
+    title = f"{stage + ': ' if stage else ''}{result['task']} with {result['method']}"
     print_table(("", result["split"] or "training"), [(n, _shown(v)) for n, v in rows], title=title)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from adaptome.core import adapter as swap
+from adaptome.core import packed
 from adaptome.core.adapter import Adapter
 from adaptome.core.budget import Fit, fit, parse
 from adaptome.core.errors import StateError, TargetError
@@ -32,7 +33,6 @@ from adaptome.core.state import (
 )
 from adaptome.core.targets import Match, resolve
 from adaptome.core.trained import Trained, trained
-from adaptome.quantization import packed
 
 
 def plan(

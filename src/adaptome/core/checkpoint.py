@@ -10,14 +10,16 @@ finite. Nothing is unpickled, and nothing that a file names is imported.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from adaptome.core.attaching import attach, plan
+from adaptome.core.discovery import discover
 from adaptome.core.errors import (
     BaseMismatchError,
     CheckpointError,
@@ -74,6 +76,35 @@ class LoadReport:
         return f"loaded {self.method} as {self.name!r}: {self.tensors} tensors, {self.numbers:,} numbers; base recognised by {self.base}"
 
 
+class Reader(Protocol):
+    """Puts the adapter of another library's folder on a model: `(model, folder, name, trainable=...)`."""
+
+    def __call__(
+        self, model: nn.Module, folder: str | os.PathLike[str], name: str = ..., *, trainable: bool = ...
+    ) -> LoadReport: ...
+
+
+_READERS: dict[str, Reader] = {}
+R = TypeVar("R", bound=Reader)
+
+
+def register_reader(file: str) -> Callable[[R], R]:
+    """Register what `load` reads folders with that hold this file and no manifest of ours."""
+
+    def put(reader: R) -> R:
+        _READERS[file] = reader
+        return reader
+
+    return put
+
+
+def _reader_of(folder: Path) -> Reader | None:
+    if (folder / MANIFEST).is_file():
+        return None
+    discover("interop")
+    return next((reader for file, reader in _READERS.items() if (folder / file).is_file()), None)
+
+
 def save(
     model: nn.Module, folder: str | os.PathLike[str], name: str = "default", *, base_id: str | None = None
 ) -> Path:
@@ -125,7 +156,7 @@ def load(
 
     Args:
         model: the base it was trained on (plain, or with other adapters).
-        folder: what `save` wrote, or a PEFT folder.
+        folder: what `save` wrote, or a folder of another library that there is a reader for, as PEFT's.
         name: on this model; None for 'default'.
         trainable: go on training it; False loads it frozen.
         check_base: refuse a base with other structure or weights.
@@ -134,10 +165,9 @@ def load(
         CheckpointError: a subclass for each fault (see `adaptome.core.errors`); the model is then as it was.
         StateError: the name is taken.
     """
-    if not (Path(folder) / MANIFEST).is_file() and (Path(folder) / "adapter_config.json").is_file():
-        from adaptome.interop.peft import load_peft
-
-        return load_peft(model, folder, name or "default", trainable=trainable)
+    reader = _reader_of(Path(folder))
+    if reader is not None:
+        return reader(model, folder, name or "default", trainable=trainable)
     manifest = read_manifest(folder)
     tensors = read_tensors(folder, manifest)
     return install(

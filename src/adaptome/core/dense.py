@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from adaptome.core import adapter as swap
+from adaptome.core import packed
 from adaptome.core.adapter import Adapted, WeightAdapter
 from adaptome.core.errors import HostError, StateError
 from adaptome.core.hosts import host_of
 from adaptome.core.state import STATE, find_root, rearrange, root_of
-from adaptome.quantization import packed
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
@@ -10,11 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from adaptome.core import packed
 from adaptome.core.errors import HostError
-from adaptome.quantization import packed
 
 
-class Host:
+class Host(ABC):
     """One place of a model where an adapter sits.
 
     Args:
@@ -25,7 +26,7 @@ class Host:
         index: the number of the block it is in, when known.
     """
 
-    kind: ClassVar[str] = "module"
+    kind: ClassVar[str]
     #: can run `reduce`/`expand` on activations, so that deltas need no dense weight
     has_product: ClassVar[bool] = False
 
@@ -80,14 +81,14 @@ class Host:
     # -- its shape -----------------------------------------------------------------------------------------------
 
     @property
+    @abstractmethod
     def fan_in(self) -> int:
         """Columns of the canonical weight; for a module, the width of its activations."""
-        return self.width
 
     @property
+    @abstractmethod
     def fan_out(self) -> int:
         """Rows of the canonical weight; for a module, the width of its activations."""
-        return self.width
 
     @property
     def copies(self) -> int:
@@ -106,10 +107,8 @@ class Host:
 
     @property
     def width(self) -> int:
-        """Features of the activations that pass through the module."""
-        from adaptome.core.hosts import activation_width
-
-        return activation_width(self)
+        """Features of the activations that come out of the layer."""
+        return self.fan_out
 
     # -- its weight ----------------------------------------------------------------------------------------------
 

@@ -255,7 +255,53 @@ class ExpertsHost(ParameterHost):
     native = canonical
 
 
-class BackboneHost(Host):
+class ModuleHost(Host):
+    """A module that is no one layer: activations pass through it, and it has no weight of its own."""
+
+    kind = "module"
+
+    @property
+    def fan_in(self) -> int:
+        return self.width
+
+    @property
+    def fan_out(self) -> int:
+        return self.width
+
+    @property
+    def width(self) -> int:
+        """Features of the activations: of its norm, else of the last map's output that is no router's.
+
+        Raises:
+            HostError: it has neither.
+        """
+        norms = [
+            p
+            for m in self.layer.children()
+            for p in m._parameters.values()
+            if p is not None and p.dim() == 1 and "norm" in type(m).__name__.lower()
+        ]
+        # those in an attention are often of its heads' width, those in an MLP of its hidden units'
+        if norms and self.role not in ("attention-block", "mlp-block"):
+            return int(norms[0].numel())
+        fused = [
+            ExpertsHost(m, parameter=name)
+            for m in self.layer.modules()
+            for name, value in m._parameters.items()
+            if value is not None and value.dim() == 3
+        ]
+        routers = {1, *(experts.copies for experts in fused)} if fused else set()
+        linears = [
+            h for m in self.layer.modules() if (h := _leaf(m)) is not None and h.fan_out not in routers
+        ]
+        if not linears and not fused:
+            raise HostError(
+                f"{self.path or 'the root'} ({type(self.layer).__name__}) has no norm or linear layer that tells the width of its activations."
+            )
+        return (linears or fused)[-1].fan_out
+
+
+class BackboneHost(ModuleHost):
     """A whole transformer: it takes a model's inputs (ids, masks, caches, pixels) and gives a model's output."""
 
     kind = "backbone"
@@ -290,36 +336,6 @@ def _leaf(layer: nn.Module) -> Host | None:
     return next((kind(layer) for fits, kind in _KINDS[:2] if fits(layer)), None)
 
 
-def activation_width(host: Host) -> int:
-    """Features of the activations that pass through a module: of its norm, else of the last map's output that is no router's.
-
-    Raises:
-        HostError: it has neither.
-    """
-    norms = [
-        p
-        for m in host.layer.children()
-        for p in m._parameters.values()
-        if p is not None and p.dim() == 1 and "norm" in type(m).__name__.lower()
-    ]
-    # those in an attention are often of its heads' width, those in an MLP of its hidden units'
-    if norms and host.role not in ("attention-block", "mlp-block"):
-        return int(norms[0].numel())
-    fused = [
-        ExpertsHost(m, parameter=name)
-        for m in host.layer.modules()
-        for name, value in m._parameters.items()
-        if value is not None and value.dim() == 3
-    ]
-    routers = {1, *(experts.copies for experts in fused)} if fused else set()
-    linears = [h for m in host.layer.modules() if (h := _leaf(m)) is not None and h.fan_out not in routers]
-    if not linears and not fused:
-        raise HostError(
-            f"{host.path or 'the root'} ({type(host.layer).__name__}) has no norm or linear layer that tells the width of its activations."
-        )
-    return (linears or fused)[-1].fan_out
-
-
 def host_of(
     layer: nn.Module,
     path: str = "",
@@ -344,6 +360,6 @@ def host_of(
                 f"{path}.{parameter} has shape {list(value.shape)}: parameters of 1 to 3 dimensions can be adapted by name."
             )
         return kind(layer, path, parameter, role, index)
-    default = BackboneHost if role == "backbone" else Host
+    default = BackboneHost if role == "backbone" else ModuleHost
     found = next((kind for fits, kind in _KINDS if fits(layer)), default)
     return found(layer, path, None, role, index)

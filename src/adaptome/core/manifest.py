@@ -23,10 +23,8 @@ from adaptome.core.errors import (
 )
 from adaptome.core.files import atomic_folder
 from adaptome.core.fingerprint import fingerprint
-from adaptome.core.state import (
-    attachment_of,
-    find_root,
-)
+from adaptome.core.state import attachment_of, find_root
+from adaptome.core.version import __version__
 
 FORMAT = 1
 
@@ -94,7 +92,7 @@ def describe(model: nn.Module, name: str, base_id: str | None = None) -> dict[st
             **fingerprint(root, tuple(a.heads)),
         },
         "versions": {
-            "adaptome": _version(),
+            "adaptome": __version__,
             "torch": torch.__version__,
             "safetensors": safetensors.__version__,
         },
@@ -103,12 +101,6 @@ def describe(model: nn.Module, name: str, base_id: str | None = None) -> dict[st
 
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _version() -> str:
-    from adaptome import __version__
-
-    return __version__
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -140,7 +132,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise FormatError(f"{path} is not an adaptome manifest.")
     if manifest["format"] > FORMAT:
         raise FormatError(
-            f"{path} has format {manifest['format']}; this adaptome ({_version()}) reads up to {FORMAT}.\n  Upgrade adaptome: pip install -U adaptome."
+            f"{path} has format {manifest['format']}; this adaptome ({__version__}) reads up to {FORMAT}.\n  Upgrade adaptome: pip install -U adaptome."
         )
     missing = [k for k in ("method", "settings", "targets", "base", "tensors", "seed") if k not in manifest]
     if missing:

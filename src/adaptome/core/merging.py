@@ -16,13 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from adaptome.core import adapter as swap
+from adaptome.core import packed
 from adaptome.core.adapter import Adapted, WeightAdapter, check_mergeable
 from adaptome.core.errors import MergeError
 from adaptome.core.hosts import Host, host_of
-from adaptome.core.model import forget
 from adaptome.core.plan import table
-from adaptome.core.state import STATE, State, attachment_of, find_root, is_ours, rearrange, refuse_sharded
-from adaptome.quantization import packed
+from adaptome.core.state import (
+    STATE,
+    State,
+    attachment_of,
+    find_root,
+    forget,
+    is_ours,
+    rearrange,
+    refuse_sharded,
+)
 
 #: a layer, its parameters, and those of them that were there before any merge
 Before = tuple[Any, dict[str, Any], dict[str, Any]]

@@ -15,18 +15,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import pkgutil
 import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from torch import nn
 from typing_extensions import dataclass_transform
 
+from adaptome.core.discovery import discover
 from adaptome.core.errors import HostError, MethodError, did_you_mean, nearest
 from adaptome.core.hosts import Host
 from adaptome.core.roles import PARTS
@@ -361,18 +359,9 @@ def register(name: str, **about: Any) -> Callable[[M], M]:
     return decorate
 
 
-@functools.cache
-def _discover() -> None:
-    package = importlib.import_module("adaptome.methods")
-    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        importlib.import_module(module.name)
-    for point in entry_points(group="adaptome.methods"):
-        point.load()
-
-
 def list_methods() -> dict[str, type[Method]]:
     """Every registered method by name, in alphabetical order."""
-    _discover()
+    discover("methods")
     return dict(sorted(_REGISTRY.items()))
 
 

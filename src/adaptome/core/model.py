@@ -7,24 +7,20 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from adaptome.core import adapter as swap
-from adaptome.core.adapter import Adapted
 from adaptome.core.errors import GradientError, StateError
+from adaptome.core.merging import unmerge
 from adaptome.core.plan import Report, count
 from adaptome.core.state import (
-    SHARED,
     STATE,
-    State,
     adapters,
     attachment_of,
     find_root,
-    ignore_on_save,
+    forget,
     rearrange,
     refuse_sharded,
     state_of,
     tensors_of,
 )
-from adaptome.quantization import packed
 
 
 def detach(model: nn.Module, name: str | None = None) -> None:
@@ -35,51 +31,12 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     Raises:
         StateError: no adapter has that name.
     """
-    from adaptome.core.merging import unmerge
-
     root, state = find_root(model), state_of(model)
     refuse_sharded(root, "detaching")
     names = list(state.attachments) if name is None else [attachment_of(model, name).name]
     if any(state.attachments[n].merged for n in names):
         unmerge(root)
     forget(root, names)
-
-
-def forget(root: nn.Module, names: Sequence[str]) -> None:
-    """Remove attachments and what they put on the model; merged weights stay as they are."""
-    state: State = root.__dict__[STATE]
-    for name in names:
-        attachment = state.attachments.pop(name)
-        state.active = [n for n in state.active if n != name]
-        for adapter in attachment.all().values():
-            swap.take(adapter.host, name)
-        for home in [m for m in root.modules() if name in getattr(m, SHARED, ())]:
-            del getattr(home, SHARED)[name]
-            if not getattr(home, SHARED):
-                delattr(home, SHARED)
-    if state.attachments:
-        for module in list(root.modules()):
-            if (
-                isinstance(module, Adapted)
-                and not getattr(module, swap.ATTRIBUTE)
-                and not isinstance(module, nn.modules.batchnorm._BatchNorm)
-            ):
-                swap.restore(module)
-        rearrange(root)
-        return
-    for module in list(root.modules()):
-        if isinstance(module, Adapted):
-            swap.restore(module)
-    packed.release(root)
-    for module in root.modules():
-        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
-            swap.keep_off_fast_path(module)
-    ignore_on_save(root)
-    del root.__dict__[STATE]
-    parameters = dict(root.named_parameters())
-    for parameter in state.trained_before:
-        if parameter in parameters and parameters[parameter].is_floating_point():
-            parameters[parameter].requires_grad_(True)
 
 
 def activate(

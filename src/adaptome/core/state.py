@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptome.core import adapter as swap
+from adaptome.core import packed
 from adaptome.core.adapter import Adapted, Adapter
 from adaptome.core.errors import StateError, did_you_mean
 from adaptome.core.method import Method
@@ -184,6 +185,43 @@ def rearrange(root: nn.Module) -> None:
         if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
             swap.keep_off_fast_path(module)
     ignore_on_save(root)
+
+
+def forget(root: nn.Module, names: Sequence[str]) -> None:
+    """Remove attachments and what they put on the model; merged weights stay as they are."""
+    state: State = root.__dict__[STATE]
+    for name in names:
+        attachment = state.attachments.pop(name)
+        state.active = [n for n in state.active if n != name]
+        for adapter in attachment.all().values():
+            swap.take(adapter.host, name)
+        for home in [m for m in root.modules() if name in getattr(m, SHARED, ())]:
+            del getattr(home, SHARED)[name]
+            if not getattr(home, SHARED):
+                delattr(home, SHARED)
+    if state.attachments:
+        for module in list(root.modules()):
+            if (
+                isinstance(module, Adapted)
+                and not getattr(module, swap.ATTRIBUTE)
+                and not isinstance(module, nn.modules.batchnorm._BatchNorm)
+            ):
+                swap.restore(module)
+        rearrange(root)
+        return
+    for module in list(root.modules()):
+        if isinstance(module, Adapted):
+            swap.restore(module)
+    packed.release(root)
+    for module in root.modules():
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
+            swap.keep_off_fast_path(module)
+    ignore_on_save(root)
+    del root.__dict__[STATE]
+    parameters = dict(root.named_parameters())
+    for parameter in state.trained_before:
+        if parameter in parameters and parameters[parameter].is_floating_point():
+            parameters[parameter].requires_grad_(True)
 
 
 def ignore_on_save(root: nn.Module) -> None:

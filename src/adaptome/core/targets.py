@@ -4,6 +4,7 @@ A target entry is one of
     a role        `attention`, `q`, `mlp`, `all-linear`, `blocks`, ... (`ROLES` lists them)
     a glob        on full paths, `*` crossing dots: `model.layers.*.mlp.*_proj`; a name without wildcards is a suffix
                   of whole path components: `q_proj`, `attn.q_proj`
+    `<module>.<role>`  the role within that module, where no module has the whole path: `vision.attention`
     `re:<regex>`  which must match the full path
     `=<path>`     exactly that module or parameter
 Paths of parameters are matched where the parameter stands for a layer (fused experts, the weights of
@@ -172,10 +173,22 @@ def _find(anatomy: Anatomy, entry: str, what: str) -> list[Part]:
         found = [
             part for part in found if not (_is_bypassed(part) and part.node in covered)
         ]  # its weight is there
+        found = found or _role_within(anatomy, entry)
         found = found or [part for part in _plain_parameters(anatomy) if _fits(part, fits, anatomy)]
     if not found:
         raise TargetError(_nothing(anatomy, entry, what))
     return found
+
+
+def _role_within(anatomy: Anatomy, entry: str) -> list[Part]:
+    """What `<module>.<role>` names: the role within the module of that path, or end of a path."""
+    module, _, role = entry.rpartition(".")
+    if role not in ROLES or not module:
+        return []
+    fits = _pattern(module, "targets")
+    roots = [node for node in anatomy.nodes if any(fits(path) for path in (node.path, *node.aliases) if path)]
+    inside = {below for root in roots for below in anatomy.subtree(root)}
+    return [part for part in anatomy.parts if role in part.groups and part.node in inside]
 
 
 def _pattern(entry: str, what: str) -> Callable[[str], object]:

@@ -46,17 +46,17 @@ def forming_pays(W: Tensor, tokens: int) -> bool:
     return W.element_size() >= 4 and tokens * sum(W.shape) > 2 * W.numel()
 
 
-Pair = tuple[Tensor, Tensor]
+Factors = tuple[Tensor, Tensor]
 
 
 def linear_with_pair(
     x: Tensor,
     W: Tensor,
     b: Tensor | None,
-    pair: Pair,
+    pair: Factors,
     scale: float,
     dropout: float = 0.0,
-    again: Callable[[], Pair] | None = None,
+    again: Callable[[], Factors] | None = None,
 ) -> Tensor:
     """`x W^T + b + scale (A dropout(x)) B^T`: x `[..., in]`, W `[out, in]`, the pair A `[r, in]` and B `[out, r]`.
 
@@ -64,7 +64,7 @@ def linear_with_pair(
     """
     mask, kept = keep(x, dropout) if dropout else (None, 1.0)
     A, B = pair
-    y: Tensor = _Pair.apply(x, W, b, A.to(x.dtype), B.to(x.dtype), scale, mask, kept, again)[0]
+    y: Tensor = _LinearWithPair.apply(x, W, b, A.to(x.dtype), B.to(x.dtype), scale, mask, kept, again)[0]
     return y
 
 
@@ -73,13 +73,13 @@ def _laid(matrix: Tensor) -> Tensor:
     return matrix.contiguous() if matrix.device.type == "cpu" else matrix
 
 
-class _Pair(torch.autograd.Function):
+class _LinearWithPair(torch.autograd.Function):
     """y, and z = A dropout(x): an output too, so that what is kept of it has a derivative."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float, mask: Tensor | None, kept: float,
-        again: Callable[[], Pair] | None,
+        again: Callable[[], Factors] | None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         rows = x.reshape(-1, x.shape[-1])
         trains_A, trains_B = ctx.needs_input_grad[3:5]

@@ -61,7 +61,10 @@ def _powers(power: int) -> tuple[int, ...]:
 @functools.cache
 def factors(n: int) -> tuple[Tensor, ...]:
     """The matrices whose Kronecker product is H of order n (of a block of it, where n has no H), orthonormal, in float32 on the CPU."""
-    with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode could not be used in training
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):  # tensors made in inference mode could not be used in training
         return tuple(_signs(order) / order**0.5 for order in orders(n) if order)
 
 

@@ -94,7 +94,7 @@ class LowRank(WeightAdapter):
         return A.detach(), B.detach() * (self.scale * self.strength)
 
 
-class Pair(LowRank):
+class FactorPair(LowRank):
     """One pair of its own: A `[*, r, in]` Kaiming-uniform, B `[*, out, r]` = 0.
 
     Args:

@@ -35,7 +35,7 @@ def prefix_width(host: Host) -> int:
     return count * width
 
 
-class Pair(Adapter):
+class KeyValuePair(Adapter):
     """K and V of one attention `[kv heads, p, head width]`, trained or made by an MLP.
 
     Args:
@@ -87,7 +87,7 @@ class Pair(Adapter):
         )
 
 
-class Prefix(Pair, Attending):
+class Prefix(KeyValuePair, Attending):
     """The prefix of one attention that computes its scores by transformers' interface."""
 
     def attend(
@@ -108,7 +108,7 @@ class Prefix(Pair, Attending):
         return output[:, rows:], None if weights is None else weights[..., rows:, :]  # fmt: skip
 
 
-class CachedPrefix(Pair):
+class CachedPrefix(KeyValuePair):
     """The prefix of one attention that has a way of its own: what its cache returns begins with the prefix."""
 
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
@@ -125,7 +125,7 @@ class CachedPrefix(Pair):
 class Past:
     """Stands for an attention's cache, or for none."""
 
-    def __init__(self, cache: Any, prefix: Pair):
+    def __init__(self, cache: Any, prefix: KeyValuePair):
         self.cache, self.prefix = cache, prefix
 
     def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

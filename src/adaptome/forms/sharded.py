@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -40,3 +42,9 @@ def in_parallel() -> bool:
 def still(value: Tensor) -> Tensor:
     """Without a gradient; over several processes with one of 0, for DDP waits for every parameter's."""
     return value.detach() + 0 * value if in_parallel() else value.detach()
+
+
+def drawing(seed: str) -> torch.Generator:
+    """A generator that draws the same on every process and at every resume."""
+    digest = hashlib.sha256(seed.encode()).digest()[:7]
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))

@@ -13,26 +13,29 @@ from adaptome.core.hosts import Host, autocasting
 from adaptome.forms.delta import Delta
 
 
-class SparseAdapter(Delta):
-    """Trained numbers at fixed places of the canonical weight.
+class Scattered(Delta):
+    """Numbers at fixed places of the canonical weight; subclasses implement `numbers`.
 
     Args:
         host: where it sits.
-        index: the places, `row * in + column` (experts: `(expert * out + row) * in + column`), distinct; saved with the adapter.
+        index: the places, `row * in + column` (experts: `(expert * out + row) * in + column`); numbers of one place add up.
     """
 
     index: Tensor
 
     def __init__(self, host: Host, index: Tensor):
         super().__init__(host, fast=host.kind == "linear" and not host.packed)
-        self.register_buffer("index", index.sort().values)
-        self.values = nn.Parameter(torch.zeros(len(index)))
+        self.register_buffer("index", index)
+
+    def numbers(self) -> Tensor:
+        """What is added at the places."""
+        raise TypeError(f"{type(self).__name__} defines no numbers.")
 
     def delta(self) -> Tensor:
-        return self.changed("", self.values.new_zeros(self.host.shape))
+        return self.changed("", self.numbers().new_zeros(self.host.shape))
 
     def changed(self, name: str, value: Tensor) -> Tensor:
-        return _moved(value, self.index, self.values)
+        return _moved(value, self.index, self.numbers())
 
     def product(self, x: Tensor) -> Tensor:
         return F.linear(x, self.delta().to(x.dtype))
@@ -40,8 +43,20 @@ class SparseAdapter(Delta):
     def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not frozen.pristine or autocasting(x):
             return super().forward(frozen, x, *args, **kwargs)
-        values = self.values if self.strength == 1.0 else self.strength * self.values
+        numbers = self.numbers()
+        values = numbers if self.strength == 1.0 else self.strength * numbers
         return _Sparse.apply(x, frozen.weight(), frozen.bias(), values, self.index)
+
+
+class SparseAdapter(Scattered):
+    """Trained numbers at fixed, distinct places, which are saved with the adapter."""
+
+    def __init__(self, host: Host, index: Tensor):
+        super().__init__(host, index.sort().values)
+        self.values = nn.Parameter(torch.zeros(len(index)))
+
+    def numbers(self) -> Tensor:
+        return self.values
 
 
 class _Sparse(torch.autograd.Function):

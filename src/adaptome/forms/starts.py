@@ -65,7 +65,9 @@ def full_weight(what: str, host: Host, weights: Mapping[str, Tensor]) -> Tensor:
     """
     key = f"{host.path}.{host.parameter}" if host.path else host.parameter
     if key not in weights:
-        raise DataError(f"{what}: the full-precision weights hold no {key!r}; they must be of the same model.")
+        raise DataError(
+            f"{what}: the full-precision weights hold no {key!r}; they must be of the same model."
+        )
     W = host.canonical(weights[key].detach())
     if W.shape != host.shape:
         raise DataError(

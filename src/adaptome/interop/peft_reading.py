@@ -14,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from adaptome.core.attaching import attach
-from adaptome.core.checkpoint import LoadReport, fill
+from adaptome.core.checkpoint import LoadReport, fill, register_reader
 from adaptome.core.errors import (
     CheckpointError,
     FormatError,
@@ -38,6 +38,7 @@ _HARMLESS = {
 _MUTATES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+@register_reader(CONFIG)
 def load_peft(
     model: nn.Module, folder: str | os.PathLike[str], name: str = "default", *, trainable: bool = False
 ) -> LoadReport:

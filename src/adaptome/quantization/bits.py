@@ -1,7 +1,7 @@
 """Codes of n bits in bytes: planes of 8, 4, 2 and 1 bits, the first code in a byte's high bits.
 
-    n = 4    one plane of nibbles
-    n = 3    a plane of 2 bits, then a plane of 1 bit: 3 bits a code and no less
+n = 4    one plane of nibbles
+n = 3    a plane of 2 bits, then a plane of 1 bit: 3 bits a code and no less
 """
 
 from __future__ import annotations

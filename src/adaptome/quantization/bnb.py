@@ -9,13 +9,86 @@ import torch
 from torch import Tensor, nn
 
 from adaptome.core.errors import MergeError
+from adaptome.core.packed import Library, register
 
 _FLAG, _REMEMBERED = "support_avx512bf16_for_cpu", "_bnb_cpu_packing"
 
 
-def fits(layer: nn.Module, value: Tensor) -> bool:
-    """Whether the value is one of this library's parameters."""
-    return _kind(layer, value) is not None
+class BitsAndBytes(Library):
+    """4-bit blocks and 8-bit rows."""
+
+    name = "bitsandbytes"
+
+    def fits(self, layer: nn.Module, value: Tensor) -> bool:
+        """Whether the value is one of this library's parameters."""
+        return _kind(layer, value) is not None
+
+    def shape(self, layer: nn.Module, value: Tensor) -> tuple[int, ...]:
+        """Shape of the weight that the value stands for."""
+        state = _state(layer, value) if _kind(layer, value) == "Params4bit" else None
+        return tuple(value.shape if state is None else state.shape)
+
+    def dense(self, layer: nn.Module, value: Any, dtype: torch.dtype) -> Tensor:
+        """The dequantised weight; of a layer that is not quantised yet, a copy of its weight."""
+        if _kind(layer, value) == "Int8Params":
+            codes, scales = _rows(layer, value)
+            if codes is None or scales is None:
+                return value.detach().to(dtype, copy=True)
+            return (codes.float() * (scales.float().unsqueeze(1) * (1.0 / 127.0))).to(dtype)
+        state = _state(layer, value)
+        if state is None:
+            return value.detach().to(dtype, copy=True)
+        from bitsandbytes.functional import dequantize_4bit
+
+        data, state = _plain(value.data, copy.copy(state))
+        state.dtype = torch.float32
+        return dequantize_4bit(data, state).to(dtype)
+
+    def repack(self, layer: nn.Module, value: Any, weight: Tensor) -> nn.Parameter:
+        """The weight quantised as the value is."""
+        return (
+            _repack_8bit(layer, value, weight)
+            if _kind(layer, value) == "Int8Params"
+            else _repack_4bit(layer, value, weight)
+        )
+
+    def install(self, layer: nn.Module, value: nn.Parameter, parameter: str) -> None:
+        """Put the value on the layer and set the copy of its statistics that the layer keeps."""
+        if _kind(layer, value) == "Params4bit":
+            layer._parameters[parameter] = value
+            if "quant_state" in layer.__dict__:
+                layer.__dict__["quant_state"] = getattr(value, "quant_state", None)
+            return
+        state: Any = getattr(layer, "state", None)
+        old: Any = layer._parameters.get(parameter)
+        if state is not None:
+            # The first forward moves the statistics from the parameter to the layer. The old parameter takes its own along, so that
+            # it can come back; the new one brings its own.
+            if old is not None and getattr(old, "CB", None) is None and state.CB is not None:
+                old.CB, old.SCB = state.CB, state.SCB
+            state.reset_grads()
+        layer._parameters[parameter] = value
+
+    def settle(self, layer: nn.Module) -> None:
+        """Keep a 4-bit layer in the common layout: bring it back if need be, and switch the repacking off."""
+        if not layer.__dict__.get(_FLAG):
+            return
+        layer.__dict__[_REMEMBERED] = layer.__dict__[_FLAG]
+        layer.__dict__[_FLAG] = False
+        value: Any = layer._parameters.get("weight")
+        state = getattr(value, "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            value.data, value.quant_state = _plain(value.data, copy.copy(state))
+            if layer.__dict__.get("quant_state") is state:
+                layer.__dict__["quant_state"] = value.quant_state
+
+    def release(self, layer: nn.Module) -> None:
+        """Undo `settle`; a layout that was changed for good before is not changed back."""
+        if _REMEMBERED in layer.__dict__:
+            layer.__dict__[_FLAG] = layer.__dict__.pop(_REMEMBERED)
+
+
+register(BitsAndBytes())
 
 
 def _kind(layer: nn.Module, value: Tensor) -> str | None:
@@ -26,38 +99,6 @@ def _kind(layer: nn.Module, value: Tensor) -> str | None:
     # FSDP makes plain parameters of them; the layer then still knows the 4-bit state.
     lost = not value.is_floating_point() and getattr(layer, "quant_state", None) is not None
     return "Params4bit" if lost else None
-
-
-def shape(layer: nn.Module, value: Tensor) -> tuple[int, ...]:
-    """Shape of the weight that the value stands for."""
-    state = _state(layer, value) if _kind(layer, value) == "Params4bit" else None
-    return tuple(value.shape if state is None else state.shape)
-
-
-def dense(layer: nn.Module, value: Any, dtype: torch.dtype) -> Tensor:
-    """The dequantised weight; of a layer that is not quantised yet, a copy of its weight."""
-    if _kind(layer, value) == "Int8Params":
-        codes, scales = _rows(layer, value)
-        if codes is None or scales is None:
-            return value.detach().to(dtype, copy=True)
-        return (codes.float() * (scales.float().unsqueeze(1) * (1.0 / 127.0))).to(dtype)
-    state = _state(layer, value)
-    if state is None:
-        return value.detach().to(dtype, copy=True)
-    from bitsandbytes.functional import dequantize_4bit
-
-    data, state = _plain(value.data, copy.copy(state))
-    state.dtype = torch.float32
-    return dequantize_4bit(data, state).to(dtype)
-
-
-def repack(layer: nn.Module, value: Any, weight: Tensor) -> nn.Parameter:
-    """The weight quantised as the value is."""
-    return (
-        _repack_8bit(layer, value, weight)
-        if _kind(layer, value) == "Int8Params"
-        else _repack_4bit(layer, value, weight)
-    )
 
 
 def _repack_4bit(layer: nn.Module, value: Any, weight: Tensor) -> nn.Parameter:
@@ -105,47 +146,6 @@ def _repack_8bit(layer: nn.Module, value: Any, weight: Tensor) -> nn.Parameter:
         )
     codes, scales, _ = int8_vectorwise_quant(half.contiguous())
     return Int8Params(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
-
-
-def install(layer: nn.Module, value: nn.Parameter, parameter: str) -> None:
-    """Put the value on the layer and set the copy of its statistics that the layer keeps."""
-    if _kind(layer, value) == "Params4bit":
-        layer._parameters[parameter] = value
-        if "quant_state" in layer.__dict__:
-            layer.__dict__["quant_state"] = getattr(value, "quant_state", None)
-        return
-    state: Any = getattr(layer, "state", None)
-    old: Any = layer._parameters.get(parameter)
-    if state is not None:
-        # The first forward moves the statistics from the parameter to the layer. The old parameter takes its own along, so that
-        # it can come back; the new one brings its own.
-        if old is not None and getattr(old, "CB", None) is None and state.CB is not None:
-            old.CB, old.SCB = state.CB, state.SCB
-        state.reset_grads()
-    layer._parameters[parameter] = value
-
-
-# -- the layout for AVX512-BF16 ------------------------------------------------------------------------------------
-
-
-def settle(layer: nn.Module) -> None:
-    """Keep a 4-bit layer in the common layout: bring it back if need be, and switch the repacking off."""
-    if not layer.__dict__.get(_FLAG):
-        return
-    layer.__dict__[_REMEMBERED] = layer.__dict__[_FLAG]
-    layer.__dict__[_FLAG] = False
-    value: Any = layer._parameters.get("weight")
-    state = getattr(value, "quant_state", None)
-    if getattr(state, "packing_format_for_cpu", False):
-        value.data, value.quant_state = _plain(value.data, copy.copy(state))
-        if layer.__dict__.get("quant_state") is state:
-            layer.__dict__["quant_state"] = value.quant_state
-
-
-def release(layer: nn.Module) -> None:
-    """Undo `settle`; a layout that was changed for good before is not changed back."""
-    if _REMEMBERED in layer.__dict__:
-        layer.__dict__[_FLAG] = layer.__dict__.pop(_REMEMBERED)
 
 
 def _plain(data: Tensor, state: Any) -> tuple[Tensor, Any]:

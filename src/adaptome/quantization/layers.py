@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adaptome.core.packed import Library, register
 from adaptome.quantization.formats import Sketch, Uniform
 
 
@@ -80,30 +81,27 @@ class _Packed(torch.autograd.Function):
         return grad_x, None, grad_b, None, None
 
 
-# -- what `adaptome.quantization.packed` asks of each library ---------------------------------------------------------
+class Own(Library):
+    """The bytes of our own layers."""
+
+    name = "adaptome"
+
+    def fits(self, layer: nn.Module, value: Tensor) -> bool:
+        """Whether the value is the bytes of one of our layers."""
+        return isinstance(layer, PackedLinear) and value.dtype == torch.uint8
+
+    def shape(self, layer: Any, value: Tensor) -> tuple[int, ...]:
+        """Shape of the weight that the value stands for."""
+        return (layer.out_features, layer.in_features)
+
+    def dense(self, layer: Any, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """The dequantised weight."""
+        made: Tensor = layer.form.decode(value.detach(), layer.in_features)
+        return made.to(dtype)
+
+    def repack(self, layer: Any, value: Tensor, weight: Tensor) -> nn.Parameter:
+        """The weight quantised as the value is."""
+        return nn.Parameter(layer.form.encode(weight, old=value.detach()), requires_grad=False)
 
 
-def fits(layer: nn.Module, value: Tensor) -> bool:
-    """Whether the value is the bytes of one of our layers."""
-    return isinstance(layer, PackedLinear) and value.dtype == torch.uint8
-
-
-def shape(layer: Any, value: Tensor) -> tuple[int, ...]:
-    """Shape of the weight that the value stands for."""
-    return (layer.out_features, layer.in_features)
-
-
-def dense(layer: Any, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The dequantised weight."""
-    made: Tensor = layer.form.decode(value.detach(), layer.in_features)
-    return made.to(dtype)
-
-
-def repack(layer: Any, value: Tensor, weight: Tensor) -> nn.Parameter:
-    """The weight quantised as the value is."""
-    return nn.Parameter(layer.form.encode(weight, old=value.detach()), requires_grad=False)
-
-
-def install(layer: nn.Module, value: nn.Parameter, parameter: str) -> None:
-    """Put the value on the layer."""
-    layer._parameters[parameter] = value
+register(Own())

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptome.core import packed
 from adaptome.core.errors import DataError, HostError, StateError
 from adaptome.core.hosts import Host, host_of
 from adaptome.core.inputs import Run, collect, gram, run
 from adaptome.core.plan import table
 from adaptome.core.state import STATE
 from adaptome.core.targets import resolve
-from adaptome.quantization import packed
 from adaptome.quantization.schemes import Scheme, check_host, get_scheme
 
 
@@ -84,9 +84,8 @@ class QuantiseReport:
             for layer in self.layers
         ]
         columns = ("layer", "shape", "bits", "error", "output error", "seconds")
-        return (
-            f"{self.scheme}: {len(self.layers)} layers, {self.before:,} -> {self.after:,} bytes\n"
-            + table(columns, rows)
+        return f"{self.scheme}: {len(self.layers)} layers, {self.before:,} -> {self.after:,} bytes\n" + table(
+            columns, rows
         )
 
 

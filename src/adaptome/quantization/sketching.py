@@ -39,9 +39,7 @@ def sketched(
     """
     form.check(W.shape[1])
     W, G = prepared(W, G, damping)
-    order = (
-        G.diagonal().argsort(descending=True) if act_order else torch.arange(W.shape[1], device=W.device)
-    )
+    order = G.diagonal().argsort(descending=True) if act_order else torch.arange(W.shape[1], device=W.device)
     U = inverse_root(G[order][:, order])
     d = torch.empty_like(U.diagonal())
     d[order] = U.diagonal()

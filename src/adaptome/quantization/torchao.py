@@ -10,64 +10,63 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptome.core.errors import MergeError
+from adaptome.core.packed import Library, register
 
 
-def fits(layer: nn.Module, value: Tensor) -> bool:
-    """Whether the value is a quantised tensor subclass."""
-    cls = type(value)
-    # asked of the class: under torch.compile the value itself answers as a plain tensor
-    if cls in (Tensor, nn.Parameter) or not hasattr(cls, "__tensor_flatten__"):
-        return False
-    known = cls.__name__ in _READERS or cls.__module__.startswith("torchao.")
-    return known or (not cls.__module__.startswith("torch.") and cls.dequantize is not Tensor.dequantize)
+class TorchAO(Library):
+    """Its tensor subclasses, and any that has its own `dequantize`."""
 
+    name, generic = "torchao", True
+    weights_only = "Int8WeightOnlyConfig, IntxWeightOnlyConfig"
 
-def shape(layer: nn.Module, value: Tensor) -> tuple[int, ...]:
-    """Shape of the weight that the value stands for."""
-    return tuple(value.shape)
+    def fits(self, layer: nn.Module, value: Tensor) -> bool:
+        """Whether the value is a quantised tensor subclass."""
+        cls = type(value)
+        # asked of the class: under torch.compile the value itself answers as a plain tensor
+        if cls in (Tensor, nn.Parameter) or not hasattr(cls, "__tensor_flatten__"):
+            return False
+        known = cls.__name__ in _READERS or cls.__module__.startswith("torchao.")
+        return known or (not cls.__module__.startswith("torch.") and cls.dequantize is not Tensor.dequantize)
 
+    def dense(self, layer: nn.Module, value: Any, dtype: torch.dtype) -> Tensor:
+        """The dequantised weight, with the scale of the inputs that some formats (AWQ, SmoothQuant) keep beside it."""
+        reader = _READERS.get(type(value).__name__)
+        if reader is not None:
+            weight = reader(value)
+        elif type(value).dequantize is not Tensor.dequantize:
+            weight = value.dequantize()
+        else:
+            # No dequantisation is offered: what the format's own product makes of the identity is the weight.
+            weight = (
+                F.linear(torch.eye(value.shape[-1], dtype=value.dtype, device=value.device), value)
+                .t()
+                .contiguous()
+            )
+            return weight.to(dtype)
+        scale = getattr(value, "act_pre_scale", None)
+        return weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)
 
-def dense(layer: nn.Module, value: Any, dtype: torch.dtype) -> Tensor:
-    """The dequantised weight, with the scale of the inputs that some formats (AWQ, SmoothQuant) keep beside it."""
-    reader = _READERS.get(type(value).__name__)
-    if reader is not None:
-        weight = reader(value)
-    elif type(value).dequantize is not Tensor.dequantize:
-        weight = value.dequantize()
-    else:
-        # No dequantisation is offered: what the format's own product makes of the identity is the weight.
-        weight = (
-            F.linear(torch.eye(value.shape[-1], dtype=value.dtype, device=value.device), value)
-            .t()
-            .contiguous()
+    def repack(self, layer: nn.Module, value: Any, weight: Tensor) -> nn.Parameter:
+        """The weight quantised as the value is."""
+        writer = _WRITERS.get(type(value).__name__)
+        if writer is None:
+            raise MergeError(
+                f"{type(layer).__name__}: no way is known to quantise a weight to {type(value).__module__}.{type(value).__name__} again; known: {', '.join(_WRITERS)}.\n"
+                "  Merge into the full-precision base and quantise that, or keep the adapter attached."
+            )
+        scale = getattr(value, "act_pre_scale", None)
+        weight = weight.float() if scale is None else weight.float() / scale.float()
+        return nn.Parameter(writer(value, weight.to(value.dtype).contiguous()), requires_grad=False)
+
+    def stops_gradients(self, value: Tensor) -> bool:
+        """Whether the format quantises activations too, by operations that have no gradient."""
+        settings = ("act_quant_kwargs", "activation_quantization")
+        return self.fits(nn.Module(), value) and any(
+            getattr(value, name, None) is not None for name in settings
         )
-        return weight.to(dtype)
-    scale = getattr(value, "act_pre_scale", None)
-    return weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)
 
 
-def repack(layer: nn.Module, value: Any, weight: Tensor) -> nn.Parameter:
-    """The weight quantised as the value is."""
-    writer = _WRITERS.get(type(value).__name__)
-    if writer is None:
-        raise MergeError(
-            f"{type(layer).__name__}: no way is known to quantise a weight to {type(value).__module__}.{type(value).__name__} again; known: {', '.join(_WRITERS)}.\n"
-            "  Merge into the full-precision base and quantise that, or keep the adapter attached."
-        )
-    scale = getattr(value, "act_pre_scale", None)
-    weight = weight.float() if scale is None else weight.float() / scale.float()
-    return nn.Parameter(writer(value, weight.to(value.dtype).contiguous()), requires_grad=False)
-
-
-def install(layer: nn.Module, value: nn.Parameter, parameter: str) -> None:
-    """Put the value on the layer."""
-    layer._parameters[parameter] = value
-
-
-def stops_gradients(value: Tensor) -> bool:
-    """Whether the format quantises activations too, by operations that have no gradient."""
-    settings = ("act_quant_kwargs", "activation_quantization")
-    return fits(nn.Module(), value) and any(getattr(value, name, None) is not None for name in settings)
+register(TorchAO())
 
 
 # -- reading -------------------------------------------------------------------------------------------------------

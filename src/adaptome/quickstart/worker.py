@@ -28,6 +28,7 @@ from adaptome.quickstart.training import Progress, train_adapter, train_probe
 from adaptome.recipe import Recipe
 from adaptome.tasks import Task
 from adaptome.tasks.pooling import MeanPooledClassifier
+from adaptome.training.memory import process_peak
 
 
 def train(folder: Path, method: str, progress: Progress) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def train(folder: Path, method: str, progress: Progress) -> dict[str, Any]:
         **scores(matrix),
         "trainable_parameters": run.trainable_parameters,
         "seconds": seconds,
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": process_peak(),
         "base_parameters": base_parameters,
         "validation_accuracy": run.validation[-1][1],
         "chosen_on_validation": run.chosen,
@@ -99,24 +100,6 @@ def available_cores() -> int:
     if wanted := os.environ.get("OMP_NUM_THREADS", ""):
         return max(1, int(wanted.split(",")[0]))
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def peak_memory() -> int | None:
-    """Most bytes this process held in memory at once: libraries, base model and all. None where nobody counts.
-
-    Linux's `ru_maxrss` starts from the parent's, whose peak the child inherits through fork and exec; VmHWM does not.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def main(arguments: list[str], out: TextIO) -> int:

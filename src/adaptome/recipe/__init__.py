@@ -35,10 +35,13 @@ from adaptome.recipe.schema import (
     ObjectiveSection,
     OutputSection,
     Recipe,
+    StageSection,
+    StartSection,
     TaskSection,
     TrainingSection,
 )
 from adaptome.recipe.shipped import ShippedRecipe, shipped_recipe, shipped_recipes
+from adaptome.recipe.stages import stages_of
 
 __all__ = [
     "CompareSection",
@@ -52,6 +55,8 @@ __all__ = [
     "OutputSection",
     "Recipe",
     "ShippedRecipe",
+    "StageSection",
+    "StartSection",
     "TaskSection",
     "TrainingSection",
     "load_recipe",
@@ -59,6 +64,7 @@ __all__ = [
     "recipe_json_schema",
     "shipped_recipe",
     "shipped_recipes",
+    "stages_of",
     "validate_methods",
     "validate_task",
 ]

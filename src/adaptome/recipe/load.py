@@ -81,6 +81,17 @@ def validate_methods(recipe: Recipe) -> None:
             raise RecipeError(f"{key}: {_with_sections(section, error)}") from error
 
 
+def validate_objectives(recipe: Recipe) -> None:
+    """Check every objective's name, settings and schedule against the registered objectives.
+
+    Raises:
+        RecipeError: no such objective, or a setting it does not have or admit.
+    """
+    from adaptome.objectives import terms_of
+
+    terms_of(recipe.objective)
+
+
 def _with_sections(section: MethodSection, error: AdaptomeError) -> str:
     """The method's complaint, and the recipe's own keys where the unknown setting is near one of them."""
     own = [k for k in type(section).model_fields if k != "name"]
@@ -232,6 +243,7 @@ def _build(content: dict[str, Any], where: str, overrides: list[str], validate: 
         try:
             validate_task(recipe)
             validate_methods(recipe)
+            validate_objectives(recipe)
         except RecipeError as error:
             raise RecipeError(f"{where}: {error}") from error
     return recipe

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from adaptome.core.errors import did_you_mean
+
 
 class Section(BaseModel):
     """A part of a recipe; unknown keys are refused."""
@@ -33,6 +35,18 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _terms(value: Any) -> Any:
+    """One term may stand without its list; and what `objective` once held is told where it went."""
+    if isinstance(value, dict) and "name" not in value:
+        moved = {
+            "label_smoothing": "objective: {name: cross-entropy, label_smoothing: 0.1}",
+            "completion_only_loss": "task.completion_only_loss",
+        }
+        told = [f"{key} is written {moved[key]}" for key in value if key in moved]
+        raise ValueError("it is a list of terms, each with its name" + "".join(f"; {line}" for line in told))
+    return [value] if isinstance(value, str | dict) else value
+
+
 def _foldered(value: Any) -> Any:
     return {"folder": value} if isinstance(value, str) else value
 
@@ -43,13 +57,19 @@ class QuantizationSection(OpenSection):
     scheme: str = Field(
         description="nf4, uniform or sketch; what calibrates is made by `adaptome quantize`, whose folder is then the model's name"
     )
-    targets: str | list[str] = Field(default="all-linear", description="layers, written as a method's targets")
+    targets: str | list[str] = Field(
+        default="all-linear", description="layers, written as a method's targets"
+    )
     exclude: str | list[str] | None = Field(default=None, description="layers to leave out")
 
 
-class ModelSection(Section):
-    """The base model: a name, or a configuration to build it from with random weights."""
+class ModelSection(OpenSection):
+    """The base model: a name, a configuration to build it from with random weights, or a composite model with its settings."""
 
+    composite: str | None = Field(
+        default=None,
+        description="a model of adaptome's own, made of parts; further keys are its settings (see `adaptome.models`)",
+    )
     name: str | None = Field(
         default=None,
         description="hub id, local folder, or 'minilm' (the sentence encoder that comes as a package)",
@@ -75,6 +95,14 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
+        if self.composite is None and self.settings:
+            raise ValueError(
+                f"unknown key {next(iter(self.settings))!r}.{did_you_mean(next(iter(self.settings)), type(self).model_fields)}"
+            )
+        if self.composite is not None:
+            if self.name is not None or self.from_config is not None:
+                raise ValueError("give one of name, from_config and composite")
+            return self
         if self.from_config is None and self.name is None:
             self.name = "minilm"
         elif self.from_config is not None and self.name is not None:
@@ -195,18 +223,23 @@ class MethodSection(OpenSection):
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None, description="dtype of the adapter"
     )
-
-
-class ObjectiveSection(Section):
-    """The loss."""
-
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the target spread over all labels"
+    frozen: bool = Field(
+        default=False, description="it comes from the run that `start` names, and does not go on training"
     )
-    completion_only_loss: bool | None = Field(
-        default=None,
-        description="causal-lm: leave the prompt out of the loss; unset: wherever there is a prompt",
+
+
+class ObjectiveSection(OpenSection):
+    """One term of the loss; further keys are its settings."""
+
+    name: str = Field(
+        description="model (the model's own loss), or a registered objective: cross-entropy, info-nce, ..."
     )
+    weight: float = Field(default=1.0, description="factor on the term")
+    schedule: str | dict[str, Any] = Field(
+        default="constant",
+        description="the weight's course: constant, linear-up, linear-down, cosine-up, cosine-down, or {shape, first, last, begin, end}",
+    )
+    label: str | None = Field(default=None, description="its name in logs; default: the objective's")
 
 
 class TrainingSection(Section):
@@ -296,6 +329,9 @@ MethodField = Annotated[MethodSection, BeforeValidator(_named, json_schema_input
 ComparedField = Annotated[
     ComparedMethod, BeforeValidator(_named, json_schema_input_type=str | ComparedMethod)
 ]
+ObjectiveField = Annotated[
+    ObjectiveSection, BeforeValidator(_named, json_schema_input_type=str | ObjectiveSection)
+]
 OutputField = Annotated[OutputSection, BeforeValidator(_foldered, json_schema_input_type=str | OutputSection)]
 
 
@@ -314,8 +350,30 @@ class CompareSection(Section):
     metric: str | None = Field(default=None, description="what is compared; default: the task's")
 
 
+class StartSection(Section):
+    """An earlier run that this one starts from."""
+
+    run: str = Field(description="its output folder")
+    how: Literal["adapter", "merged", "frozen"] = Field(
+        default="adapter",
+        description="its adapters, which go on training; its weights with them merged, as the base; or those of its adapters that "
+        "`methods` says are frozen, beside new ones",
+    )
+
+
+class StageSection(OpenSection):
+    """One of several runs in a row: the recipe's sections as they differ in it, and what it starts from."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of its folder in the recipe's")
+    start: Literal["adapter", "merged", "frozen", "base"] | None = Field(
+        default=None,
+        description="from the stage before: its adapters, which go on training; its weights with them merged; its adapters held "
+        "frozen beside this stage's own; or nothing of it. Default: adapter where the stage names no method",
+    )
+
+
 class Recipe(Section):
-    """Model + task + data + methods + objective + training + evaluation + output; and what to compare."""
+    """Model + task + data + methods + objective + training + evaluation + output; and stages, or what to compare."""
 
     title: str | None = Field(default=None, description="one line for reports")
     model: ModelField = ModelSection()
@@ -325,11 +383,32 @@ class Recipe(Section):
         default_factory=list,
         description="attached in this order; `method:` gives a single one",
     )
-    objective: ObjectiveSection = ObjectiveSection()
+    objective: Annotated[list[ObjectiveField], BeforeValidator(_terms)] = Field(
+        default_factory=lambda: [ObjectiveSection(name="model")],
+        min_length=1,
+        description="the terms of the loss, summed; without `model` they stand in place of the model's own",
+    )
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     output: OutputField = OutputSection()
     compare: CompareSection | None = Field(default=None, description="methods for `adaptome compare`")
+    start: StartSection | None = Field(
+        default=None, description="an earlier run to start from; default: the base"
+    )
+    stages: list[StageSection] = Field(
+        default_factory=list, description="runs one after another, each with what differs from the recipe"
+    )
+
+    @model_validator(mode="after")
+    def _frozen_from_somewhere(self) -> Recipe:
+        stray = [m.name for m in self.methods if m.frozen]
+        if stray and (self.start is None or self.start.how != "frozen"):
+            raise ValueError(
+                f"methods: {stray[0]} is frozen, and start.how=frozen names no run that it comes from"
+            )
+        if len({stage.name for stage in self.stages}) < len(self.stages):
+            raise ValueError("stages: two of them have the same name")
+        return self
 
     def to_yaml(self, full: bool = False) -> str:
         """The recipe as YAML that `recipe_from_yaml` reads back to an equal recipe.

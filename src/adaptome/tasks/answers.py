@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
+
+from adaptome.core.errors import DataError
 
 
 class Rule(ABC):
@@ -177,6 +179,43 @@ def rule_for(name: str, answers: Iterable[str]) -> Rule:
     if all(re.fullmatch("[A-E]", answer) for answer in seen):
         return Letter()
     return Choice(tuple(sorted(seen)), whole=True) if len(seen) <= 20 else Text()
+
+
+def rules_of(
+    sets: Sequence[str], answers: Sequence[str], where: Callable[[int], str], rule: Rule | None = None
+) -> dict[str, Rule]:
+    """The rule of every set.
+
+    Args:
+        sets: of every row.
+        answers: of every row.
+        where: names a row's place in its file.
+        rule: for all sets; None for each its own.
+
+    Raises:
+        DataError: an answer that its rule cannot read, or no answer; names the line.
+    """
+    rules = {
+        name: rule or rule_for(name, [a for a, own in zip(answers, sets, strict=True) if own == name])
+        for name in sets
+    }
+    for row, (name, answer) in enumerate(zip(sets, answers, strict=True)):
+        if rules[name].label(answer) is None:
+            known = "" if name in RULES else " Say how answers are read: task.read."
+            raise DataError(
+                f"{where(row)}: no {type(rules[name]).__name__.lower()} can be read from the answer {answer!r}, "
+                f"as the set {name!r} needs.{known}"
+            )
+    return rules
+
+
+def guessed(rules: Mapping[str, Rule]) -> list[str]:
+    """Notes on the sets that are not known, whose answers say how they are read."""
+    return [
+        f"the set {name!r} is not known, so its answers are read as they look: {rule}. task.read says otherwise."
+        for name, rule in rules.items()
+        if name not in RULES
+    ]
 
 
 def contaminated(train: Iterable[str], test: Iterable[str]) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,11 +13,8 @@ from torch import nn
 
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.data.sound import Sounds, decode, header, resampled
-from adaptome.data.splits import Split, Splits
-from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, argmax, register_task
-from adaptome.tasks.inference import chunks, labelled
-from adaptome.tasks.labels import labels_of_train, numbers
-from adaptome.tasks.metrics import classification_metrics
+from adaptome.data.splits import Split
+from adaptome.tasks.base import ModelSpec, register_task
 from adaptome.tasks.models import (
     head_modules,
     load_feature_extractor,
@@ -25,6 +22,7 @@ from adaptome.tasks.models import (
     load_pretrained,
 )
 from adaptome.tasks.pooling import SpectrogramClassifier
+from adaptome.tasks.signal_classification import SignalClassification, SignalOptions
 from adaptome.tasks.spectrograms import Positions, SpecAugment, positions_of, set_frames
 
 #: no extractor makes a frame of less, in seconds; and how many frames a second AST's makes
@@ -33,7 +31,7 @@ SHORTEST, FRAMES = 0.025, 100
 Length = tuple[int, int]
 
 
-class AudioClassificationOptions(TaskOptions):
+class AudioClassificationOptions(SignalOptions):
     max_length: int | None = Field(
         default=None,
         ge=1,
@@ -60,22 +58,19 @@ class AudioClassificationOptions(TaskOptions):
     cache: int = Field(
         default=1024, ge=0, description="MiB of prepared clips kept in memory (by each loading process)"
     )
-    labels: list[str] | None = Field(
-        default=None, min_length=2, description="the labels and their order; default: from train"
-    )
 
 
 @register_task("audio-classification")
-class AudioClassification(Task):
-    """Columns: audio (files, arrays with their rate, or clips of the hub) and label."""
+class AudioClassification(SignalClassification):
+    """Columns: audio (files, arrays with their rate, or clips of the hub) and label.
+
+    `predict` takes paths, {"path", "bytes"} and {"array", "sampling_rate"}.
+    """
 
     Options = AudioClassificationOptions
     options: AudioClassificationOptions
     files: ClassVar[str | None] = "audio"
-
-    @property
-    def primary_metric(self) -> str:
-        return "accuracy"
+    column, classifier = "audio", "AutoModelForAudioClassification"
 
     def load_processor(self, model: ModelSpec) -> Any:
         extractor = load_feature_extractor(model, self.options.max_length)
@@ -95,31 +90,28 @@ class AudioClassification(Task):
                     f"task.{name} has no meaning for {what}.{hints.get(name, ' Leave it out.')}"
                 )
 
-    def prepare(self, splits: Splits, processor: Any) -> Prepared:
-        splits.require("audio", "label")
-        labels = labels_of_train(splits, "label", self.labels or self.options.labels)
-        self.labels = labels.names
-        made, clips = {}, {}
-        for name, split in splits.items():
-            clips[name] = _checked(split)
-            made[name] = Clips(split, numbers(split, name, "label", labels), self._features(processor))
-            made[name].budget = self.options.cache * 2**20
-        notes = [*_rate_notes(clips, processor.sampling_rate), *_length_notes(clips, processor)]
-        return Prepared(made, ClipCollator(processor), self.labels, remove_unused_columns=False, notes=notes)
+    def dataset(self, split: Split, labels: list[int], processor: Any) -> Clips:
+        lengths = _checked(split)
+        return Clips(split, labels, self.reader(processor), lengths, self.options.cache * 2**20)
 
-    def _features(self, processor: Any) -> ClipFeatures:
+    def collator(self, processor: Any) -> ClipCollator:
+        return ClipCollator(processor)
+
+    def notes(self, made: Mapping[str, Clips], processor: Any) -> list[str]:
+        lengths = {name: clips.lengths for name, clips in made.items()}
+        return [*_rate_notes(lengths, processor.sampling_rate), *_length_notes(lengths, processor)]
+
+    def reader(self, processor: Any) -> ClipFeatures:
         return ClipFeatures(processor, self.options.max_seconds)
 
     def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
         """transformers' own audio classifier, or a SpectrogramClassifier, as `pooling` says."""
-        from transformers import AutoModel, AutoModelForAudioClassification
-
         config = load_labelled_config(model, self.labels)
-        built: nn.Module
         if self.options.pooling == "auto":
-            built, self.new_modules = load_pretrained(AutoModelForAudioClassification, model, config)
-            built.accepts_loss_kwargs = False  # type: ignore[assignment]  # its loss is a mean over the batch
+            built = self.pretrained(model, config)
         else:
+            from transformers import AutoModel
+
             encoder, _ = load_pretrained(AutoModel, model, config)
             built = SpectrogramClassifier(
                 encoder, config.num_labels, self.options.dropout, self.options.pooling
@@ -143,23 +135,6 @@ class AudioClassification(Task):
     def head_patterns(self, model: nn.Module) -> list[str]:
         new = [positions_of(model)] if self.options.positions == "new" else []
         return [*head_modules(model), *new]
-
-    def metrics(self, result: Any) -> dict[str, float]:
-        return classification_metrics(argmax(result.predictions), np.asarray(result.label_ids))
-
-    def predict(
-        self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32
-    ) -> list[Any]:
-        """Label and scores of each sound: a path, {"path", "bytes"} or {"array", "sampling_rate"}.
-
-        Returns a list of {"label", "score", "scores"}.
-        """
-        make, collate = self._features(processor), ClipCollator(processor)
-        batches = (
-            collate([{"audio": make(sound, _name(sound, first + i))} for i, sound in enumerate(part)])
-            for first, part in zip(range(0, len(inputs), batch_size), chunks(inputs, batch_size), strict=True)
-        )
-        return labelled(model, batches, self.labels or [])
 
 
 class InDtype:
@@ -203,10 +178,11 @@ class Clips(torch.utils.data.Dataset[dict[str, Any]]):
     Features are the same every time, so keeping them changes nothing but the time: masks are drawn in the model's forward.
     """
 
-    budget = 0
-
-    def __init__(self, split: Split, labels: list[int], features: ClipFeatures):
+    def __init__(
+        self, split: Split, labels: list[int], features: ClipFeatures, lengths: list[Length], budget: int
+    ):
         self.split, self.labels, self.features = split, labels, features
+        self.lengths, self.budget = lengths, budget
         self.sounds = Sounds(split.rows)
         self._kept: dict[int, np.ndarray] = {}
 
@@ -248,10 +224,6 @@ def _is_fixed(processor: Any) -> bool:
 
 def _main(processor: Any) -> str:
     return str(processor.model_input_names[0])
-
-
-def _name(sound: Any, number: int) -> str:
-    return str(sound) if isinstance(sound, str) else f"input {number + 1}"
 
 
 def _check_length(samples: int, rate: int, where: str) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from adaptome.core.errors import RecipeError, did_you_mean
+from adaptome.core.errors import MergeError
+from adaptome.core.parts import Parts, checked
 
 
 class ModelSpec(Protocol):
@@ -49,6 +48,8 @@ class Prepared:
     splits: tokenised data sets by name. collator: rows -> padded batch; None leaves it to the trainer.
     length_column: rows' lengths, for length-grouped batches. remove_unused_columns: as in TrainingArguments.
     notes: what preparing changed, for the user to read.
+    aside: the batch's columns that objectives and `Task.facts` read, and the model does not take.
+    label_names: the batch's columns that `Task.metrics` gets as label_ids; None for what the model calls labels.
     """
 
     splits: dict[str, Any]
@@ -57,6 +58,8 @@ class Prepared:
     length_column: str | None = None
     remove_unused_columns: bool = True
     notes: list[str] = field(default_factory=list)
+    aside: tuple[str, ...] = ()
+    label_names: tuple[str, ...] | None = None
 
     def __getitem__(self, split: str) -> Any:
         return self.splits[split]
@@ -134,6 +137,22 @@ class Task(ABC):
         """Metrics that follow from an evaluation's logs (with their `eval_` prefix)."""
         return {}
 
+    def facts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What adapters are to know of a batch, by the names they ask for (see `ad.steer`): a task, qualities, modalities."""
+        return {}
+
+    def save_base(self, model: nn.Module, processor: Any, folder: Path) -> None:
+        """Write the model, adapters merged, so that `load_model` of any task can start from the folder.
+
+        Raises:
+            MergeError: the model cannot be written.
+        """
+        own: Any = model if hasattr(model, "save_pretrained") else getattr(model, "encoder", None)
+        if own is None:
+            raise MergeError(f"{type(model).__name__} cannot be written as a base for another run.")
+        own.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
     def inputs(self, rows: Any) -> list[Any] | None:
         """What `predict` takes, from the rows of a split; None leaves it to the names of the columns."""
         return None
@@ -147,29 +166,17 @@ class Task(ABC):
         return {"name": self.name, "options": self.options.model_dump(mode="json"), "labels": self.labels}
 
 
-_TASKS: dict[str, type[Task]] = {}
+TASKS: Parts[Task] = Parts("task", "adaptome.tasks")
 
 
 def register_task(name: str) -> Callable[[type[Task]], type[Task]]:
     """Register a task class under `name`."""
-
-    def put(task: type[Task]) -> type[Task]:
-        task.name = name
-        _TASKS[name] = task
-        return task
-
-    return put
+    return TASKS.register(name)
 
 
 def tasks() -> dict[str, type[Task]]:
     """All registered tasks by name: those here and those of installed packages."""
-    package = importlib.import_module("adaptome.tasks")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"adaptome.tasks.{module.name}")
-    for point in entry_points(group="adaptome.tasks"):
-        if point.name not in _TASKS:
-            point.load()
-    return dict(sorted(_TASKS.items()))
+    return TASKS.all()
 
 
 def get_task(name: str, labels: Sequence[str] | None = None, **options: Any) -> Task:
@@ -178,17 +185,8 @@ def get_task(name: str, labels: Sequence[str] | None = None, **options: Any) -> 
     Raises:
         RecipeError: no such task, or an option it does not have or admit.
     """
-    known = tasks()
-    if name not in known:
-        raise RecipeError(
-            f"task {name!r} is not known.{did_you_mean(name, known)} There are: {', '.join(known)}."
-        )
-    task = known[name]
-    try:
-        checked = task.Options(**options)
-    except ValidationError as error:
-        raise RecipeError(_explain(name, task.Options, error)) from error
-    return task(checked, labels)
+    task = TASKS.get(name)
+    return task(checked(task.Options, options, "task", name), labels)
 
 
 def task_from_dict(saved: Mapping[str, Any]) -> Task:
@@ -196,20 +194,6 @@ def task_from_dict(saved: Mapping[str, Any]) -> Task:
     # a task may have an option of the name `labels`; those that prepare found or took from it are in saved["labels"]
     options = {key: value for key, value in saved["options"].items() if key != "labels"}
     return get_task(saved["name"], saved["labels"], **options)
-
-
-def _explain(name: str, options: type[TaskOptions], error: ValidationError) -> str:
-    known = list(options.model_fields)
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            hint = did_you_mean(key, known) or f" Its options: {', '.join(known)}."
-            lines.append(f"unknown key 'task.{key}' for {name}.{hint}")
-        else:
-            said = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"task.{key}={problem['input']!r}: {said[0].lower()}{said[1:]}.")
-    return "\n  ".join(lines)
 
 
 def argmax(predictions: Any) -> np.ndarray:

@@ -42,6 +42,9 @@ class CausalLMOptions(TaskOptions):
     chat_template: str | None = Field(
         default=None, description="a Jinja template file, where the tokenizer has none"
     )
+    completion_only_loss: bool | None = Field(
+        default=None, description="leave the prompt out of the loss; unset: wherever there is a prompt"
+    )
     assistant_only_loss: bool = Field(
         default=False, description="chats: the loss is on the assistant's turns only"
     )
@@ -121,18 +124,14 @@ class CausalLM(Task):
             {key: [str(template).format(**row) for row in rows] for key, template in parts.items()}
         )
 
-    def sft_arguments(self, completion_only_loss: bool | None = None) -> dict[str, Any]:
-        """Arguments for TRL's SFTConfig, beside those of the training section.
-
-        Args:
-            completion_only_loss: the recipe's objective; None: wherever there is a prompt.
-        """
+    def sft_arguments(self) -> dict[str, Any]:
+        """Arguments for TRL's SFTConfig, beside those of the training section."""
         return {
             "max_length": self.options.max_length,
             "packing": self.options.packing,
             "packing_strategy": self.options.packing_strategy,
             "eval_packing": False,  # every example is measured by itself
-            "completion_only_loss": completion_only_loss,
+            "completion_only_loss": self.options.completion_only_loss,
             "assistant_only_loss": self.options.assistant_only_loss,
             "dataset_text_field": "text",
         }

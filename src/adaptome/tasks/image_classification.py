@@ -9,75 +9,41 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
 
 from adaptome.core.errors import DataError, MissingExtraError
-from adaptome.data.splits import Split, Splits
-from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, argmax, register_task
-from adaptome.tasks.inference import chunks, labelled
-from adaptome.tasks.labels import labels_of_train, numbers
-from adaptome.tasks.metrics import classification_metrics
-from adaptome.tasks.models import head_modules, load_image_processor, load_labelled_config, load_pretrained
+from adaptome.data.splits import Split
+from adaptome.tasks.base import ModelSpec, register_task
+from adaptome.tasks.models import load_image_processor
+from adaptome.tasks.signal_classification import SignalClassification, SignalOptions
 
 
-class ImageClassificationOptions(TaskOptions):
+class ImageClassificationOptions(SignalOptions):
     image_size: int | None = Field(
         default=None, ge=1, description="side in pixels; default: the image processor's own"
-    )
-    labels: list[str] | None = Field(
-        default=None, min_length=2, description="the labels and their order; default: from train"
     )
 
 
 @register_task("image-classification")
-class ImageClassification(Task):
-    """Columns: image (files, or arrays [height, width(, channels)] of uint8) and label."""
+class ImageClassification(SignalClassification):
+    """Columns: image (files, or arrays [height, width(, channels)] of uint8) and label.
+
+    `predict` takes paths, PIL images and arrays.
+    """
 
     Options = ImageClassificationOptions
     options: ImageClassificationOptions
-
-    @property
-    def primary_metric(self) -> str:
-        return "accuracy"
+    column, classifier = "image", "AutoModelForImageClassification"
 
     def load_processor(self, model: ModelSpec) -> Any:
         return load_image_processor(model, self.options.image_size)
 
-    def prepare(self, splits: Splits, processor: Any) -> Prepared:
-        splits.require("image", "label")
-        labels = labels_of_train(splits, "label", self.labels or self.options.labels)
-        self.labels = labels.names
-        made = {}
-        for name, split in splits.items():
-            _check_images(split)
-            made[name] = _with_labels(split, numbers(split, name, "label", labels))
-        # The collator makes the pixels, so that a large data set is never held as floats.
-        return Prepared(made, ImageCollator(processor), self.labels, remove_unused_columns=False)
+    def dataset(self, split: Split, labels: list[int], processor: Any) -> Any:
+        _check_images(split)
+        return _with_labels(split, labels)
 
-    def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
-        from transformers import AutoModelForImageClassification
-
-        config = load_labelled_config(model, self.labels)
-        built, self.new_modules = load_pretrained(AutoModelForImageClassification, model, config)
-        built.accepts_loss_kwargs = False  # type: ignore[assignment]  # its loss is a mean over the batch
-        return built
-
-    def head_patterns(self, model: nn.Module) -> list[str]:
-        return head_modules(model)
-
-    def metrics(self, result: Any) -> dict[str, float]:
-        return classification_metrics(argmax(result.predictions), np.asarray(result.label_ids))
-
-    def predict(
-        self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32
-    ) -> list[Any]:
-        """Label and scores of each image: a path, a PIL image or an array.
-
-        Returns a list of {"label", "score", "scores"}.
-        """
-        collate = ImageCollator(processor)
-        batches = (collate([{"image": image} for image in part]) for part in chunks(inputs, batch_size))
-        return labelled(model, batches, self.labels or [])
+    def collator(self, processor: Any) -> ImageCollator:
+        """Makes the pixels, so that a large data set is never held as floats."""
+        return ImageCollator(processor)
 
 
 class ImageCollator:

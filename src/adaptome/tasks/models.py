@@ -130,9 +130,7 @@ def load_pretrained(
     return built, new
 
 
-def _load_full(
-    auto: Any, model: ModelSpec, config: Any, head: Sequence[str]
-) -> tuple[nn.Module, list[str]]:
+def _load_full(auto: Any, model: ModelSpec, config: Any, head: Sequence[str]) -> tuple[nn.Module, list[str]]:
     import torch
 
     settings = {"attn_implementation": model.attention} if model.attention else {}

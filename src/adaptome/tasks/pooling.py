@@ -18,6 +18,12 @@ def pooled_by_mean(folder: str) -> bool:
     return bool(json.loads(file.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens", False))
 
 
+def say_pooled_by_mean(folder: Path) -> None:
+    """Make a folder one of which `pooled_by_mean` is true."""
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
+
+
 class EncoderClassifier(nn.Module):
     """encoder -> pooled states -> dropout -> linear. A subclass says how it pools, and its forward ends in `classified`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.data.splits import Split, Splits
-from adaptome.tasks import answers
-from adaptome.tasks.answers import RULES, Choice, Letter, Number, Rule, Text, rule_for
+from adaptome.tasks.answers import Choice, Letter, Number, Rule, Text, guessed, rules_of
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
 from adaptome.tasks.inference import chunks
 from adaptome.tasks.language import (
@@ -27,24 +26,17 @@ from adaptome.tasks.language import (
     left_padded,
     likelihood,
 )
-from adaptome.tasks.reasoning_rows import asked_by, masked_numbers, question_of, read_rows, sets_of
+from adaptome.tasks.reasoning_prompts import IGNORED, Template, prompt_of, tokenised
+from adaptome.tasks.reasoning_rows import asked_by, contamination, masked_numbers, read_rows, sets_of
 
 logger = logging.getLogger(__name__)
-
-IGNORED = -100  # positions that the loss passes over
-WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request."
-)
-WITHOUT_INPUT = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-INDENT = " " * 16
 
 
 class ReasoningOptions(TaskOptions):
     max_length: int = Field(
         default=256, ge=8, description="tokens of an example, prompt and answer; the rest is cut"
     )
-    template: Literal["alpaca", "alpaca-indented", "chat"] = Field(
+    template: Template = Field(
         default="alpaca",
         description="alpaca-indented: with the 16 spaces that LLM-Adapters' released checkpoints were trained with; "
         "chat: the tokenizer's own",
@@ -136,7 +128,7 @@ class Reasoning(Task):
 
     def prepare(self, splits: Splits, processor: Any) -> Prepared:
         texts = {name: read_rows(split, name) for name, split in splits.items()}
-        notes = self._contamination(splits)
+        notes = contamination(splits, self.options.allow_contamination)
         made = {}
         for name, records in texts.items():
             made[name], told = self._dataset(records, splits[name], name, processor)
@@ -144,8 +136,8 @@ class Reasoning(Task):
         for name in sorted(set(splits) - {"train"}):
             # an answer that cannot be read is found before anything is trained
             answers_of = [record["answer"] for record in texts[name]]
-            rules = self._rules(splits[name], answers_of, sets_of(splits[name]))
-            notes += [] if self._rule() else _guessed(rules)
+            rules = rules_of(sets_of(splits[name]), answers_of, splits[name].where, self._rule())
+            notes += [] if self._rule() else guessed(rules)
         return Prepared(
             made, partial(self._collate, processor), length_column="length", notes=[*dict.fromkeys(notes)]
         )
@@ -157,7 +149,9 @@ class Reasoning(Task):
 
         parts, cut, unlearned = [], 0, 0
         for part in chunks(records, 1000):  # token numbers are large as Python's lists
-            rows, over, without = self._tokenised(part, processor)
+            rows, over, without = tokenised(
+                part, self.options.template, processor, self.options.max_length, self.options.train_on_inputs
+            )
             parts += [datasets.Dataset.from_dict(rows)] if rows["length"] else []
             cut, unlearned = cut + over, unlearned + without
         if not parts:
@@ -176,52 +170,6 @@ class Reasoning(Task):
             )
         return datasets.concatenate_datasets(parts), notes
 
-    def _tokenised(
-        self, records: Sequence[dict[str, str]], processor: Any
-    ) -> tuple[dict[str, list[Any]], int, int]:
-        """Columns of the examples, how many were cut, and how many were left out."""
-        special = self.options.template != "chat"  # a rendered chat has its special tokens
-        prompts = [self._prompt(processor, record) for record in records]
-        texts = [prompt + record["output"] for prompt, record in zip(prompts, records, strict=True)]
-        whole = processor(texts, add_special_tokens=special)["input_ids"]
-        everything = self.options.train_on_inputs
-        before = whole if everything else processor(prompts, add_special_tokens=special)["input_ids"]
-        rows: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": [], "length": []}
-        cut = unlearned = 0
-        for ids, prompt in zip(whole, before, strict=True):
-            kept = _ended(ids, processor.eos_token_id)[: self.options.max_length]
-            # Nothing stands before the first token: padded on the left, it would be predicted from padding.
-            masked = 1 if everything else max(1, _shared(prompt, kept))
-            cut += len(ids) > self.options.max_length
-            if masked == len(kept):
-                unlearned += 1
-                continue
-            rows["input_ids"].append(kept)
-            rows["attention_mask"].append([1] * len(kept))
-            rows["labels"].append([IGNORED] * masked + kept[masked:])
-            rows["length"].append(len(kept))
-        return rows, cut, unlearned
-
-    def _prompt(self, processor: Any, record: Mapping[str, str]) -> str:
-        """The text up to where the answer begins."""
-        if self.options.template == "chat":
-            asked = "\n\n".join(filter(None, (record["instruction"], record["input"])))
-            chat = [{"role": "user", "content": asked}]
-            return str(processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-        given = record["input"]
-        parts = [
-            ("Instruction", record["instruction"]),
-            *([("Input", given)] if given else []),
-            ("Response", ""),
-        ]
-        if self.options.template == "alpaca":
-            head = WITH_INPUT if given else WITHOUT_INPUT
-            return f"{head}\n\n" + "\n\n".join(f"### {title}:\n{text}" for title, text in parts)
-        # As finetune.py writes it, with the spaces that end its first line.
-        head = f"{WITH_INPUT} " if given else f"{WITHOUT_INPUT}  "
-        sections = f"\n{INDENT}\n".join(f"{INDENT}### {title}:\n{INDENT}{text}" for title, text in parts)
-        return f"{head}\n\n{sections}"
-
     def _collate(self, processor: Any, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """A batch padded on the left to a multiple of 8; positions count from each row's first token."""
         width = -(-max(len(row["input_ids"]) for row in rows) // 8) * 8
@@ -238,29 +186,6 @@ class Reasoning(Task):
         if self._positions:
             batch["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
         return batch
-
-    def _contamination(self, splits: Splits) -> list[str]:
-        """Notes on test questions that stand in train.
-
-        Raises:
-            DataError: the sets are known for it, and the recipe does not allow it.
-        """
-        if "train" not in splits or "test" not in splits:
-            return []
-        pairs = answers.contaminated(sets_of(splits["train"]), sets_of(splits["test"]))
-        if pairs and not self.options.allow_contamination:
-            held = ", ".join(sorted({name for _, name in pairs}))
-            raise DataError(
-                f"{pairs[0][0]} holds questions of {held}: scores on them after training on it mean nothing.\n"
-                "  Test on gsm8k, svamp, aqua or mawps, or train without MAWPS (math_7k); task.allow_contamination=true "
-                "tests all the same."
-            )
-        notes = [f"{one} is known to hold questions of {held}." for one, held in pairs]
-        texts = {name: [question_of(row) for row in splits[name].rows] for name in ("train", "test")}
-        shared = answers.overlap(texts["train"], texts["test"])
-        if shared:
-            notes.append(f"{shared} of {len(texts['test'])} questions of test stand in train.")
-        return notes
 
     # -- scores ----------------------------------------------------------------------------------------------------
 
@@ -283,8 +208,10 @@ class Reasoning(Task):
         """
         records = [{"instruction": one} if isinstance(one, str) else one for one in inputs]
         prompts = [
-            self._prompt(
-                processor, {"instruction": record["instruction"], "input": record.get("input") or ""}
+            prompt_of(
+                {"instruction": record["instruction"], "input": record.get("input") or ""},
+                self.options.template,
+                processor,
             )
             for record in records
         ]
@@ -317,7 +244,7 @@ class Reasoning(Task):
         unread: dict[str, list[str]] = {}
         rights = 0
         truths, sets = [record["answer"] for record in read_rows(split, "evaluated")], sets_of(split)
-        rules = self._rules(split, truths, sets)
+        rules = rules_of(sets, truths, split.where, self._rule())
         for name, truth, prediction in zip(sets, truths, predictions, strict=True):
             rule, text = rules[name], prediction["completion"]
             right = rule.right(text, truth)
@@ -345,45 +272,6 @@ class Reasoning(Task):
         if self.options.choices is not None:
             return Choice(tuple(self.options.choices), whole=True)
         return {"number": Number(), "letter": Letter(), "text": Text()}.get(self.options.read)
-
-    def _rules(self, split: Split, truths: Sequence[str], sets: Sequence[str]) -> dict[str, Rule]:
-        """The rule of every set of a split, from the answer and the set of each row.
-
-        Raises:
-            DataError: an answer that its rule cannot read, or no answer; names the line.
-        """
-        rules = {
-            name: self._rule()
-            or rule_for(name, [t for t, own in zip(truths, sets, strict=True) if own == name])
-            for name in sets
-        }
-        for row, (name, truth) in enumerate(zip(sets, truths, strict=True)):
-            if rules[name].label(truth) is None:
-                known = "" if name in RULES else " Say how answers are read: task.read."
-                raise DataError(
-                    f"{split.where(row)}: no {type(rules[name]).__name__.lower()} can be read from the answer {truth!r}, "
-                    f"as the set {name!r} needs.{known}"
-                )
-        return rules
-
-
-def _guessed(rules: Mapping[str, Rule]) -> list[str]:
-    """Notes on the sets that are not known, whose answers say how they are read."""
-    return [
-        f"the set {name!r} is not known, so its answers are read as they look: {rule}. task.read says otherwise."
-        for name, rule in rules.items()
-        if name not in RULES
-    ]
-
-
-def _ended(ids: list[int], end: int) -> list[int]:
-    return ids if ids and ids[-1] == end else [*ids, end]
-
-
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common beginning: a token that joins prompt and answer belongs to the answer."""
-    pairs = zip(first, second, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def _written(answer: Any) -> Any:

@@ -82,3 +82,27 @@ def asked_by(row: Mapping[str, Any]) -> str:
         for letter, option in zip(string.ascii_uppercase, row.get("options") or [], strict=False)
     ]
     return f"{asked} Answer Choices: {' '.join(options)}" if options else asked
+
+
+def contamination(splits: Splits, allowed: bool) -> list[str]:
+    """Notes on test questions that stand in train.
+
+    Raises:
+        DataError: the sets are known for it, and it is not allowed.
+    """
+    if "train" not in splits or "test" not in splits:
+        return []
+    pairs = answers.contaminated(sets_of(splits["train"]), sets_of(splits["test"]))
+    if pairs and not allowed:
+        held = ", ".join(sorted({name for _, name in pairs}))
+        raise DataError(
+            f"{pairs[0][0]} holds questions of {held}: scores on them after training on it mean nothing.\n"
+            "  Test on gsm8k, svamp, aqua or mawps, or train without MAWPS (math_7k); task.allow_contamination=true "
+            "tests all the same."
+        )
+    notes = [f"{one} is known to hold questions of {held}." for one, held in pairs]
+    texts = {name: [question_of(row) for row in splits[name].rows] for name in ("train", "test")}
+    shared = answers.overlap(texts["train"], texts["test"])
+    if shared:
+        notes.append(f"{shared} of {len(texts['test'])} questions of test stand in train.")
+    return notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from adaptome.tasks.models import (
     load_tokenizer,
     resolve,
 )
-from adaptome.tasks.pooling import MeanPooledClassifier, pooled_by_mean
+from adaptome.tasks.pooling import MeanPooledClassifier, pooled_by_mean, say_pooled_by_mean
 
 
 class TextClassificationOptions(TaskOptions):
@@ -143,6 +144,11 @@ class TextClassification(Task):
         if isinstance(model, MeanPooledClassifier):
             return ["classifier"]
         return _with_heads(model, self.new_modules)
+
+    def save_base(self, model: nn.Module, processor: Any, folder: Path) -> None:
+        super().save_base(model, processor, folder)
+        if isinstance(model, MeanPooledClassifier):
+            say_pooled_by_mean(folder)
 
     def metrics(self, result: Any) -> dict[str, float]:
         logits, truth = result.predictions, np.asarray(result.label_ids)

@@ -20,6 +20,7 @@ _HOME = {
     "AdaptomeSFTTrainer": "sft",
     "FoldsResult": "folds",
     "Result": "runs",
+    "StagesResult": "stages",
     "evaluate": "runs",
     "last_checkpoint": "folder",
     "load_run": "runs",
@@ -27,6 +28,7 @@ _HOME = {
     "predict": "runs",
     "run": "runs",
     "run_folds": "folds",
+    "run_stages": "stages",
 }
 
 __all__ = sorted(_HOME)

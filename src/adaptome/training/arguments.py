@@ -48,7 +48,6 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
         "warmup_steps": training.warmup,
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
-        "label_smoothing_factor": recipe.objective.label_smoothing,
         "bf16": training.bf16,
         CHECKPOINTING: training.gradient_checkpointing,
         "seed": training.seed,
@@ -64,11 +63,13 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
     }
     if training.length_grouping and prepared.length_column:
         made |= {"train_sampling_strategy": "group_by_length", "length_column_name": prepared.length_column}
+    if prepared.label_names is not None:
+        made["label_names"] = list(prepared.label_names)
     if training.fsdp:
         made |= {"fsdp": True, "fsdp_config": dict(training.fsdp) if isinstance(training.fsdp, dict) else {}}
     made |= _when(recipe, task, prepared.get("validation") is not None)
     if task.trainer == "sft":
-        made |= task.sft_arguments(recipe.objective.completion_only_loss)  # type: ignore[attr-defined]
+        made |= task.sft_arguments()  # type: ignore[attr-defined]
     return made
 
 
@@ -76,7 +77,9 @@ def _optimizer(name: str, device: str) -> str:
     """The optimizer's name; a paged one, which keeps its state in memory that CUDA manages, only where there is CUDA."""
     if not name.startswith("paged_") or (torch.cuda.is_available() and device != "cpu"):
         return name
-    logger.warning("training.optimizer=%s pages its state through CUDA, which is not here; taking adamw_torch.", name)
+    logger.warning(
+        "training.optimizer=%s pages its state through CUDA, which is not here; taking adamw_torch.", name
+    )
     return "adamw_torch"
 
 

@@ -6,11 +6,13 @@
   task.json           the task with its labels
   metrics.json        scores, loss curve, counts, time and memory; written last
   predictions.jsonl   where the recipe asks for them
+  merged/             base and adapters as one model, where a later run started from it
   checkpoints/        see `training.checkpoint`
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from adaptome.core.errors import TrainingError
@@ -19,13 +21,22 @@ from adaptome.recipe import Recipe
 from adaptome.training.checkpoint import checkpoints, last_good
 
 ADAPTER, METRICS, RECIPE, TASK = "adapter", "metrics.json", "recipe.yaml", "task.json"
-PREDICTIONS, CHECKPOINTS = "predictions.jsonl", "checkpoints"
+PREDICTIONS, CHECKPOINTS, MERGED = "predictions.jsonl", "checkpoints", "merged"
+STAGES = "stages.json"
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
     """The newest whole checkpoint of a run that did not finish, which `training.resume=true` goes on from."""
     folder = Path(folder)
     return None if (folder / METRICS).exists() else last_good(folder / CHECKPOINTS)
+
+
+def last_stage(folder: Path) -> Path:
+    """The run itself, or the last one of a recipe with stages."""
+    if not (folder / STAGES).is_file():
+        return folder
+    last: str = json.loads((folder / STAGES).read_text(encoding="utf-8"))["stages"][-1]["name"]
+    return folder / last
 
 
 def check_room(recipe: Recipe, folder: Path) -> None:
@@ -47,7 +58,7 @@ def make_room(recipe: Recipe, folder: Path) -> None:
     """Remove an earlier run that is to be overwritten: late, so that a mistake in the recipe does not cost it."""
     if not recipe.output.overwrite or recipe.training.resume:
         return
-    for name in (ADAPTER, CHECKPOINTS):
+    for name in (ADAPTER, CHECKPOINTS, MERGED):
         if (folder / name).is_dir():
             remove_folder(folder / name)
     for name in (METRICS, RECIPE, TASK, PREDICTIONS):

@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of a run."""
+"""Peak memory: of a stretch of a run, and of this process."""
 
 from __future__ import annotations
 
@@ -25,13 +25,24 @@ class PeakMemory:
                 _RESET.write_text("5")
 
     def bytes(self) -> int:
-        """The peak in bytes."""
+        """The peak in bytes; 0 where nobody counts."""
         if torch.cuda.is_available():
             return int(torch.cuda.max_memory_allocated())
-        if _STATUS.exists():
-            line = next(row for row in _STATUS.read_text().splitlines() if row.startswith("VmHWM"))
-            return int(line.split()[1]) * 1024
-        import resource
+        return process_peak() or 0
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return int(peak if sys.platform == "darwin" else peak * 1024)
+
+def process_peak() -> int | None:
+    """Most bytes this process held in memory at once: libraries, base model and all. None where nobody counts.
+
+    Linux's `ru_maxrss` starts from the parent's, whose peak the child inherits through fork and exec; VmHWM does not.
+    """
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

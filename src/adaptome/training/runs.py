@@ -12,17 +12,27 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 
 import adaptome as ad
 from adaptome.core.errors import RecipeError, TrainingError
 from adaptome.core.files import write_atomic
 from adaptome.core.plan import Plan
-from adaptome.data import Splits, load_splits
+from adaptome.objectives import Terms, terms_of
 from adaptome.recipe import MethodSection, Recipe, load_recipe
-from adaptome.tasks import Prepared, Task, get_task, task_from_dict
+from adaptome.tasks import Prepared, Task, task_from_dict
 from adaptome.training.adapters import gathered_adapters, write_adapters
 from adaptome.training.arguments import training_arguments
+from adaptome.training.building import (
+    attach,
+    base_model,
+    load_adapters,
+    planned,
+    prepared,
+    read,
+    spec,
+    write_merged,
+)
 from adaptome.training.folder import (
     ADAPTER,
     METRICS,
@@ -30,9 +40,11 @@ from adaptome.training.folder import (
     RECIPE,
     TASK,
     check_room,
+    last_stage,
     make_room,
 )
 from adaptome.training.memory import PeakMemory
+from adaptome.training.objectives import assembled
 from adaptome.training.predictions import predictions_on, write_predictions
 from adaptome.training.progress import Progress
 from adaptome.training.trainer import AdapterCheckpoints, AdaptomeTrainer
@@ -100,23 +112,29 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         CheckpointError: nothing can be resumed from, or the disk is full.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if recipe.stages:
+        raise RecipeError("the recipe has stages: carry it out with `adaptome.training.run_stages`.")
     folder = Path(recipe.output.folder)
     check_room(recipe, folder)
     peak = PeakMemory()
-    task, processor, splits, prepared = _prepared(recipe)
-    if prepared.get("train") is None:
+    if recipe.start is not None and recipe.start.how == "merged":
+        write_merged(Path(recipe.start.run), load_run)
+    task, processor, splits, data = prepared(recipe)
+    if data.get("train") is None:
         raise RecipeError("the data has no train split: give data.train, or a data set that has one.")
-    split = _final_split(recipe, prepared)
-    model = _base_model(recipe, task, processor)
-    notes = [*prepared.notes, *_attach(recipe, task, model)]
+    split = _final_split(recipe, data)
+    model, terms, also = base_model(recipe, task, processor)
+    notes = [*data.notes, *attach(recipe, task, model, also)]
+    loss = assembled(recipe, task, processor, model, terms)
     make_room(recipe, folder)
     trainer = _trainer(
         recipe,
         task,
         processor,
-        prepared,
+        data,
         model,
         [*([Progress()] if callbacks is None else callbacks), *_stopping(recipe)],
+        loss,
     )
     if trainer.args.should_save:
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,14 +148,14 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         write_adapters(folder / ADAPTER, adapters)
     metrics = {}
     if split:
-        measuring = _trainer(recipe, task, processor, prepared, trainer.model, [], only=split)
-        metrics = _measured(measuring, task, prepared[split], split)
+        measuring = _trainer(recipe, task, processor, data, trainer.model, [], loss, only=split)
+        metrics = _measured(measuring, task, data[split], split)
         if task.judges or recipe.evaluation.predictions:
             size = measuring.args.per_device_eval_batch_size
-            found = predictions_on(task, trainer.model, processor, splits[split], prepared[split], size)
+            found = predictions_on(task, trainer.model, processor, splits[split], data[split], size)
             metrics |= task.judge(splits[split], found) if task.judges else {}
             if recipe.evaluation.predictions and trainer.args.should_save:
-                write_predictions(folder / PREDICTIONS, task, splits[split], prepared[split], found)
+                write_predictions(folder / PREDICTIONS, task, splits[split], data[split], found)
     result = _result(recipe, trainer, metrics, split, history, seconds, peak.bytes(), notes)
     if trainer.args.should_save:
         write_atomic(folder / METRICS, json.dumps(result.to_dict(), indent=1))
@@ -151,27 +169,13 @@ def plans(recipe: Recipe, sections: Sequence[MethodSection]) -> list[Plan]:
         RecipeError, DataError: the recipe or its data cannot be used, or there is no split to score on.
         TargetError, MethodError, HostError: a method does not go with the model.
     """
-    task, processor, _, prepared = _prepared(recipe)
-    if _final_split(recipe, prepared) is None:
+    task, processor, _, data = prepared(recipe)
+    if _final_split(recipe, data) is None:
         raise RecipeError(
             "there is no split to score on: give data.test or data.validation, and evaluation.split."
         )
-    model = _base_model(recipe, task, processor)
-    heads = task.head_patterns(model)
-    return [
-        ad.plan(
-            model,
-            section.name,
-            targets=section.targets,
-            exclude=section.exclude,
-            layers=section.layers,
-            train=[*section.train, *(head for head in heads if head not in section.train)],
-            per_layer=section.per_layer,
-            budget=section.budget,
-            **section.settings,
-        )
-        for section in sections
-    ]
+    model, _, also = base_model(recipe, task, processor)
+    return [planned(recipe, task, model, section, also) for section in sections]
 
 
 def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
@@ -186,7 +190,7 @@ def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
         RecipeError: a change that is not valid, or to another task.
         CheckpointError: the adapter cannot be used.
     """
-    folder = Path(folder)
+    folder = last_stage(Path(folder))
     missing = [name for name in (RECIPE, TASK, ADAPTER) if not (folder / name).exists()]
     if missing:
         raise TrainingError(
@@ -198,14 +202,9 @@ def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     if recipe.task.name != saved["name"]:
         raise RecipeError(f"task.name={recipe.task.name!r}: the run in {folder} learned {saved['name']}.")
     task = task_from_dict({**saved, "options": {**saved["options"], **recipe.task.settings}})
-    base: Any = recipe.model  # its fields are what tasks read; a type checker sees that they are narrower
-    processor = task.load_processor(base)
-    model = _base_model(recipe, task, processor)
-    place = folder / ADAPTER
-    names = _names(recipe)
-    for name in names:
-        ad.load(model, place if len(names) == 1 else place / name, name)
-    ad.activate(model, names)
+    processor = task.load_processor(spec(recipe))
+    model, _, _ = base_model(recipe, task, processor)
+    load_adapters(folder / ADAPTER, recipe, model)
     model.eval()
     if recipe.training.device == "auto" and torch.cuda.is_available():
         model.to("cuda")
@@ -222,22 +221,23 @@ def evaluate(folder: str | Path, split: str | None = None, overrides: Sequence[s
     """
     loaded = load_run(folder, overrides)
     recipe = loaded.recipe
-    splits = _read(recipe, loaded.task)
-    prepared = loaded.task.prepare(splits, loaded.processor)
-    chosen = split or _final_split(recipe, prepared)
-    if chosen is None or prepared.get(chosen) is None:
-        there = ", ".join(prepared.splits)
+    splits = read(recipe, loaded.task)
+    data = loaded.task.prepare(splits, loaded.processor)
+    chosen = split or _final_split(recipe, data)
+    if chosen is None or data.get(chosen) is None:
+        there = ", ".join(data.splits)
         raise RecipeError(
             f"there is no {chosen or 'test or validation'} split to evaluate on. Splits: {there}."
         )
     for name in ad.adapters(loaded.model):
         ad.set_trainable(loaded.model, name)  # the Trainer takes no model of which nothing trains
     task, model, processor = loaded.task, loaded.model, loaded.processor
-    trainer = _trainer(recipe, task, processor, prepared, model, [], only=chosen)
-    metrics = _measured(trainer, task, prepared[chosen], chosen)
+    loss = assembled(recipe, task, processor, model, terms_of(recipe.objective))
+    trainer = _trainer(recipe, task, processor, data, model, [], loss, only=chosen)
+    metrics = _measured(trainer, task, data[chosen], chosen)
     if task.judges:
         size = trainer.args.per_device_eval_batch_size
-        found = predictions_on(task, model, processor, splits[chosen], prepared[chosen], size)
+        found = predictions_on(task, model, processor, splits[chosen], data[chosen], size)
         metrics |= task.judge(splits[chosen], found)
     return metrics
 
@@ -251,66 +251,6 @@ def predict(folder: str | Path, inputs: Sequence[Any], batch_size: int = 32) -> 
 # -- the parts of a run --------------------------------------------------------------------------------------------
 
 
-def _base_model(recipe: Recipe, task: Task, processor: Any) -> nn.Module:
-    """The base with its head; what is drawn at random is the same whenever the recipe is."""
-    base: Any = recipe.model
-    set_seed(recipe.training.seed)
-    return task.load_model(base, processor)
-
-
-def _prepared(recipe: Recipe) -> tuple[Task, Any, Splits, Prepared]:
-    task = get_task(recipe.task.name, **recipe.task.settings)
-    base: Any = recipe.model  # its fields are what tasks read; a type checker sees that they are narrower
-    processor = task.load_processor(base)
-    splits = _read(recipe, task)
-    return task, processor, splits, task.prepare(splits, processor)
-
-
-def _read(recipe: Recipe, task: Task) -> Splits:
-    return load_splits(**recipe.data.model_dump(), prefer=task.prefer, texts=task.texts, files=task.files)
-
-
-def _names(recipe: Recipe) -> list[str]:
-    """Names of the adapters: the recipe's, else 'default' for the first and the method's for the others."""
-    names: list[str] = []
-    for index, section in enumerate(recipe.methods):
-        name = section.adapter or ("default" if index == 0 else section.name)
-        if name in names:
-            raise RecipeError(
-                f"methods: two adapters are called {name!r}. Name one: methods.{index}.adapter."
-            )
-        names.append(name)
-    return names
-
-
-def _attach(recipe: Recipe, task: Task, model: nn.Module) -> list[str]:
-    """Attach the recipe's methods in order; the task's head trains with the first. Tells how near each came to its budget."""
-    if not recipe.methods:
-        raise RecipeError(
-            "methods is empty: name at least one, e.g. method=lora. `adaptome methods` lists them."
-            + (" Those of `compare` are for `adaptome compare`." if recipe.compare else "")
-        )
-    heads, told = task.head_patterns(model), []
-    for name, section in zip(_names(recipe), recipe.methods, strict=True):
-        plan = ad.attach(
-            model,
-            section.name,
-            name,
-            targets=section.targets,
-            exclude=section.exclude,
-            layers=section.layers,
-            train=[*section.train, *(head for head in heads if head not in section.train)],
-            per_layer=section.per_layer,
-            budget=section.budget,
-            dtype=None if section.dtype is None else getattr(torch, section.dtype),
-            seed=recipe.training.seed,
-            **section.settings,
-        )
-        heads = []
-        told += [f"{section.name}, {plan.budget}"] if plan.budget else []
-    return told
-
-
 def _stopping(recipe: Recipe) -> list[TrainerCallback]:
     patience = recipe.training.early_stopping
     return [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
@@ -320,14 +260,15 @@ def _trainer(
     recipe: Recipe,
     task: Task,
     processor: Any,
-    prepared: Prepared,
+    data: Prepared,
     model: nn.Module,
     callbacks: list[TrainerCallback],
+    loss: Terms | None,
     only: str | None = None,
 ) -> AdapterCheckpoints:
     """The task's trainer; with `only`, one that evaluates this split and does not train."""
-    settings = training_arguments(recipe, task, prepared)
-    train, validation = prepared.get(only or "train"), prepared.get(only or "validation")
+    settings = training_arguments(recipe, task, data)
+    train, validation = data.get(only or "train"), data.get(only or "validation")
     if only:
         settings |= {
             "eval_strategy": "no",
@@ -335,6 +276,8 @@ def _trainer(
             "load_best_model_at_end": False,
             "report_to": [],
         }
+    if loss is not None and loss.trains():
+        settings["ddp_find_unused_parameters"] = False  # what only the loss uses is no part of the forward
     shared = {
         "train_dataset": train,
         "eval_dataset": validation,
@@ -342,6 +285,9 @@ def _trainer(
         "callbacks": callbacks,
         "loraplus_ratio": recipe.training.loraplus_ratio,
         "base_eval": recipe.training.base_eval,
+        "terms": loss,
+        "aside": data.aside,
+        "facts": task.facts if type(task).facts is not Task.facts else None,
     }
     trainer: AdapterCheckpoints
     if task.trainer == "sft":
@@ -352,7 +298,7 @@ def _trainer(
         trainer = AdaptomeTrainer(
             model,
             TrainingArguments(**settings),
-            data_collator=prepared.collator,
+            data_collator=data.collator,
             compute_metrics=task.metrics,
             preprocess_logits_for_metrics=task.reduce,
             **shared,
@@ -361,15 +307,15 @@ def _trainer(
     return trainer
 
 
-def _final_split(recipe: Recipe, prepared: Prepared) -> str | None:
+def _final_split(recipe: Recipe, data: Prepared) -> str | None:
     asked = recipe.evaluation.split
     if asked == "none":
         return None
-    if asked is not None and prepared.get(asked) is None:
+    if asked is not None and data.get(asked) is None:
         raise RecipeError(
-            f"evaluation.split={asked}: the data has no such split. Splits: {', '.join(prepared.splits)}."
+            f"evaluation.split={asked}: the data has no such split. Splits: {', '.join(data.splits)}."
         )
-    return asked or next((name for name in ("test", "validation") if prepared.get(name) is not None), None)
+    return asked or next((name for name in ("test", "validation") if data.get(name) is not None), None)
 
 
 def _measured(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) -> dict[str, float]:

@@ -18,6 +18,8 @@ __all__ = ["AdaptomeSFTTrainer", "SFTConfig"]
 class AdaptomeSFTTrainer(AdapterCheckpoints, SFTTrainer):
     """TRL's SFTTrainer for a model with adapters attached; its `peft_config` stays unused."""
 
+    captures_outputs = True
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._loss_probed = True  # TRL's loss is divided by the accumulated batch's tokens

@@ -38,17 +38,19 @@ from adaptome.training.finite import FiniteLoss
 from adaptome.training.frozen import hold_base
 from adaptome.training.quantized import accepted_quantized, kept_dtypes
 from adaptome.training.rng import set_random_state
-from adaptome.training.stored import TRAINER_STATE, StoredAdapters
+from adaptome.training.stored import TRAINER_STATE
+from adaptome.training.termed import TermedTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class AdapterCheckpoints(StoredAdapters):
+class AdapterCheckpoints(TermedTrainer):
     """Mixin over `Trainer` and its subclasses; put it first among the bases.
 
     Args:
         loraplus_ratio: learning rate of LoRA's `B` over that of `A`; None for 1.
         base_eval: keep the frozen base in evaluation mode while training, see `training.frozen`.
+        terms, aside, facts: see `training.termed`.
         *args, **kwargs: those of the Trainer. `model` has its adapters attached.
 
     Raises:
@@ -194,12 +196,7 @@ class AdapterCheckpoints(StoredAdapters):
         penalty = ad.penalty(self.model) if model.training else None
         if penalty is None:
             return result
-        scaled = getattr(self, "loss_is_scaled_for_ga", None)  # not in transformers 5.17
-        if scaled is None:
-            scaled = (
-                self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            ) or self.compute_loss_func is not None
-        if scaled:  # otherwise training_step divides the sum
+        if self.is_scaled(num_items_in_batch):  # otherwise training_step divides the sum
             penalty = penalty / self.current_gradient_accumulation_steps
         return (result[0] + penalty, *result[1:]) if return_outputs else result + penalty
 
@@ -211,7 +208,14 @@ class AdapterCheckpoints(StoredAdapters):
         """
         self._loss_probed = True
         alone = self.args.gradient_accumulation_steps == 1 and self.args.world_size == 1
-        if alone or items is None or not self.model_accepts_loss_kwargs or self.compute_loss_func is not None:
+        own = self.terms is None or any(term.objective.name == "model" for term in self.terms.terms)
+        if (
+            alone
+            or not own
+            or items is None
+            or not self.model_accepts_loss_kwargs
+            or self.compute_loss_func is not None
+        ):
             return
         state = self._random_state()
         with torch.no_grad(), self.compute_loss_context_manager():

@@ -6,7 +6,8 @@ from torch import nn
 
 import adaptome as ad
 from adaptome.core.errors import HostError, MethodError, StateError
-from adaptome.methods.bottleneck.polyhistor import plain, product
+from adaptome.forms.generated import product
+from adaptome.methods.bottleneck.polyhistor_plain import plain
 from tests.methods.helpers import batch, shake
 
 TASKS = ("segment", "edges", "normals")

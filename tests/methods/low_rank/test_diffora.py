@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 import adaptome as ad
 from adaptome.core.errors import MethodError
-from adaptome.methods.low_rank.diffora import final, smallest_gram_eigenvalue
+from adaptome.methods.low_rank.diffora import final
+from adaptome.methods.low_rank.diffora_search import smallest_gram_eigenvalue
 from tests.methods.helpers import adapted, batch, linear, roberta, shake
 
 

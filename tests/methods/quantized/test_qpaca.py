@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import adaptome as ad
-from adaptome.quantization import packed
+from adaptome.core import packed
 
 BASES = {
     "nf4": {"scheme": "nf4"},

@@ -102,7 +102,9 @@ def test_values_are_the_least_squares_solutions():
         basis = (X @ H)[:, S]
         if len(S):
             assert_close(values, torch.linalg.lstsq(basis, X @ row).solution, rtol=1e-6, atol=1e-8)
-            assert (basis.T @ (X @ row - basis @ values)).abs().max() < 1e-6 * float((X @ row).norm()) * float(basis.norm())
+            assert (basis.T @ (X @ row - basis @ values)).abs().max() < 1e-6 * float(
+                (X @ row).norm()
+            ) * float(basis.norm())
 
 
 def network(out=64, fan_in=96, bits=2, seed=0):

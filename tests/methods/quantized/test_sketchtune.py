@@ -43,7 +43,9 @@ def test_forward_and_gradients_are_those_of_the_index(bits, tables):
     wanted = torch.autograd.grad(expected, (x, T), g)
     for ours, theirs in zip(found, wanted, strict=True):
         assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    used = torch.zeros(32, tables, 2**bits).scatter_add(2, C.view(32, tables, -1), torch.ones(32, tables, 48 // tables))
+    used = torch.zeros(32, tables, 2**bits).scatter_add(
+        2, C.view(32, tables, -1), torch.ones(32, tables, 48 // tables)
+    )
     assert torch.equal(found[1] != 0, used > 0)  # what owns no code gets nothing, all else something
 
 
@@ -126,7 +128,9 @@ def test_it_composes(form):
             model[0].adaptome["other"].B.normal_()
         y = model(x)
         ad.merge(model, requantise=True, tolerance=float("inf"))
-        assert (model(x) - y).norm() < 0.2 * y.norm()  # 16 values a table hold a sum of two changes only nearly
+        assert (
+            model(x) - y
+        ).norm() < 0.2 * y.norm()  # 16 values a table hold a sum of two changes only nearly
     elif form == "compiled":
         y = torch.compile(model, backend="eager", fullgraph=True)(x)
         assert_close(y, model(x))

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from adaptome.core.adapter import Adapter, Frozen
-from adaptome.core.attaching import attach
 from adaptome.core.errors import MethodError, StateError
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
-from adaptome.core.model import detach
-from adaptome.core.plan import Plan
-from adaptome.core.state import attachment_of, find_root, rearrange, state_of
 from adaptome.core.steer import require
 from adaptome.forms.bottleneck import ACTIVATIONS, Activation
 from adaptome.forms.branches import check_tasks, known_task
+from adaptome.forms.generated import Generator, product
 from adaptome.forms.insertion import hidden, with_hidden
 from adaptome.forms.per_sample import by_sample
 
@@ -46,7 +41,7 @@ class Polyhistor(Method):
                 variance of a Kaiming-uniform(a = sqrt 5) matrix, K = I + N(0, 0.02^2). The paper gives none of these; with entries of v_t
                 about 1, a step of Adam on H would move the matrices by k times its learning rate
     use         `ad.steer(task="normals")`, or a tensor [batch] of the tasks' numbers: every sample then has its own matrices. Targets
-                'o' and 'down' are two adapters a block; LayerNorms train too by `train='norms'`. `plain` keeps one task's adapters alone
+                'o' and 'down' are two adapters a block; LayerNorms train too by `train='norms'`. `polyhistor_plain.plain` keeps one task's
     forward     K (X Q^T) P^T with x seen as X [s, w0]: neither K (x) P Q nor P Q is formed
     parameters  T k + k r (n + w) for each matrix of a layer, n + w for its biases: 6,394,976 for Swin-T, norms trained (paper: 6.41M)
     merge       none: it is not linear
@@ -126,31 +121,6 @@ class PolyhistorLite(Polyhistor):
     scale_kernels: bool = option(True, help="generate templates of the smallest width, scaled by kernels K")
 
 
-class Generator(nn.Module):
-    """The hypernetworks and the kernel of one matrix `[rows, columns]`; `zero` lets it start at 0."""
-
-    def __init__(self, method: Polyhistor, rows: int, columns: int, scale: int, zero: bool):
-        super().__init__()
-        a, b, r, k = rows // scale, columns // scale, method.r, method.k
-        self.shapes = ((a, r), (r, b)) if method.decompose else ((a, b),)
-        variances = (1 / r, 1 / (3 * b)) if method.decompose else (1 / (3 * b),)
-        bounds = [math.sqrt(3 * variance) for variance in variances]  # |v|^2 is 1 on average
-        sizes = zip(self.shapes, bounds, strict=True)
-        self.H = nn.ParameterList([torch.empty(m * n, k).uniform_(-bound, bound) for (m, n), bound in sizes])
-        if zero:
-            nn.init.zeros_(self.H[0])
-        self.K = (
-            nn.Parameter(torch.eye(scale) + 0.02 * torch.randn(scale, scale))
-            if method.scale_kernels
-            else None
-        )
-
-    def forward(self, v: Tensor) -> list[Tensor]:
-        """The factors of the template, `[*, rows, columns]` each, of embeddings `[*, k]`."""
-        made = zip(self.H, self.shapes, strict=True)
-        return [F.linear(v, H).unflatten(-1, shape) for H, shape in made]
-
-
 class Hypernetworks(nn.Module):
     """The embeddings of the tasks, and the generators of every layer's D and U."""
 
@@ -162,10 +132,12 @@ class Hypernetworks(nn.Module):
         )
         self.layers = nn.ModuleDict()
         for host in hosts:
-            width, scale = host.fan_out, host.fan_out // unit if unit else 1
+            width, scale = host.fan_out, host.fan_out // unit if unit else None
             n = width // method.rho
-            pair = (Generator(method, n, width, scale, False), Generator(method, width, n, scale, True))
-            self.layers[_key(host)] = nn.ModuleList(pair)
+            r = method.r if method.decompose else None
+            down = Generator(method.k, r, n, width, scale, zero=False)
+            up = Generator(method.k, r, width, n, scale, zero=True)
+            self.layers[_key(host)] = nn.ModuleList([down, up])
 
     def matrices(self, host: Host, task: Any) -> list[tuple[Tensor | None, list[Tensor]]]:
         """K and the template's factors, of a layer's D and U; for a tensor of tasks' numbers one template for each."""
@@ -211,70 +183,6 @@ class PolyhistorAdapter(Adapter):
         z = product(self.activation(z if self.d is None else z + self.d.to(z.dtype)), *U)
         z = z if self.u is None else z + self.u.to(z.dtype)
         return with_hidden(output, h + self.share(z).view(h.shape))
-
-
-def product(x: Tensor, K: Tensor | None, factors: Sequence[Tensor]) -> Tensor:
-    """`(K (x) F_1 F_2 ...) x` for each row of x `[*, rows, columns]`, with K applied where X is narrowest.
-
-    Args:
-        x: of one sample, or of a batch.
-        K: None for the number 1.
-        factors: each `[a, b]`, or `[*, a, b]`.
-    """
-    s = 1 if K is None else K.shape[0]
-    X = x.reshape(*x.shape[:-2], -1, x.shape[-1] // s)
-    widths = [X.shape[-1], *(factor.shape[-2] for factor in reversed(factors))]
-    narrowest = widths.index(min(widths))
-    for step, width in enumerate(widths):
-        if step:
-            X = X @ factors[-step].to(x).mT
-        if K is not None and step == narrowest:
-            Z = X.reshape(-1, s, width)
-            # torch.matmul would take another way, with other rounding, where nothing trains
-            X = torch.bmm(K.to(x).expand(len(Z), s, s), Z).view(X.shape)
-    return X.reshape(*x.shape[:-1], -1)
-
-
-def plain(model: nn.Module, task: str, name: str = "default") -> Plan:
-    """Replace the adapters by the plain ones that they are for one task, so that the hypernetworks can go; see `series`.
-
-    Args:
-        model: with polyhistor attached.
-        task: whose adapters stay.
-        name: of the adapter, before and after. What trains besides (norms, a head) stays as it is.
-
-    Raises:
-        MethodError: the adapter is of another method.
-        StateError: no adapter has the name, or the method no such task.
-    """
-    old, state = attachment_of(model, name), state_of(model)
-    method, order = old.method, list(state.active)
-    if not isinstance(method, Polyhistor) or not isinstance(old.shared, Hypernetworks):
-        raise MethodError(
-            f"plain: {name!r} is {method.name}, which generates no adapters; polyhistor and polyhistor-lite do."
-        )
-    known_task(method.name, task, method.tasks)
-    per_layer = {f"={path}": {"size": a.host.fan_out // method.rho} for path, a in old.adapters.items()}
-    detach(model, name)
-    made = attach(
-        model, "series", name, targets=list(per_layer), per_layer=per_layer, train=old.train, seed=old.seed, dtype=old.dtype,
-        activation=method.activation, bias=method.bias,
-    )  # fmt: skip
-    new = attachment_of(model, name)
-    with torch.no_grad():
-        for path, adapter in old.adapters.items():
-            values = dict(adapter.named_parameters())
-            for key, (K, factors) in zip("DU", old.shared.matrices(adapter.host, task), strict=True):
-                T = functools.reduce(torch.matmul, factors)
-                values[key] = nn.Parameter(T if K is None else torch.kron(K, T))
-            for key, value in values.items():
-                new.adapters[path].get_parameter(key).copy_(value)
-            new.adapters[path].strength = adapter.strength
-        for path, head in old.heads.items():
-            new.heads[path].load_state_dict(head.state_dict())
-    state_of(model).active = order
-    rearrange(find_root(model))
-    return made
 
 
 def _key(host: Host) -> str:

@@ -121,7 +121,7 @@ class GatedBottleneck(Adapter):
         return with_hidden(output, z + self.share(self.gate(z) * made))
 
 
-class Gated(prefix.Pair):
+class Gated(prefix.KeyValuePair):
     """A prefix whose keys and values are shrunk by the gate of each sample."""
 
     opened: Tensor | None = None

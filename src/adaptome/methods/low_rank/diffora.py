@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from adaptome.core.adapter import Adapter, Frozen, WeightAdapter
-from adaptome.core.errors import MethodError, StateError, did_you_mean
+from adaptome.core.errors import MethodError, did_you_mean
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.core.state import attachment_of
-from adaptome.core.steer import require
-from adaptome.forms.low_rank import LowRank, Pair, group_of, kaiming
-from adaptome.forms.sharded import still, write
+from adaptome.forms.low_rank import FactorPair, LowRank, group_of, kaiming
+from adaptome.methods.low_rank.diffora_search import Candidate, Matrix, gates_of, select
 
 
 @register(
@@ -112,13 +108,13 @@ class DiffoRA(Method):
                 raise MethodError(
                     f"diffora: selected names {name!r}, which is not among the {len(names)} targets.{did_you_mean(name, names)}"
                 )
-        return Pairs(self, self._pairs(hosts))
+        return SharedFactors(self, self._pairs(hosts))
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> WeightAdapter:
         if isinstance(shared, Matrix):
             return Candidate(self, host, shared)
         if host.name in (self.selected or ()):
-            return Pair(host, self.r, self.scale, self.dropout)
+            return FactorPair(host, self.r, self.scale, self.dropout)
         return Dropped(host) if self.sharing == "none" else SharedPair(self, host, shared)
 
     def on_step(
@@ -152,113 +148,7 @@ class DiffoRA(Method):
         shared.discrete.fill_(True)
 
 
-class Matrix(nn.Module):
-    """The logits of all modules, one row a block, and what was chosen."""
-
-    chosen: Tensor
-    discrete: Tensor
-
-    def __init__(self, hosts: Sequence[Host], lookahead: float):
-        super().__init__()
-        self.names, self.lookahead = [host.name for host in hosts], lookahead
-        self.rows = [-1 if host.index is None else host.index for host in hosts]
-        self.logits = nn.Parameter(torch.randn(len(hosts)) * 1e-3)
-        self.register_buffer("chosen", torch.ones(len(hosts), dtype=torch.bool))
-        self.register_buffer("discrete", torch.tensor(False))
-        #: what the coming step trains
-        self.phase: Literal["both", "adapters", "logits", "ahead", "behind"] = "both"
-        self._held: list[tuple[nn.Parameter, Tensor]] = []
-        #: of the second order: the loss that was looked ahead on, and what stands for each of the adapters' tensors
-        self._train_loss: Callable[[], Tensor] | None = None
-        self._ahead: dict[int, Tensor] = {}
-
-    def hold(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Remember what the step must not move: without a gradient, momentum still may."""
-        self._held = [(p, p.detach().clone()) for p in parameters]
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        """Undo what moved all the same."""
-        for parameter, value in self._held:
-            parameter.copy_(value)
-        self._held = []
-        self._train_loss, self._ahead = None, {}
-
-    def seen(self, parameter: nn.Parameter) -> Tensor:
-        """A tensor of an adapter as the coming step reads it: itself, itself without gradient, or where a step on the training loss leads."""
-        if self.phase in ("both", "adapters"):
-            return parameter
-        if not self.lookahead or not torch.is_grad_enabled():
-            return still(parameter)
-        if self.phase == "behind":
-            raise StateError(
-                "diffora with lookahead: gradient checkpointing would run the training step again with other adapters.\n"
-                "  Turn it off for the search, or set lookahead=0."
-            )
-        if self.phase == "logits":
-            train_loss = require("train_loss", "diffora with lookahead")
-            if train_loss is not self._train_loss:
-                self._look_ahead(train_loss)
-        return self._ahead[id(parameter)]
-
-    def _look_ahead(self, train_loss: Callable[[], Tensor]) -> None:
-        """Make `w - xi dL_train(w, a) / dw` of all the adapters' tensors w, differentiable in a."""
-        w = [parameter for parameter, _ in self._held]
-        leaves = [p.detach().requires_grad_() for p in w]
-        self.phase, self._ahead = "ahead", {id(p): leaf for p, leaf in zip(w, leaves, strict=True)}
-        try:
-            with sdpa_kernel(SDPBackend.MATH):  # the other kernels cannot be differentiated twice
-                loss, self.phase = train_loss(), "behind"
-                steps = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-        finally:
-            self.phase, self._train_loss = "logits", None
-        self._ahead = {id(p): still(p) - self.lookahead * step for p, step in zip(w, steps, strict=True)}
-        self._train_loss = train_loss
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave out what belongs to a running graph."""
-        return {**self.__dict__, "_train_loss": None, "_ahead": {}}
-
-
-class Candidate(Pair):
-    """The pair of one module while it is searched, gated."""
-
-    rebuilt = ("members",)
-    members: Tensor
-
-    def __init__(self, method: DiffoRA, host: Host, shared: Matrix):
-        super().__init__(host, method.r, method.scale, method.dropout, shared)
-        self.relaxation, self.scaled = method.relaxation, method.scaled
-        self.own = shared.names.index(host.name)
-        members = [i for i, row in enumerate(shared.rows) if row == shared.rows[self.own]]
-        self.place = members.index(self.own)
-        self.register_buffer("members", torch.tensor(members))
-
-    def gate(self) -> Tensor:
-        """g."""
-        matrix: Matrix = self.shared
-        logits = still(matrix.logits) if matrix.phase == "adapters" else matrix.logits
-        logits = (logits.full_tensor() if hasattr(logits, "full_tensor") else logits).to(self.B.dtype)
-        if self.relaxation == "sigmoid":
-            soft = logits[self.own].sigmoid()
-        else:
-            soft = logits[self.members].softmax(0)[self.place] * (len(self.members) if self.scaled else 1)
-        return torch.where(matrix.discrete, matrix.chosen[self.own].to(soft.dtype), soft)
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        return self.shared.seen(self.A), self.shared.seen(self.B) * self.gate()
-
-    @torch.no_grad()
-    def redraw(self) -> None:
-        """Start again, the same on every process and at every resume."""
-        digest = hashlib.sha256(f"diffora:{self.host.name}".encode()).digest()[:7]
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-        drawn = torch.rand(self.A.shape, generator=generator, device="cpu") * 2 - 1
-        write(self.A, drawn * self.host.fan_in**-0.5)
-        self.B.zero_()
-
-
-class Pairs(nn.Module):
+class SharedFactors(nn.Module):
     """The pairs (or B alone) that modules of one role and shape share."""
 
     def __init__(self, method: DiffoRA, groups: Mapping[str, Host]):
@@ -301,24 +191,6 @@ class Dropped(WeightAdapter):
         return torch.zeros(*host.lead, 1, host.fan_in), torch.zeros(*host.lead, host.fan_out, 1)
 
 
-def gates_of(adapters: Mapping[str, Adapter]) -> dict[str, float]:
-    """g of every module."""
-    return {name: float(a.gate()) for name, a in adapters.items() if isinstance(a, Candidate)}
-
-
-def select(method: DiffoRA, shared: Matrix, gates: Mapping[str, float]) -> list[str]:
-    """The modules with the largest gates, of every row or of all; of equal ones, those that come first."""
-    rows: dict[int, list[str]] = {}
-    for name, row in zip(shared.names, shared.rows, strict=True):
-        rows.setdefault(row if method.scope == "row" else 0, []).append(name)
-    best = {
-        name
-        for members in rows.values()
-        for name in sorted(members, key=lambda n: -gates[n])[: math.ceil(method.ratio * len(members) - 1e-9)]
-    }
-    return [name for name in shared.names if name in best]
-
-
 @torch.no_grad()
 def final(model: nn.Module, name: str = "default") -> DiffoRA:
     """The method with the selection that a search on this model found, or would make now.
@@ -334,18 +206,3 @@ def final(model: nn.Module, name: str = "default") -> DiffoRA:
         )
     # once the search is over its gates are 1 and 0, so that they are selected again
     return method.replace(selected=tuple(select(method, shared, gates_of(attachment.adapters))))  # type: ignore[return-value]
-
-
-def smallest_gram_eigenvalue(outputs: Tensor, parameters: Sequence[Tensor]) -> float:
-    """The smallest eigenvalue of the Gram matrix of the outputs' gradients, by which the paper bounds convergence and generalisation.
-
-    Args:
-        outputs: `[samples]`, one number for each sample of a small batch, with its graph.
-        parameters: of the modules in question.
-    """
-    rows = []
-    for output in outputs:
-        gradients = torch.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
-        rows.append(torch.cat([g.double().flatten() for g in gradients if g is not None]))
-    J = torch.stack(rows)
-    return float(torch.linalg.eigvalsh(J @ J.T)[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -14,8 +13,9 @@ from adaptome.core.adapter import Adapter
 from adaptome.core.errors import MethodError
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
+from adaptome.forms import triangular
 from adaptome.forms.low_rank import LowRank
-from adaptome.forms.sharded import whole, write
+from adaptome.forms.sharded import drawing, whole, write
 
 STD = 0.02
 
@@ -88,19 +88,10 @@ class TriAdaptLoRA(Method):
         ends = [*range(self.init_r, self.capacity, self.step_size), self.capacity]
         return sorted(set(ends))
 
-    def core(self) -> tuple[Tensor, Tensor]:
-        """Rows and columns of L's numbers; U's are the transposed places."""
-        places, first = [], 0
-        for last in self.ends():
-            places += [(i, j) for i in range(first, last) for j in range(last)]
-            first = last
-        rows, columns = torch.tensor(places, device="cpu").t()
-        return rows, columns
-
     def parameters(self, host: Host) -> int:
-        ends = self.ends()
-        strips = sum((last - first) * last for first, last in zip([0, *ends], ends, strict=False))
-        return (self.capacity * (host.fan_in + host.fan_out) + 2 * strips) * host.copies
+        return (
+            self.capacity * (host.fan_in + host.fan_out) + 2 * triangular.count(self.ends())
+        ) * host.copies
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> LowRank:
         return TriAdaptLoRAAdapter(self, host)
@@ -158,11 +149,7 @@ class TriAdaptLoRAAdapter(LowRank):
         super().__init__(host, 1.0, method.dropout)
         S = self.capacity = method.capacity
         self.method, self.target = method, method.r
-        rows, columns = method.core()
-        diagonal = torch.tensor(
-            [self._block(int(i)) == self._block(int(j)) for i, j in zip(rows, columns, strict=True)],
-            device="cpu",
-        )
+        rows, columns, diagonal = triangular.places(method.ends())
         self.A = nn.Parameter(torch.randn(*host.lead, S, host.fan_in) * STD)
         self.B = nn.Parameter(torch.zeros(*host.lead, host.fan_out, S))
         self.L = nn.Parameter(torch.randn(*host.lead, len(rows)) * STD)
@@ -174,23 +161,13 @@ class TriAdaptLoRAAdapter(LowRank):
         if not self.L.is_meta:
             self.previous.fill_(self.size())
 
-    def _block(self, rank: int) -> int:
-        return next(k for k, last in enumerate(self.method.ends()) if rank < last)
-
     def mask(self) -> Tensor:
         """1 for active ranks, `[S]`."""
         return (torch.arange(self.capacity, device=self.active.device) < self.active).to(self.A.dtype)
 
     def core(self) -> Tensor:
         """L + U, `[*, S, S]`, active ranks only."""
-        return self._assembled(self.L, self.U)
-
-    def _assembled(self, L: Tensor, U: Tensor) -> Tensor:
-        S, mask = self.capacity, self.mask().to(L.dtype)
-        flat = L.new_zeros(*self.host.lead, S * S)
-        lower = flat.index_add(-1, self.place, L).unflatten(-1, (S, S))
-        upper = flat.index_add(-1, self.place, U).unflatten(-1, (S, S)).mT
-        return (lower + upper) * (mask[:, None] * mask)
+        return triangular.assembled(self.L, self.U, self.place, self.mask())
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.A, (self.method.alpha / self.active.to(self.B.dtype)) * (self.B @ self.core())
@@ -207,7 +184,8 @@ class TriAdaptLoRAAdapter(LowRank):
         s, method = int(self.active), self.method
         blocks = 1 + math.ceil((s - method.init_r) / method.step_size)
         by = {"blocks": blocks, "rank": s, "sqrt_rank": math.sqrt(s)}[method.normalise_by]
-        return float(self._assembled(whole(self.L).double(), whole(self.U).double()).norm()) / by
+        L, U = whole(self.L).double(), whole(self.U).double()
+        return float(triangular.assembled(L, U, self.place, self.mask()).norm()) / by
 
     def score(self) -> float:
         """Growth of `size` since the last allocation."""
@@ -218,26 +196,16 @@ class TriAdaptLoRAAdapter(LowRank):
         """Activate more ranks without changing the function; returns how many."""
         old = int(self.active)
         new = min(old + ranks, self.capacity)
-        S = self.capacity
-        rows, columns = self.place // S, self.place % S
         A, B, L, U = (whole(t).clone() for t in (self.A, self.B, self.L, self.U))
-        if self.method.compensate:
-            was = (rows < old) & (columns < old)
-            for strip in (L, U):
-                strip.mul_(1 + was.to(strip) * (new / old - 1))
-        digest = hashlib.sha256(seed.encode()).digest()[:7]
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        generator = drawing(seed)
 
         def drawn(like: Tensor) -> Tensor:
             return (torch.randn(like.shape, generator=generator, device="cpu") * STD).to(like)
 
         A[..., old:new, :] = drawn(A[..., old:new, :])
         B[..., old:new] = 0
-        fresh = ((rows >= old) | (columns >= old)) & (rows < new) & (columns < new)
-        # Where an old column of B would meet a new row of A, the core starts at 0; U's numbers stand at transposed places.
-        for strip, after_B in ((L, rows), (U, columns)):
-            start = torch.where(after_B >= old, drawn(strip), 0.0)
-            strip.copy_(torch.where(fresh, start.to(strip), strip))
+        kept = new / old if self.method.compensate else 1.0
+        triangular.grow(L, U, self.place, self.capacity, old, new, kept, drawn)
         for place, value in ((self.A, A), (self.B, B), (self.L, L), (self.U, U)):
             write(place, value)
         self.active.fill_(new)

@@ -9,15 +9,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
-from adaptome.core.adapter import Frozen, WeightAdapter
 from adaptome.core.errors import MethodError, StateError, did_you_mean
 from adaptome.core.hosts import Host
 from adaptome.core.method import option, register
 from adaptome.core.steer import steered
 from adaptome.forms.modulation import Modulation, ModulationMethod, Vectors, drawn
 from adaptome.forms.per_sample import refuse_per_sample
+from adaptome.forms.skipped import SkippedBranch
 
 
 @register(
@@ -98,6 +97,13 @@ class MissingModality(ModulationMethod):
         """The names of the sets with a bank on this layer: those in which its branch's modality is available."""
         own = [m for m, path in (self.branches or {}).items() if fnmatch.fnmatchcase(host.path, path)]
         return [key for key in self.set_names() if all(m in key.split("+") for m in own)]
+
+    def lacks(self, modality: str) -> bool:
+        """Whether what is steered says that no row has this modality."""
+        available = steered("available")
+        if available is None or isinstance(available, Tensor):
+            return False
+        return modality not in self.key(available).split("+")
 
     def root_of(self, host: Host) -> str | None:
         """The modality whose whole branch this module is, where absent ones are skipped."""
@@ -203,39 +209,12 @@ class Banks(Modulation):
         refuse_per_sample(steered("available"), "available", self.host)
 
 
-class Skip(WeightAdapter):
-    """A whole branch, run for one row of the batch while its modality is absent. It changes no weight, so merging leaves it out."""
-
-    fast = True
+class Skip(SkippedBranch):
+    """The branch of one modality."""
 
     def __init__(self, method: MissingModality, host: Host, modality: str):
-        super().__init__(host)
-        self.method, self.modality, self.changes = method, modality, ()
+        super().__init__(host, method.name, modality)
+        self.method = method
 
-    def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
-        available = steered("available")
-        if (
-            available is None
-            or isinstance(available, Tensor)
-            or self.modality in self.method.key(available).split("+")
-        ):
-            return frozen(*args, **kwargs)
-        given = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor) and v.dim()]
-        batch = given[0].shape[0] if given else 1
-        rows = [v for v in given if v.shape[0] == batch]
-        if not torch.compiler.is_compiling() and any(
-            v.device.type == "cpu" and (v != v[:1]).any() for v in rows
-        ):
-            raise StateError(
-                f"missing-modality: {self.modality!r} is absent, but the rows of its input differ.\n"
-                "  absent='skip' runs its branch for one row: fill all alike, with zeros after normalisation."
-            )
-        args, kwargs = tree_map(lambda v: v[:1] if any(v is row for row in rows) else v, (args, kwargs))
-        return tree_map(
-            lambda v: (
-                v.repeat(batch, *[1] * (v.dim() - 1))
-                if isinstance(v, Tensor) and v.dim() and len(v) == 1
-                else v
-            ),
-            frozen(*args, **kwargs),
-        )
+    def absent(self) -> bool:
+        return self.method.lacks(self.what)

@@ -121,7 +121,9 @@ class L4QAdapter(Reparametrization):
         """The format and the bytes of W'."""
         form = Uniform(self.bits, values, self.group, "float")
         W = self.host.weight().float()
-        q = _levels(W, *(p.float() for p in (self.A, self.B, self.d, self.b)), self.scale, self.bits, self.group)[1]
+        q = _levels(
+            W, *(p.float() for p in (self.A, self.B, self.d, self.b)), self.scale, self.bits, self.group
+        )[1]
         codes = (q + form.levels // 2).flatten(1)[:, : W.shape[1]]
         return form, form.write(codes.to(torch.uint8), self.d.float(), self.b.float())
 
@@ -224,7 +226,9 @@ def pack(model: nn.Module, name: str = "default", values: Values = "float32") ->
     others = [n for n in state_of(model).attachments if n != name]
     if others or not isinstance(attachment.method, L4Q):
         what = f"{others} are attached too" if others else f"{name!r} is a {attachment.method.name}"
-        raise StateError(f"pack ends the training of l4q alone; {what}.\n  Merge or detach what else there is.")
+        raise StateError(
+            f"pack ends the training of l4q alone; {what}.\n  Merge or detach what else there is."
+        )
     made = []
     for adapter in attachment.adapters.values():
         assert isinstance(adapter, L4QAdapter)

@@ -208,9 +208,7 @@ def qwha(
     layers = []
     for path, adapter in attachment_of(model, name).adapters.items():
         assert isinstance(adapter, QWHAAdapter)
-        layers.append(
-            _begin(path, adapter, chosen_method, D.pop(path), grams.get(path), damping, refine)
-        )
+        layers.append(_begin(path, adapter, chosen_method, D.pop(path), grams.get(path), damping, refine))
     return StartReport(plan, tuple(layers))
 
 
@@ -232,6 +230,4 @@ def _begin(
     adapter.columns.copy_(columns)
     adapter.c.copy_(c / adapter.alpha)
     found = torch.zeros_like(D).index_put((rows, columns), c)
-    return Started(
-        path, size(D, G), size(D - transform(found, inverse=True), G), time.perf_counter() - begin
-    )
+    return Started(path, size(D, G), size(D - transform(found, inverse=True), G), time.perf_counter() - begin)

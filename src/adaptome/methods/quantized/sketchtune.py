@@ -12,8 +12,8 @@ from adaptome.core.adapter import Frozen
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, register
 from adaptome.forms.delta import Delta
+from adaptome.forms.tables import gather_rows, scatter_rows
 from adaptome.quantization.formats import Sketch, gathered
-from adaptome.quantization.kernels import gather_rows, scatter_rows
 from adaptome.quantization.layers import PackedLinear
 
 

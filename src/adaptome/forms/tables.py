@@ -47,6 +47,6 @@ def _available() -> bool:
 
 
 def _triton() -> Any:
-    from adaptome.quantization import kernels_triton
+    from adaptome.forms import tables_triton
 
-    return kernels_triton
+    return tables_triton

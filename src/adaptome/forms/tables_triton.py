@@ -46,18 +46,16 @@ def _scatter(dW, data, dT, fan_in, row_bytes, size, tables, BLOCK: tl.constexpr)
 
 
 def gather(T: Tensor, data: Tensor, fan_in: int, dtype: torch.dtype) -> Tensor:
-    """As `kernels.gather_rows`, for 4 bits."""
+    """As `tables.gather_rows`, for 4 bits."""
     rows, tables, _ = T.shape
     W = torch.empty(rows, fan_in, dtype=dtype, device=T.device)
     grid: Any = (rows, triton.cdiv(fan_in, BLOCK))
-    _gather[grid](
-        T.contiguous(), data, W, fan_in, data.stride(0), fan_in // tables, tables, BLOCK=BLOCK
-    )
+    _gather[grid](T.contiguous(), data, W, fan_in, data.stride(0), fan_in // tables, tables, BLOCK=BLOCK)
     return W
 
 
 def scatter(dW: Tensor, data: Tensor, shape: torch.Size) -> Tensor:
-    """As `kernels.scatter_rows`, for 4 bits: one program owns a table, so that the sum has one order."""
+    """As `tables.scatter_rows`, for 4 bits: one program owns a table, so that the sum has one order."""
     rows, tables, _ = shape
     dT = torch.empty(shape, dtype=torch.float32, device=dW.device)
     fan_in = dW.shape[1]

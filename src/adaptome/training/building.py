@@ -1,0 +1,178 @@
+"""What a run is built of: its task and data, its base, and the adapters on it, new or from the run it starts from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import set_seed
+
+import adaptome as ad
+from adaptome.core.errors import RecipeError, TrainingError
+from adaptome.core.files import atomic_folder
+from adaptome.data import Splits, load_splits
+from adaptome.objectives import Term
+from adaptome.recipe import MethodSection, Recipe
+from adaptome.tasks import Prepared, Task, get_task
+from adaptome.training.folder import ADAPTER, MERGED, METRICS, TASK
+from adaptome.training.objectives import installed
+
+
+def prepared(recipe: Recipe) -> tuple[Task, Any, Splits, Prepared]:
+    """The recipe's task, its processor, and the data as it was read and as the Trainer takes it."""
+    task = get_task(recipe.task.name, **recipe.task.settings)
+    processor = task.load_processor(spec(recipe))
+    splits = read(recipe, task)
+    return task, processor, splits, task.prepare(splits, processor)
+
+
+def read(recipe: Recipe, task: Task) -> Splits:
+    """The recipe's data."""
+    return load_splits(**recipe.data.model_dump(), prefer=task.prefer, texts=task.texts, files=task.files)
+
+
+def spec(recipe: Recipe) -> Any:
+    """The recipe's model section, as tasks read it; a type checker sees that its fields are narrower."""
+    start = recipe.start
+    if start is None or start.how != "merged":
+        return recipe.model
+    name = str(Path(start.run) / MERGED)
+    return recipe.model.model_copy(
+        update={"name": name, "revision": None, "from_config": None, "tokenizer": None}
+    )
+
+
+def base_model(recipe: Recipe, task: Task, processor: Any) -> tuple[nn.Module, list[Term], list[str]]:
+    """The base with its head and what its objectives train; what is drawn at random is the same whenever the recipe is.
+
+    Returns:
+        the model, the terms of its loss, and the modules that train beside the adapters for these.
+    """
+    set_seed(recipe.training.seed)
+    model = task.load_model(spec(recipe), processor)
+    return model, *installed(recipe, model)
+
+
+def adapter_names(recipe: Recipe) -> list[str]:
+    """Names of the adapters: the recipe's, else 'default' for the first and the method's for the others."""
+    names: list[str] = []
+    for index, section in enumerate(recipe.methods):
+        name = section.adapter or ("default" if index == 0 else section.name)
+        if name in names:
+            raise RecipeError(
+                f"methods: two adapters are called {name!r}. Name one: methods.{index}.adapter."
+            )
+        names.append(name)
+    return names
+
+
+def attach(recipe: Recipe, task: Task, model: nn.Module, also: list[str]) -> list[str]:
+    """Put the recipe's methods on the model, in order; the task's head trains with the first that is new.
+
+    Args:
+        also: further modules that train with it.
+
+    Returns:
+        how near each came to its budget, in words.
+    """
+    if not recipe.methods:
+        raise RecipeError(
+            "methods is empty: name at least one, e.g. method=lora. `adaptome methods` lists them."
+            + (" Those of `compare` are for `adaptome compare`." if recipe.compare else "")
+        )
+    names, earlier = adapter_names(recipe), _earlier(recipe, task)
+    for name in earlier:
+        _load(model, Path(str(recipe.start.run)) / ADAPTER, name, earlier)  # type: ignore[union-attr]
+    heads = [] if earlier else [*task.head_patterns(model), *also]
+    told = []
+    for name, section in zip(names, recipe.methods, strict=True):
+        if name in earlier:
+            ad.set_trainable(model, name, not section.frozen)
+            continue
+        plan = ad.attach(model, section.name, name, **_where(section, heads), dtype=_dtype(section), seed=recipe.training.seed, **section.settings)  # fmt: skip
+        heads = []
+        told += [f"{section.name}, {plan.budget}"] if plan.budget else []
+    ad.activate(model, names)
+    return told
+
+
+def planned(recipe: Recipe, task: Task, model: nn.Module, section: MethodSection, also: list[str]) -> Any:
+    """What one method alone would put on the model (an `ad.Plan`)."""
+    return ad.plan(
+        model, section.name, **_where(section, [*task.head_patterns(model), *also]), **section.settings
+    )
+
+
+def load_adapters(folder: Path, recipe: Recipe, model: nn.Module) -> None:
+    """A finished run's adapters, on its base, active."""
+    names = adapter_names(recipe)
+    for name in names:
+        _load(model, folder, name, names)
+    ad.activate(model, names)
+
+
+def write_merged(run: Path, loaded: Any) -> Path:
+    """A finished run's base with its adapters merged, as a folder that transformers loads; made once.
+
+    Args:
+        run: its folder.
+        loaded: gives the run ready to be used (`runs.load_run`); called where the folder is not there yet.
+
+    Raises:
+        MergeError: the adapters have no merged form.
+    """
+    folder = run / MERGED
+    if not folder.is_dir():
+        found = loaded(run)
+        ad.merge(found.model, keep=False)
+        with atomic_folder(folder) as staging:
+            found.task.save_base(found.model, found.processor, staging)
+    return folder
+
+
+def _earlier(recipe: Recipe, task: Task) -> list[str]:
+    """The adapters that come from the run the recipe starts from."""
+    start = recipe.start
+    if start is None or start.how == "merged":
+        return []
+    run = Path(start.run)
+    if not (run / METRICS).is_file():
+        raise TrainingError(
+            f"{run}, which the run starts from, holds no finished run.\n  Give start.run the output folder of `adaptome train`."
+        )
+    known = json.loads((run / TASK).read_text(encoding="utf-8"))
+    if (known["name"], known["labels"]) != (task.name, task.labels):
+        raise RecipeError(
+            f"start.how={start.how!r}: the run in {run} learned {known['name']}"
+            + (f" with the labels {known['labels']}" if known["name"] == task.name else "")
+            + f", this one learns {task.name}; its head would not fit.\n  Start from its weights: start.how=merged."
+        )
+    frozen = start.how == "frozen"
+    return [
+        n
+        for n, section in zip(adapter_names(recipe), recipe.methods, strict=True)
+        if section.frozen or not frozen
+    ]
+
+
+def _load(model: nn.Module, folder: Path, name: str, names: list[str]) -> None:
+    ad.load(model, folder / name if (folder / name).is_dir() else folder, name)
+
+
+def _where(section: MethodSection, heads: list[str]) -> dict[str, Any]:
+    return {
+        "targets": section.targets,
+        "exclude": section.exclude,
+        "layers": section.layers,
+        "train": [*section.train, *(head for head in heads if head not in section.train)],
+        "per_layer": section.per_layer,
+        "budget": section.budget,
+    }
+
+
+def _dtype(section: MethodSection) -> torch.dtype | None:
+    found: torch.dtype | None = None if section.dtype is None else getattr(torch, section.dtype)
+    return found
