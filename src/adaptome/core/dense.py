@@ -76,6 +76,11 @@ def _densify(layer: Any, name: str, dtype: torch.dtype) -> None:
     if not isinstance(layer, Adapted):
         layer.__class__ = nn.Linear
         return
+    _readapt(layer, name)
+
+
+def _readapt(layer: Any, name: str) -> None:
+    """The adapted class over nn.Linear, through which the adapters read the dense weight."""
     host = host_of(layer, name, role=layer._host.role, index=layer._host.index)
     host.packed = False
     adapters = list(getattr(layer, swap.ATTRIBUTE).values())
@@ -89,7 +94,7 @@ def _densify(layer: Any, name: str, dtype: torch.dtype) -> None:
 
 def _forget_quantisation(root: Any) -> None:
     """Leave nothing by which transformers would take the model, or its saved folder, for a quantised one."""
-    config = getattr(root, "config", None)
+    config: Any = getattr(root, "config", None)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     for mark in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):  # fmt: skip

@@ -22,7 +22,7 @@ from adaptome.quantization.bits import unpack
 def gather_rows(T: Tensor, data: Tensor, bits: int, fan_in: int, dtype: torch.dtype) -> Tensor:
     """W `[out, in]` of the given type: T `[out, tables, 2^bits]`, data the layer's bytes `[out, row_bytes]`, codes in front."""
     if _fused(T, bits, fan_in):
-        return _triton().gather(T, data, fan_in, dtype)  # type: ignore[no-any-return]
+        return _triton().gather(T, data, fan_in, dtype)
     codes = unpack(data, bits, fan_in).unflatten(-1, (T.shape[1], -1)).long()
     return T.to(dtype).gather(-1, codes).flatten(1)
 
@@ -31,7 +31,7 @@ def scatter_rows(dW: Tensor, data: Tensor, bits: int, shape: torch.Size) -> Tens
     """dT of this shape, in at least float32, of dW `[out, in]`."""
     exact = torch.promote_types(dW.dtype, torch.float32)
     if _fused(dW, bits, dW.shape[1]) and exact == torch.float32:
-        return _triton().scatter(dW, data, shape)  # type: ignore[no-any-return]
+        return _triton().scatter(dW, data, shape)
     codes = unpack(data, bits, dW.shape[1]).unflatten(-1, (shape[1], -1)).long()
     made = torch.zeros(shape, dtype=exact, device=dW.device)
     return made.scatter_add_(-1, codes, dW.to(exact).unflatten(-1, (shape[1], -1)))

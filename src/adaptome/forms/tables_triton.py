@@ -13,13 +13,13 @@ from torch import Tensor
 BLOCK = 256
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _codes(data, row, row_bytes, column, inside):  # type: ignore[no-untyped-def]
     byte = tl.load(data + row * row_bytes + column // 2, mask=inside, other=0).to(tl.int32)
     return tl.where(column % 2 == 0, byte >> 4, byte & 15)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _gather(T, data, W, fan_in, row_bytes, size, tables, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -29,7 +29,7 @@ def _gather(T, data, W, fan_in, row_bytes, size, tables, BLOCK: tl.constexpr):  
     tl.store(W + row * fan_in + column, value.to(W.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _scatter(dW, data, dT, fan_in, row_bytes, size, tables, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)

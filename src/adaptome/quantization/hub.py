@@ -27,21 +27,22 @@ def register() -> tuple[type[Any], type[Any]]:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
     @register_quantization_config(METHOD)
-    class AdaptomeConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    class AdaptomeConfig(QuantizationConfigMixin):
         """Which modules are packed, and how: name -> format."""
 
         def __init__(self, modules: dict[str, dict[str, Any]], **kwargs: Any):
-            self.quant_method = METHOD
+            self.quant_method: Any = METHOD
             self.modules = modules
 
     @register_quantizer(METHOD)
-    class AdaptomeQuantizer(HfQuantizer):  # type: ignore[misc]
+    class AdaptomeQuantizer(HfQuantizer):
         """Puts empty packed layers in place; their bytes are then loaded as any other weights."""
 
         requires_calibration = True  # it loads what `quantize` made; it quantises nothing itself
 
         def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-            for path, settings in self.quantization_config.modules.items():
+            config: Any = self.quantization_config
+            for path, settings in config.modules.items():
                 model.set_submodule(path, _empty(model, path, settings))
 
         def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:

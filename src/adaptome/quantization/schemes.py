@@ -143,7 +143,7 @@ class NormalFloat(Scheme):
         made = Linear4bit(
             host.fan_in, host.fan_out, bias is not None, compute, self.double, "nf4", device="meta"
         )
-        weight = Params4bit(
+        weight: Any = Params4bit(
             W.contiguous(), requires_grad=False, quant_type="nf4", compress_statistics=self.double
         )
         made.weight = weight.to(W.device)

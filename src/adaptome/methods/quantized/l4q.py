@@ -102,8 +102,8 @@ class L4QAdapter(Reparametrization):
         return self.d * self.rate + (self.d * (1 - self.rate)).detach()
 
     def weight(self, W: Tensor) -> Tensor:
-        exact = [p.to(W.dtype) for p in (self.A, self.B, self.steps(), self.b)]
-        return straight_through(W, *exact, self.scale, self.bits, self.group)
+        A, B, d, b = (p.to(W.dtype) for p in (self.A, self.B, self.steps(), self.b))
+        return straight_through(W, A, B, d, b, self.scale, self.bits, self.group)
 
     def forward(self, frozen: Frozen, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         W, bias = frozen.weight(), frozen.bias()
@@ -121,9 +121,8 @@ class L4QAdapter(Reparametrization):
         """The format and the bytes of W'."""
         form = Uniform(self.bits, values, self.group, "float")
         W = self.host.weight().float()
-        q = _levels(
-            W, *(p.float() for p in (self.A, self.B, self.d, self.b)), self.scale, self.bits, self.group
-        )[1]
+        A, B, d, b = (p.float() for p in (self.A, self.B, self.d, self.b))
+        q = _levels(W, A, B, d, b, self.scale, self.bits, self.group)[1]
         codes = (q + form.levels // 2).flatten(1)[:, : W.shape[1]]
         return form, form.write(codes.to(torch.uint8), self.d.float(), self.b.float())
 
@@ -176,7 +175,8 @@ class _L4Q(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.settings, ctx.bias = (scale, bits, group), None if bias is None else bias.dtype
         ctx.save_for_backward(x, W, A, B, d, b)
-        made = _levels(*_exact(W, A, B, d, b), scale, bits, group)[2]
+        exact = _exact(W, A, B, d, b)
+        made = _levels(*exact, *ctx.settings)[2]
         return F.linear(x, made.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
