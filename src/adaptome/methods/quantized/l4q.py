@@ -176,7 +176,7 @@ class _L4Q(torch.autograd.Function):
         ctx.settings, ctx.bias = (scale, bits, group), None if bias is None else bias.dtype
         ctx.save_for_backward(x, W, A, B, d, b)
         exact = _exact(W, A, B, d, b)
-        made = _levels(*exact, *ctx.settings)[2]
+        made = _levels(exact[0], exact[1], exact[2], exact[3], exact[4], scale, bits, group)[2]
         return F.linear(x, made.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
