@@ -364,6 +364,8 @@ def test_merged_stacks_come_back(base, methods):
 
 
 def test_a_merge_that_would_lose_the_adapter_is_refused(base):
+    if getattr(getattr(base.up_proj, "form", None), "kind", "") == "sketch":
+        pytest.skip("a sketch's values are free, and follow a part of even a small change")
     """A change below the quantisation step vanishes, or drowns, when the merged weight is quantised again."""
     attach(base, "lora", LAYERS[:1])
     weight, generator = packed.dense(base.up_proj), torch.Generator().manual_seed(1)
