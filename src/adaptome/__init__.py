@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from adaptome.core.adapter import Adapter, Frozen
     from adaptome.core.attaching import attach, plan
     from adaptome.core.checkpoint import LoadReport, load, save
+    from adaptome.core.dense import dequantize
     from adaptome.core.gradients import check_gradients
     from adaptome.core.hosts import Host
     from adaptome.core.merging import MergeReport, merge, unmerge
@@ -47,14 +48,19 @@ if TYPE_CHECKING:
     from adaptome.interop.convert import Conversion, convert
     from adaptome.interop.merged import MergedFolder, save_merged
     from adaptome.interop.peft import ExportReport, export
+    from adaptome.methods.low_rank.cloq import cloq
     from adaptome.methods.low_rank.corda import corda
     from adaptome.methods.low_rank.eva import eva
     from adaptome.methods.low_rank.loftq import loftq
+    from adaptome.methods.quantized.l4q import pack
+    from adaptome.methods.quantized.qwha import qwha
+    from adaptome.quantization.hub import load_quantized
+    from adaptome.quantization.quantizing import QuantiseReport, quantize
 
 __all__ = [
-    "Adapter", "AdaptomeError", "Attachment", "Combination", "Conversion", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "MergedFolder", "Method", "Plan", "Report", "TaskStreams",
-    "activate", "active", "adapters", "attach", "average", "check_gradients", "combine", "convert", "corda", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "loftq", "merge", "merged_tokens",
-    "on_step", "option", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "register", "save", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
+    "Adapter", "AdaptomeError", "Attachment", "Combination", "Conversion", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "MergedFolder", "Method", "Plan", "QuantiseReport", "Report", "TaskStreams",
+    "activate", "active", "adapters", "attach", "average", "check_gradients", "cloq", "combine", "convert", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
+    "merged_tokens", "on_step", "option", "pack", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
 ]  # fmt: skip
 
 # Floors whose parts register themselves: found by the core, which does not know that they are there.
@@ -100,7 +106,13 @@ _HOMES = {
     "adaptome.interop.merged": ("MergedFolder", "save_merged"),
     "adaptome.interop.peft": ("ExportReport", "export"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
+    "adaptome.core.dense": ("dequantize",),
+    "adaptome.methods.low_rank.cloq": ("cloq",),
     "adaptome.methods.low_rank.corda": ("corda",),
+    "adaptome.methods.quantized.l4q": ("pack",),
+    "adaptome.methods.quantized.qwha": ("qwha",),
+    "adaptome.quantization.hub": ("load_quantized",),
+    "adaptome.quantization.quantizing": ("QuantiseReport", "quantize"),
     "adaptome.methods.low_rank.eva": ("eva",),
     "adaptome.methods.low_rank.loftq": ("loftq",),
 }
