@@ -47,7 +47,7 @@ FLOORS: dict[str, set[str]] = {
     "compare": {LIBRARY, "core", "recipe", "report", "tasks", "training"},
     "quickstart": {LIBRARY, "core", "data", "recipe", "report", "tasks", "training"},
     "cli": {
-        LIBRARY, "compare", "continual", "core", "data", "equivalents", "inspection", "interpretation", "models", "objectives", "quantization", "quickstart", "recipe", "report", "tasks",
+        LIBRARY, "compare", "continual", "core", "data", "equivalents", "inspection", "interop", "interpretation", "models", "objectives", "quantization", "quickstart", "recipe", "report", "tasks",
         "training",
     },
     "__main__": {"cli"},
