@@ -15,11 +15,11 @@ LIBRARY = "adaptome"
 FLOORS: dict[str, set[str]] = {
     "core": set(),
     # what families of methods share, and the methods; nobody below the facade knows these
-    "forms": {"core"},
+    "forms": {"core", "quantization"},
     "quantization": {"core"},
-    "methods": {"core", "forms"},
+    "methods": {"core", "forms", "quantization"},
     "interop": {"core", "forms"},
-    LIBRARY: {"core", "forms", "interop", "methods", "quantization"},
+    LIBRARY: {"arithmetic", "core", "forms", "interop", "methods", "quantization"},
     # parts of systems: they know nothing of methods, and of each other only what is named
     "data": {"core"},
     "report": {"core"},
@@ -28,9 +28,10 @@ FLOORS: dict[str, set[str]] = {
     "models": {"core", "graphs"},
     "decoding": {"core"},
     "objectives": {"core"},
-    "tasks": {"core", "data", "decoding", "graphs", "models"},
+    "tasks": {"core", "data", "decoding", "graphs", "models", "quantization"},
     "continual": {"core", "data", "objectives", "tasks"},
     # tools on any model
+    "arithmetic": {"core", "forms", "interop"},
     "memory": {"core"},
     "example_inputs": {"core"},
     "inspection": {"core", "architectures", "example_inputs", "memory"},
@@ -46,7 +47,7 @@ FLOORS: dict[str, set[str]] = {
     "compare": {LIBRARY, "core", "recipe", "report", "tasks", "training"},
     "quickstart": {LIBRARY, "core", "data", "recipe", "report", "tasks", "training"},
     "cli": {
-        LIBRARY, "compare", "continual", "core", "data", "equivalents", "inspection", "interpretation", "models", "objectives", "quickstart", "recipe", "report", "tasks",
+        LIBRARY, "compare", "continual", "core", "data", "equivalents", "inspection", "interop", "interpretation", "models", "objectives", "quantization", "quickstart", "recipe", "report", "tasks",
         "training",
     },
     "__main__": {"cli"},

@@ -18,10 +18,12 @@ from adaptome.core.errors import AdaptomeError
 from adaptome.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from adaptome.arithmetic import Combination, average, combine
     from adaptome.core.access import set_state, weight_of
     from adaptome.core.adapter import Adapter, Frozen
     from adaptome.core.attaching import attach, plan
     from adaptome.core.checkpoint import LoadReport, load, save
+    from adaptome.core.dense import dequantize
     from adaptome.core.gradients import check_gradients
     from adaptome.core.hosts import Host
     from adaptome.core.merging import MergeReport, merge, unmerge
@@ -43,15 +45,22 @@ if TYPE_CHECKING:
     from adaptome.forms.soft import plain_prompt, prompt_from
     from adaptome.forms.streams import TaskStreams
     from adaptome.forms.token_merging import merged_tokens
+    from adaptome.interop.convert import Conversion, convert
+    from adaptome.interop.merged import MergedFolder, save_merged
     from adaptome.interop.peft import ExportReport, export
+    from adaptome.methods.low_rank.cloq import cloq
     from adaptome.methods.low_rank.corda import corda
     from adaptome.methods.low_rank.eva import eva
     from adaptome.methods.low_rank.loftq import loftq
+    from adaptome.methods.quantized.l4q import pack
+    from adaptome.methods.quantized.qwha import qwha
+    from adaptome.quantization.hub import load_quantized
+    from adaptome.quantization.quantizing import QuantiseReport, quantize
 
 __all__ = [
-    "Adapter", "AdaptomeError", "Attachment", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "Method", "Plan", "Report", "TaskStreams",
-    "activate", "active", "adapters", "attach", "check_gradients", "corda", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "loftq", "merge", "merged_tokens",
-    "on_step", "option", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "register", "save", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
+    "Adapter", "AdaptomeError", "Attachment", "Combination", "Conversion", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "MergedFolder", "Method", "Plan", "QuantiseReport", "Report", "TaskStreams",
+    "activate", "active", "adapters", "attach", "average", "check_gradients", "cloq", "combine", "convert", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
+    "merged_tokens", "on_step", "option", "pack", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
 ]  # fmt: skip
 
 # Floors whose parts register themselves: found by the core, which does not know that they are there.
@@ -62,6 +71,7 @@ discovery.home("interop", "adaptome.interop")
 # Where the names above live. They are imported when first used, so that what needs none of them, as
 # `adaptome --help`, does not wait for torch.
 _HOMES = {
+    "adaptome.arithmetic": ("Combination", "average", "combine"),
     "adaptome.core.access": ("set_state", "weight_of"),
     "adaptome.core.adapter": ("Adapter", "Frozen"),
     "adaptome.core.checkpoint": ("LoadReport", "load", "save"),
@@ -92,9 +102,17 @@ _HOMES = {
     "adaptome.core.steer": ("steer", "steered", "steered_again"),
     "adaptome.forms.streams": ("TaskStreams",),
     "adaptome.forms.token_merging": ("merged_tokens",),
+    "adaptome.interop.convert": ("Conversion", "convert"),
+    "adaptome.interop.merged": ("MergedFolder", "save_merged"),
     "adaptome.interop.peft": ("ExportReport", "export"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
+    "adaptome.core.dense": ("dequantize",),
+    "adaptome.methods.low_rank.cloq": ("cloq",),
     "adaptome.methods.low_rank.corda": ("corda",),
+    "adaptome.methods.quantized.l4q": ("pack",),
+    "adaptome.methods.quantized.qwha": ("qwha",),
+    "adaptome.quantization.hub": ("load_quantized",),
+    "adaptome.quantization.quantizing": ("QuantiseReport", "quantize"),
     "adaptome.methods.low_rank.eva": ("eva",),
     "adaptome.methods.low_rank.loftq": ("loftq",),
 }

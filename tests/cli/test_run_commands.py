@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import adaptome as ad
 from adaptome.cli import main
 from adaptome.cli.predict import _short
 
@@ -241,3 +242,69 @@ def test_interpret_says_what_it_cannot_do(words, code, told, capsys):
     Path("inputs.txt").write_text("the sun\na cat\n", encoding="utf-8")
     assert run("interpret", "out", *words) == code
     assert told in capsys.readouterr().err.replace("\n", " ").replace("│", "").replace("  ", " ")
+
+
+def test_convert_a_run_to_lora_with_its_own_data(capsys):
+    assert run("convert", "out", "converted", "--json", "--batches", "2") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rank"] == 8 and told["output_error"] < 1e-4
+    assert Path("converted/adapter_config.json").is_file()
+    assert run("convert", "out", "low", "--rank", "1", "--max-error", "1e-6") == 1
+    assert "nothing was written" in capsys.readouterr().err and not Path("low").exists()
+    assert run("convert", "out", "low", "--rank", "1", "--max-error", "1e-6", "--force") == 0
+    assert "error at the model's output" in capsys.readouterr().out
+    assert run("convert", "out", "x", "--to", "peft-lorra") == 1
+    assert "Did you mean 'peft-lora'" in capsys.readouterr().err
+
+
+def test_convert_an_adapter_folder_on_its_base(capsys):
+    assert run("merge", "out", "merged-base") == 0  # any model folder serves as a base
+    model = AutoModelForSequenceClassification.from_pretrained("merged-base")
+    ad.attach(model, "dora", r=2, targets="q")
+    with torch.no_grad():
+        for value in ad.parameters_of(model).values():
+            value.add_(torch.randn_like(value), alpha=0.1)
+    ad.save(model, "an-adapter")
+    Path("texts.txt").write_text("the cat\nthe sun and the cat\n", encoding="utf-8")
+    capsys.readouterr()
+    assert (
+        run(
+            "convert",
+            "an-adapter",
+            "from-adapter",
+            "--energy",
+            "0.999",
+            "--texts",
+            "texts.txt",
+            "--json",
+            "--force",
+        )
+        == 0
+    )
+    told = json.loads(capsys.readouterr().out)
+    assert told["output_error"] is not None and len(told["layers"]) == 2
+    assert run("convert", "an-adapter", "as-dora", "--to", "peft", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["format"] == "peft-dora"
+    manifest = json.loads(Path("an-adapter/adaptome.json").read_text())
+    manifest["base"]["id"] = "no-such-folder"
+    Path("an-adapter/adaptome.json").write_text(json.dumps(manifest))
+    assert run("convert", "an-adapter", "again") == 1
+    assert "could not be loaded" in capsys.readouterr().err
+    assert run("convert", "an-adapter", "again", "--base", "merged-base", "--rank", "4", "--force") == 0
+    assert (
+        run(
+            "merge",
+            "an-adapter",
+            "half",
+            "--base",
+            "merged-base",
+            "--dtype",
+            "bfloat16",
+            "--shard-size",
+            "1MB",
+        )
+        == 0
+    )
+    half = AutoModelForSequenceClassification.from_pretrained("half", dtype="auto")
+    assert half.dtype == torch.bfloat16 and "from a run that was stopped" not in capsys.readouterr().out
+    assert run("merge", "an-adapter", "other", "--dtype", "int4") == 1

@@ -324,7 +324,7 @@ def test_products_that_peft_has_no_form_of_are_refused(tmp_path):
         ad.export(model, tmp_path / "out", format="peft-loha")
     with pytest.raises(MergeError, match="peft-lokr needs lokr; 'default' is loha"):
         ad.export(model, tmp_path / "out", format="peft-lokr")
-    with pytest.raises(FormatError, match="There are peft-lora, peft-dora, peft-loha, peft-lokr"):
+    with pytest.raises(FormatError, match="There are peft, peft-lora, peft-dora, peft-loha, peft-lokr"):
         ad.export(model, tmp_path / "out", format="peft-lohaa")
     other = bert()
     ad.attach(other, "lokr", targets="q", per_layer={"*layer.1*": {"factor": 2}})

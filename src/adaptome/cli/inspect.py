@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json as jsonlib
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from adaptome.cli._output import JsonOption, print_json
+from adaptome.cli._settings import read_settings
 
 EXAMPLES = """Examples:
 
@@ -61,7 +61,7 @@ def inspect(
     """Tell what a method would train on a model and what a training step would take; reads no weights."""
     from adaptome import inspection
 
-    chosen = _settings(settings or [])
+    chosen = read_settings(settings)
     own = sorted(set(chosen) & set(inspection.inspect.__kwdefaults__ or {}))
     if own:
         raise typer.BadParameter(
@@ -75,17 +75,3 @@ def inspect(
         print_json(found.to_dict())
     else:
         print(found)
-
-
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    """`r=8` as {'r': 8}: a value is read as JSON where it is, else as text."""
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.isidentifier():
-            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE.", param_hint="--set")
-        try:
-            settings[key] = jsonlib.loads(value)
-        except jsonlib.JSONDecodeError:
-            settings[key] = value
-    return settings

@@ -1,9 +1,9 @@
-"""`adaptome merge`: write a finished run's adapters into its base."""
+"""`adaptome merge`: write an adapter into its base."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,8 @@ from adaptome.cli._output import JsonOption, print_json
 EXAMPLES = """Examples:
 
 adaptome merge runs/adaptome merged-model
+
+adaptome merge my-adapter merged-model --base path/to/base --dtype bfloat16
 
 adaptome merge runs/adaptome merged-model --requantise --json
 """
@@ -24,37 +26,75 @@ def register(app: typer.Typer) -> None:
 
 def merge(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The output folder of a finished run.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="ADAPTER",
+            help="The output folder of a finished run, or an adapter's.",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path,
         typer.Argument(metavar="OUTPUT", help="The folder to write the merged model to.", show_default=False),
     ],
+    base: Annotated[
+        str | None, typer.Option(help="The base's id or path.", show_default="the one in the folder")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16.", show_default="the model's")
+    ] = None,
+    shard_size: Annotated[str, typer.Option(help="About how much a file holds.")] = "5GB",
     requantise: Annotated[
-        bool, typer.Option("--requantise", help="On a quantised base: dequantise, merge and quantise again.")
+        bool,
+        typer.Option(
+            "--requantise",
+            help="On a quantised base: quantise the merged weights again; else they are written dense.",
+        ),
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a finished run's adapters into its base, and save that as a model that needs no adaptome."""
+    """Write an adapter into its base, as a model that needs no adaptome, layer by layer; what was stopped goes on when called again."""
+    import torch
+
     import adaptome as ad
     from adaptome.core.errors import MergeError, StateError
     from adaptome.core.files import atomic_folder
-    from adaptome.training import load_run
 
+    if dtype not in (None, "float32", "float16", "bfloat16"):
+        raise MergeError(f"--dtype {dtype} is none of float32, float16, bfloat16.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise StateError(f"{output} is there and not empty.\n  Name a new folder for the merged model.")
-    loaded = load_run(run)
-    if not hasattr(loaded.model, "save_pretrained"):
+    model, processor = _opened(run, base)
+    if not hasattr(model, "save_pretrained"):
         raise MergeError(
-            f"{type(loaded.model).__name__}, the model of {run}, is adaptome's own: merged, no other library could read it.\n"
+            f"{type(model).__name__}, the model of {run}, is adaptome's own: merged, no other library could read it.\n"
             "  Keep the adapter, or train with a head of transformers (for sentences: task.pooling=cls)."
         )
-    report = ad.merge(loaded.model, keep=False, requantise=requantise)
-    with atomic_folder(output) as folder:
-        loaded.model.save_pretrained(folder)
-        loaded.processor.save_pretrained(folder)
+    report: Any
+    if requantise:
+        report = ad.merge(model, keep=False, requantise=True)
+        with atomic_folder(output) as folder:
+            model.save_pretrained(folder)
+            if processor is not None:
+                processor.save_pretrained(folder)
+    else:
+        kind = None if dtype is None else getattr(torch, dtype)
+        report = ad.save_merged(model, output, dtype=kind, shard_size=shard_size, processor=processor)
     if json:
         print_json({"output": str(output), **report.to_dict()})
     else:
         print(report)
         print(f"written to {output}")
+
+
+def _opened(adapter: Path, base: str | None) -> tuple[Any, Any]:
+    """The model with its adapters, and its processor."""
+    if (adapter / "adaptome.json").is_file() or (adapter / "adapter_config.json").is_file():
+        from adaptome.interop.opened import open_adapter
+
+        opened = open_adapter(adapter, base)
+        return opened.model, opened.processor
+    from adaptome.training import load_run
+
+    loaded = load_run(adapter)
+    return loaded.model, loaded.processor

@@ -96,11 +96,11 @@ def check_base(
         raise BaseMismatchError(
             f"{saved_from}, whose parameters have other names than this {type(model).__name__}'s.\n  Load that model, or pass check_base=False if this one is a compatible variant."
         )
-    if None not in (here["structure"], stored["structure"]) and here["structure"] != stored["structure"]:
+    if None not in (here["structure"], stored.get("structure")) and here["structure"] != stored["structure"]:
         raise BaseMismatchError(
             f"{saved_from}, whose parameters have other shapes than this {type(model).__name__}'s.\n  Load the model of that size."
         )
-    packed = [side.get("packed", side["structure"] is None) for side in (here, stored)]
+    packed = [side.get("packed", side.get("structure") is None) for side in (here, stored)]
     if exact and (packed[0] != packed[1] if "packed" in stored else bool(packed[0]) != packed[1]):
         raise BaseMismatchError(
             f"{saved_from}, {_told(packed[1])}, and is {_told(packed[0])} here: {_RELATIVE}"

@@ -160,7 +160,7 @@ def merge(
     report: dict[str, tuple[float | None, Requantised | None]] = {}
     probe = probe_of(root) if inputs is None else None if inputs is False else inputs
     run = outputs_or_none if inputs is None else outputs_of
-    with _evaluating(root), ExitStack() as undo:
+    with evaluating(root), ExitStack() as undo:
         undo.callback(_put_all_back, root, before)  # whatever stops us, Ctrl-C included
         run_only(root, wanted)
         meant = run(root, probe) if probe is not None else None
@@ -209,7 +209,7 @@ def _to_merge(state: State, wanted: list[str], already: list[str], keep: bool) -
 
 
 @contextmanager
-def _evaluating(root: nn.Module) -> Iterator[None]:
+def evaluating(root: nn.Module) -> Iterator[None]:
     """The model in evaluation mode for the time of the block, told to nobody."""
     training = [m for m in root.modules() if m.training]
     for module in training:
@@ -299,6 +299,24 @@ def unmerge(model: nn.Module) -> None:
     rearrange(root)
 
 
+def stacks(
+    root: nn.Module, names: str | Sequence[str] | None = None
+) -> tuple[list[str], list[tuple[str, Any, list[WeightAdapter]]]]:
+    """The adapters that merging these names (None: all active) means, in order, and every layer with what changes it; nothing is touched.
+
+    Raises:
+        MergeError: an adapter has no merged form, or one that stays comes before one that merges.
+        StateError: unknown name.
+    """
+    state: State = root.__dict__[STATE]
+    wanted = [names] if isinstance(names, str) else list(state.active if names is None else names)
+    already = [n for n in wanted if attachment_of(root, n).merged]
+    ordered = (
+        _to_merge(state, wanted, already, keep=True) if set(wanted) != set(already) or not wanted else []
+    )
+    return [*already, *ordered], _layers(root, state, ordered)
+
+
 def _layers(root: nn.Module, state: State, wanted: list[str]) -> list[tuple[str, Any, list[WeightAdapter]]]:
     """Every layer with something to merge, and its adapters in order; all checked before anything is touched."""
     found = []
@@ -354,9 +372,9 @@ def _merge_layer(
             f"{path} is quantised ({type(layer._base).__name__}): merging means dequantising, adding and quantising again, which changes the outputs.\n"
             "  Pass requantise=True to do that and be told the error, merge into the full-precision base, or keep the adapter attached."
         )
-    probe = _probe(host)
+    x = probe(host)
     swap.arrange(layer, wanted)
-    before = _run(layer, probe)
+    before = _run(layer, x)
     swap.arrange(layer, [])
     error: Requantised | None = None
     created = {p for a in stack for p in a.creates}
@@ -366,7 +384,7 @@ def _merge_layer(
         error = made if made is not None else error
     if before is None:
         return None, error
-    after = _run(layer, probe)
+    after = _run(layer, x)
     difference = float(
         (after.double() - before.double()).abs().max() / before.double().abs().max().clamp_min(1e-12)
     )
@@ -420,7 +438,7 @@ def _put_back(layer: Any) -> None:
         packed.install(layer, old, parameter)
 
 
-def _probe(host: Host) -> Tensor | None:
+def probe(host: Host) -> Tensor | None:
     """A small input of the layer, from its own generator; None for kinds that have no plain input."""
     generator = torch.Generator().manual_seed(0)
     layer = host.layer

@@ -9,6 +9,7 @@ A `Library` says how its parameters are read and written; it is registered, and 
     bitsandbytes   Int8Params                                   Linear8bitLt, Embedding8bit
     torchao        Int8Tensor, IntxUnpackedToInt8Tensor,        any; nn.Linear as a rule
                    Float8Tensor, NF4Tensor, ...
+    adaptome       bytes (uniform steps, tables of values)      PackedLinear
     any other      a tensor subclass with its own `dequantize`  the same; read only
 
 Nothing here imports a quantisation library to find out whether a weight is packed; the library is there when its

@@ -44,15 +44,30 @@ def lora_factors(attachment: Attachment, rank: int | None = None) -> dict[str, F
 
 @torch.no_grad()
 def _factors(adapter: Adapter, attachment: Attachment, rank: int | None) -> Factors:
+    A, B, exact = update_pair(adapter, attachment)
+    if not exact and rank is None:
+        raise MergeError(
+            f"{attachment.method.name} is not low-rank: give the rank to truncate its update to, ad.export(..., rank=16); the error is told."
+        )
+    error = 0.0
+    if rank is not None and (rank < A.shape[-2] or not exact):
+        A, B, error = truncated(*singular(A.float(), B.float()), rank)
+    return Factors(A.float().contiguous().cpu(), B.float().contiguous().cpu(), error)
+
+
+def update_pair(adapter: Adapter, attachment: Attachment) -> tuple[Tensor, Tensor, bool]:
+    """A `[*, r, in]` and B `[*, out, r]` with B A the whole update, and whether r is bounded by the method.
+
+    Where it is not, or is above the smaller side, one of the two is the update and the other an identity.
+
+    Raises:
+        MergeError: the adapter is no update of the weight alone.
+    """
     method, name = attachment.method.name, adapter.host.name
     as_lora: Any = getattr(adapter, "as_lora", None)
     exact = as_lora() if as_lora is not None else None
     if exact is not None:
-        A, B = _no_larger(*exact)
-        if rank is not None and rank < A.shape[-2]:
-            A, B, error = truncated(*singular(A.float(), B.float()), rank)
-            return Factors(A.contiguous().cpu(), B.contiguous().cpu(), error)
-        return Factors(A.float().cpu(), B.float().cpu(), 0.0)
+        return *_no_larger(*exact), True
     if not isinstance(adapter, WeightAdapter):
         raise MergeError(
             f"{method} is not an update of weights: it has no LoRA form.\n  Serve it with adaptome, or save it with ad.save."
@@ -62,24 +77,20 @@ def _factors(adapter: Adapter, attachment: Attachment, rank: int | None) -> Fact
         raise MergeError(
             f"{method} on {name} changes {', '.join(changes)}, not the weight alone: LoRA has no place for that.\n  Merge it into the model instead."
         )
-    if rank is None:
-        raise MergeError(
-            f"{method} is not low-rank: give the rank to truncate its update to, ad.export(..., rank=16); the error is told."
-        )
-    W = adapter.host.weight().float()
+    W = adapter.host.weight()
+    W = W.to(torch.promote_types(W.dtype, torch.float32))
     delta = adapter.changed(adapter.host.parameter, W) - W
     if adapter.strength != 1.0:
         delta = delta * adapter.strength
-    U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
-    A, B, _ = truncated(U, S, Vh, rank)
-    error = float((B @ A - delta).norm() / delta.norm().clamp_min(1e-30))
-    return Factors(A.contiguous().cpu(), B.contiguous().cpu(), error)
+    return *_beside_identity(delta), False
 
 
 def _no_larger(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """The factors, or the update itself beside an identity where they have more rows than its smaller side."""
-    out, r, width = B.shape[-2], A.shape[-2], A.shape[-1]
-    if r <= min(out, width):
-        return A, B
-    eye = torch.eye(min(out, width), dtype=A.dtype, device=A.device).expand(*A.shape[:-2], -1, -1)
-    return (B @ A, eye) if out <= width else (eye, B @ A)
+    return (A, B) if A.shape[-2] <= min(B.shape[-2], A.shape[-1]) else _beside_identity(B @ A)
+
+
+def _beside_identity(delta: Tensor) -> tuple[Tensor, Tensor]:
+    out, width = delta.shape[-2:]
+    eye = torch.eye(min(out, width), dtype=delta.dtype, device=delta.device).expand(*delta.shape[:-2], -1, -1)
+    return (delta, eye) if out <= width else (eye, delta)

@@ -11,13 +11,18 @@ from adaptome.core.hosts import Host
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
 
-def has_form(host: Host) -> bool:
-    """Whether PEFT computes the same on this layer: its convolutions know neither groups, dilation nor padding modes."""
+def has_form(host: Host, format: str = "peft-lora") -> bool:
+    """Whether PEFT computes the same on this layer: its convolutions know neither groups, dilation nor padding modes.
+
+    Parameters by name (fused experts) have a form as LoRA alone, and not those of the model itself.
+    """
     conv = host.layer
     plain = host.kind != "conv" or (
         conv.groups == 1 and set(conv.dilation) == {1} and conv.padding_mode == "zeros"
     )
-    return plain and host.kind not in ("experts", "parameter")
+    return plain and (
+        host.kind not in ("experts", "parameter") or (format == "peft-lora" and bool(host.path))
+    )
 
 
 def target_modules(targets: Collection[str], names: Iterable[str]) -> list[str] | str:

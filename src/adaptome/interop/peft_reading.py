@@ -1,4 +1,4 @@
-"""Reading PEFT's adapter folders: LoRA, DoRA, IA3, LN tuning, LoHa and LoKr; see `adaptome.interop.peft`."""
+"""Reading PEFT's adapter folders; see `adaptome.interop.peft`."""
 
 from __future__ import annotations
 
@@ -13,27 +13,34 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from adaptome.core.attaching import attach
+from adaptome.core.attaching import attach, plan
 from adaptome.core.checkpoint import LoadReport, fill, register_reader
 from adaptome.core.errors import (
     CheckpointError,
     FormatError,
+    HostError,
     KeyMismatchError,
+    MethodError,
     NonFiniteError,
+    StateError,
     TargetError,
     TornFileError,
 )
 from adaptome.core.model import detach, set_trainable
-from adaptome.core.state import Attachment, attachment_of, tensors_of
+from adaptome.core.state import Attachment, adapters, attachment_of, root_of, tensors_of
 from adaptome.interop.peft_names import CONFIG, PREFIX, TENSORS, has_form
+from adaptome.interop.peft_parameters import host_at, parameter_of, unstacked
 from adaptome.interop.peft_products import KEYS, KNOWN, same_in_peft
+from adaptome.interop.peft_prompts import KNOWN as PROMPT_SETTINGS
+from adaptome.interop.peft_prompts import PROMPTS, fill_prompt, read_prompt
+from adaptome.interop.peft_random import TYPES
 
 #: settings of PEFT's LoRA that may have any value without changing the numbers of a loaded adapter
 _HARMLESS = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "exclude_modules", "fan_in_fan_out", "inference_mode",
     "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "megatron_core", "modules_to_save",
-    "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_dora", "use_rslora",
-    "eva_config", "feedforward_modules", "init_ia3_weights", "runtime_config",
+    "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "target_parameters", "task_type", "use_dora", "use_rslora",
+    "eva_config", "runtime_config",
 } | KNOWN  # fmt: skip
 _MUTATES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -49,32 +56,58 @@ def load_peft(
     """
     config, tensors = _read(folder)
     kind = config.get("peft_type")
-    readers = {"LORA": _read_lora, "IA3": _read_ia3, "LN_TUNING": _read_norms} | {
-        name.upper(): _read_product for name in KEYS
+    _check_settings(config, str(folder))
+    readers = {
+        "LORA": _read_lora,
+        **dict.fromkeys(TYPES, _read_type),
+        **dict.fromkeys([name.upper() for name in KEYS], _read_product),
+        **dict.fromkeys(PROMPTS.values(), read_prompt),
     }
     if kind not in readers:
         raise FormatError(
             f"{folder} is a PEFT adapter of type {kind!r}; read are {', '.join(readers)}.\n  Convert it with PEFT's convert_to_lora, or merge it there."
         )
-    unknown = {k: v for k, v in config.items() if k not in _HARMLESS and v not in (None, False, {}, [])}
+    known = _HARMLESS | (
+        TYPES[kind].known if kind in TYPES else PROMPT_SETTINGS if kind in PROMPTS.values() else set()
+    )
+    unknown = {k: v for k, v in config.items() if k not in known and v not in (None, False, {}, [])}
     if unknown.keys() - {"megatron_config"}:
         raise FormatError(
             f"{folder} uses {unknown}, which would change the numbers and is not read here.\n  Merge it with PEFT instead."
         )
     how, wanted = readers[kind](model, config, tensors, str(folder))
+    if name in adapters(model):
+        raise StateError(
+            f"an adapter called {name!r} is attached already.\n  Load it under another name, or ad.detach it first."
+        )
+    numbers = sum(t.numel() for t in tensors.values())
     try:
+        asked = plan(model, **how).trainable
+        if (
+            asked > 4 * numbers + 2**20
+        ):  # before anything is built: settings may ask for more than fits in memory
+            raise KeyMismatchError(
+                f"{folder}: its settings ask for {asked:,} numbers and it holds {numbers:,}. Nothing was loaded."
+            )
         attach(model, name=name, **how)
     except TargetError as error:
         raise KeyMismatchError(
             f"{folder}, trained on {config.get('base_model_name_or_path')}: {error}"
         ) from error
+    except (MethodError, HostError) as error:
+        raise FormatError(f"{folder}: {error}") from error
     try:
-        for path, adapter in attachment_of(model, name).adapters.items():
+        attachment = attachment_of(model, name)
+        for path, adapter in attachment.adapters.items():
             if not (has_form(adapter.host) and same_in_peft(adapter)):
                 raise FormatError(
                     f"{folder}: PEFT computes something else than a weight update on {path} ({adapter.host!r}); it is not read."
                 )
-        fill(attachment_of(model, name), _reshaped(attachment_of(model, name), wanted), str(folder))
+        if kind in TYPES:
+            wanted |= TYPES[kind].finish(attachment, config, tensors)
+        elif kind in PROMPTS.values():
+            wanted |= fill_prompt(model, attachment, tensors)
+        fill(attachment, _reshaped(attachment, wanted), str(folder))
     except CheckpointError:
         detach(model, name)
         raise
@@ -87,6 +120,45 @@ def load_peft(
         "module names and shapes (PEFT stores no more)",
         config,
     )
+
+
+_NUMBERS = (
+    "r", "lora_alpha", "alpha", "lora_dropout", "vera_dropout", "n_frequency", "scaling", "random_loc_seed", "projection_prng_key", "d_initial",
+    "init_r", "decompose_factor", "num_virtual_tokens",
+)  # fmt: skip
+
+
+def _check_settings(config: dict[str, Any], folder: str) -> None:
+    """Raise FormatError for a setting that is read and is not of the type that PEFT writes."""
+
+    def strings(value: Any) -> bool:
+        return value is None or (isinstance(value, list) and all(isinstance(v, str) and v for v in value))
+
+    def patterns(value: Any) -> bool:
+        try:
+            return value is None or (isinstance(value, dict) and all(re.compile(k) for k in value))
+        except re.error:
+            return False
+
+    def number(value: Any) -> bool:
+        return value is None or (type(value) in (int, float) and abs(value) < 1e9)
+
+    checks = {"peft_type": isinstance(config.get("peft_type"), str)}
+    checks |= {key: number(config.get(key)) for key in _NUMBERS}
+    checks |= {key: strings(config.get(key)) for key in ("modules_to_save", "target_parameters")}
+    checks |= {
+        key: patterns(config.get(key)) for key in ("rank_pattern", "alpha_pattern", "n_frequency_pattern")
+    }
+    if config.get("peft_type") != "ADALORA":  # there they are masks
+        checks |= {
+            key: checks[key] and all(v is not None and number(v) for v in (config.get(key) or {}).values())
+            for key in ("rank_pattern", "alpha_pattern")
+        }
+    wrong = [key for key, holds in checks.items() if not holds]
+    if wrong:
+        raise FormatError(
+            f"{folder}: {', '.join(wrong)} is not what PEFT writes there ({config.get(wrong[0])!r})."
+        )
 
 
 def _read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -139,6 +211,16 @@ def _split(
     return found, whole
 
 
+def _check_dimensions(found: dict[str, dict[str, Tensor]], least: dict[str, int], folder: str) -> None:
+    """Raise KeyMismatchError for a tensor that has too few dimensions to be what its name says."""
+    for path, parts in found.items():
+        for role, value in parts.items():
+            if value.dim() < least.get(role, 1) or not value.numel():
+                raise KeyMismatchError(
+                    f"{folder}: {role} of {path} has the shape {list(value.shape)}. Nothing was loaded."
+                )
+
+
 def _tails(key: str) -> list[str]:
     parts = key.split(".")[:-1]
     return [".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)]
@@ -157,13 +239,15 @@ def _read_lora(
             f"{folder} trained biases (bias={config['bias']!r}), which is not read here.\n  Merge it with PEFT instead."
         )
     found, heads = _split(tensors, _SUFFIXES, folder, list(config.get("modules_to_save") or []))
+    _check_dimensions(found, {"A": 2, "B": 2, "m": 1}, folder)
     dora, rslora = bool(config.get("use_dora")), bool(config.get("use_rslora"))
     per_layer: dict[str, dict[str, Any]] = {}
+    found, parameters = _by_parameter(model, config, found)
     for path, parts in found.items():
         if not {"A", "B"} <= parts.keys() or (dora and "m" not in parts):
             raise KeyMismatchError(f"{folder}: {path} has {sorted(parts)} only; a factor is missing.")
-        r = parts["A"].shape[0]
-        alpha = _pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha", 8))
+        r = parts["A"].shape[-2 if path in parameters else 0]
+        alpha = pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha", 8))
         per_layer[f"={path}"] = {"r": r, "alpha": alpha * r**0.5 if dora and rslora else alpha}
     how: dict[str, Any] = {
         "method": "dora" if dora else "lora",
@@ -177,38 +261,48 @@ def _read_lora(
     return how, {f"{p}.{k}": v for p, parts in found.items() for k, v in parts.items()} | heads
 
 
-def _read_ia3(
+def _by_parameter(
+    model: nn.Module, config: dict[str, Any], found: dict[str, dict[str, Tensor]]
+) -> tuple[dict[str, dict[str, Tensor]], set[str]]:
+    """The factors of parameters by name under their names and in our shapes, those of layers as they are; and the parameters' names."""
+    targets = config.get("target_parameters") or []
+    modules = dict(root_of(model).named_modules())
+    named: dict[str, dict[str, Tensor]] = {}
+    parameters: set[str] = set()
+    for path, parts in found.items():
+        name = parameter_of(path, targets, modules)
+        if name is not None and {"A", "B"} <= parts.keys():
+            parts = dict(zip("AB", unstacked(host_at(name, modules), parts["A"], parts["B"]), strict=True))
+            parameters.add(name)
+        named[name or path] = parts
+    return named, parameters
+
+
+def _read_type(
     model: nn.Module, config: dict[str, Any], tensors: dict[str, Tensor], folder: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    found, heads = _split(tensors, {".ia3_l": "l"}, folder, list(config.get("modules_to_save") or []))
-    on_input = {p: parts["l"].shape[0] == 1 and parts["l"].dim() > 1 for p, parts in found.items()}
-    per_layer = {f"={p}": {"side": "input" if inner else "output"} for p, inner in on_input.items()}
+    """Types that are one method each, see `peft_types`."""
+    form = TYPES[config["peft_type"]]
+    names = {f".{theirs}": ours for ours, theirs in form.keys.items()}
+    own = {k: v for k, v in tensors.items() if k not in form.shared}
+    found, heads = _split(own, names, folder, list(config.get("modules_to_save") or []))
+    _check_dimensions(found, form.dimensions, folder)
+    layers = dict(root_of(model).named_modules())
+    per_layer: dict[str, dict[str, Any]] = {}
+    wanted: dict[str, Tensor] = dict(heads)
+    for path, parts in found.items():
+        if missing := form.needed(parts):
+            raise KeyMismatchError(
+                f"{folder}: {path} has {sorted(parts)} only; {', '.join(missing)} is missing."
+            )
+        if settings := form.settings(config, path, parts):
+            per_layer[f"={path}"] = settings
+        wanted |= {f"{path}.{k}": v for k, v in form.ours(config, parts, layers.get(path)).items()}
     how = {
-        "method": "ia3",
-        "targets": list(per_layer),
-        "per_layer": per_layer,
+        "method": form.method, "targets": [f"={path}" for path in found], "per_layer": per_layer,
         "train": sorted({f"={k.rpartition('.')[0]}" for k in heads}),
-    }
-    return how, {f"{p}.l": parts["l"].flatten() for p, parts in found.items()} | heads
-
-
-def _read_norms(
-    model: nn.Module, config: dict[str, Any], tensors: dict[str, Tensor], folder: str
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    mark = ".ln_tuning_layers."
-    own = {k.replace(mark, "."): v for k, v in tensors.items() if mark in k}
-    base = dict(model.named_parameters())
-    missing = [k for k in own if k not in base]
-    if missing or len(own) != len(tensors):
-        raise KeyMismatchError(
-            f"{folder}: {missing or [k for k in tensors if mark not in k]} fit nothing in this {type(model).__name__}."
-        )
-    how = {
-        "method": "norm-tuning",
-        "targets": sorted({f"={k.rpartition('.')[0]}" for k in own}),
-        "bias": any(k.endswith(".bias") for k in own),
-    }
-    return how, {k: v - base[k].detach().to(v) for k, v in own.items()}
+    }  # fmt: skip
+    return form.common(list(per_layer.values())) | form.once(config) | how, wanted
 
 
 def _read_product(
@@ -220,8 +314,8 @@ def _read_product(
     ranks, alphas = (config.get(f"{kind}_pattern") or {} for kind in ("rank", "alpha"))
     per_layer = {
         f"={path}": {
-            "r": _pattern(ranks, path, config.get("r", 8)),
-            "alpha": _pattern(alphas, path, config.get("alpha", 8)),
+            "r": pattern(ranks, path, config.get("r", 8)),
+            "alpha": pattern(alphas, path, config.get("alpha", 8)),
         }
         for path in found
     }
@@ -239,7 +333,7 @@ def _read_product(
     return how, {f"{p}.{k}": v for p, parts in found.items() for k, v in parts.items()} | heads
 
 
-def _pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
+def pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
     """PEFT's rule: the first pattern that matches the path, or its end after a dot."""
     return next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", path)), default)
 

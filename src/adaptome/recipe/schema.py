@@ -51,6 +51,18 @@ def _foldered(value: Any) -> Any:
     return {"folder": value} if isinstance(value, str) else value
 
 
+class QuantizationSection(OpenSection):
+    """How the base's linear layers are stored; further keys are the scheme's settings (bits, group, tables, ...)."""
+
+    scheme: str = Field(
+        description="nf4, uniform or sketch; what calibrates is made by `adaptome quantize`, whose folder is then the model's name"
+    )
+    targets: str | list[str] = Field(
+        default="all-linear", description="layers, written as a method's targets"
+    )
+    exclude: str | list[str] | None = Field(default=None, description="layers to leave out")
+
+
 class ModelSection(OpenSection):
     """The base model: a name, a configuration to build it from with random weights, or a composite model with its settings."""
 
@@ -76,6 +88,9 @@ class ModelSection(OpenSection):
     )
     attention: str | None = Field(
         default=None, description="attn_implementation: sdpa, eager, flash_attention_2, ..."
+    )
+    quantization: QuantizationSection | None = Field(
+        default=None, description="quantise the base once it is loaded, e.g. {scheme: nf4}"
     )
 
     @model_validator(mode="after")

@@ -110,14 +110,27 @@ def load_tokenizer(model: ModelSpec, **settings: Any) -> Any:
 def load_pretrained(
     auto: Any, model: ModelSpec, config: Any, head: Sequence[str] = ()
 ) -> tuple[nn.Module, list[str]]:
-    """A model and the names of the modules that the checkpoint had no weights for.
+    """A model, quantised where its section says so, and the names of the modules that the checkpoint had no weights for.
 
     Args:
         auto: an auto class of transformers. head: names of modules outside the base that may be new.
 
     Raises:
         RecipeError: the model cannot be had, or weights of its base are missing from the checkpoint.
+        MethodError, HostError, DataError: it cannot be quantised so.
     """
+    from adaptome.quantization.hub import register
+    from adaptome.quantization.quantizing import quantize
+
+    register()
+    built, new = _load_full(auto, model, config, head)
+    wanted = model.quantization
+    if wanted is not None:
+        quantize(built, wanted.scheme, targets=wanted.targets, exclude=wanted.exclude, **wanted.settings)
+    return built, new
+
+
+def _load_full(auto: Any, model: ModelSpec, config: Any, head: Sequence[str]) -> tuple[nn.Module, list[str]]:
     import torch
 
     settings = {"attn_implementation": model.attention} if model.attention else {}

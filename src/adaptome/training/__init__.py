@@ -21,6 +21,7 @@ _HOME = {
     "FoldsResult": "folds",
     "Result": "runs",
     "StagesResult": "stages",
+    "calibration": "runs",
     "evaluate": "runs",
     "last_checkpoint": "folder",
     "load_run": "runs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from transformers import TrainingArguments
 from adaptome.core.errors import MissingExtraError, RecipeError
 from adaptome.recipe import Recipe
 from adaptome.tasks import Prepared, Task
+
+logger = logging.getLogger(__name__)
 
 #: what TrainingArguments calls gradient checkpointing: transformers renamed it after 5.17
 CHECKPOINTING = next(
@@ -40,7 +43,7 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
         "per_device_eval_batch_size": recipe.evaluation.batch_size or training.batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation,
         "learning_rate": training.learning_rate,
-        "optim": training.optimizer,
+        "optim": _optimizer(training.optimizer, training.device),
         "lr_scheduler_type": training.scheduler,
         "warmup_steps": training.warmup,
         "weight_decay": training.weight_decay,
@@ -68,6 +71,16 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
     if task.trainer == "sft":
         made |= task.sft_arguments()  # type: ignore[attr-defined]
     return made
+
+
+def _optimizer(name: str, device: str) -> str:
+    """The optimizer's name; a paged one, which keeps its state in memory that CUDA manages, only where there is CUDA."""
+    if not name.startswith("paged_") or (torch.cuda.is_available() and device != "cpu"):
+        return name
+    logger.warning(
+        "training.optimizer=%s pages its state through CUDA, which is not here; taking adamw_torch.", name
+    )
+    return "adamw_torch"
 
 
 def best_metric(recipe: Recipe, task: Task) -> tuple[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
@@ -252,6 +253,23 @@ def predict(folder: str | Path, inputs: Sequence[Any], batch_size: int = 32) -> 
     """A finished run's predictions, one for each input, in the form the task gives them."""
     loaded = load_run(folder)
     return loaded.task.predict(loaded.model, loaded.processor, inputs, batch_size)
+
+
+def calibration(loaded: Loaded, count: int, split: str = "train") -> list[Any]:
+    """The first batches of one of a run's splits, as its model takes them: what a conversion measures on.
+
+    Raises:
+        RecipeError, DataError: the data cannot be read again, or has no such split.
+    """
+    recipe, task, processor, model = loaded.recipe, loaded.task, loaded.processor, loaded.model
+    data = task.prepare(read(recipe, task), processor)
+    if data.get(split) is None:
+        raise RecipeError(f"there is no {split} split to calibrate on. Splits: {', '.join(data.splits)}.")
+    for name in ad.adapters(model):
+        ad.set_trainable(model, name)  # the Trainer takes no model of which nothing trains
+    loss = assembled(recipe, task, processor, model, terms_of(recipe.objective))
+    batches = _trainer(recipe, task, processor, data, model, [], loss, only=split).get_eval_dataloader()
+    return list(itertools.islice(batches, count))
 
 
 # -- the parts of a run --------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from adaptome.core import packed
 from adaptome.core.attaching import attach
-from adaptome.core.errors import DataError, HostError, MethodError
+from adaptome.core.errors import HostError, MethodError
 from adaptome.core.hosts import Host
 from adaptome.core.plan import Plan
+from adaptome.forms.starts import full_weight
 from adaptome.methods.low_rank.lora import LoRA, LoRAAdapter, balanced, leading
 from adaptome.methods.low_rank.lora_starts import factors_of, hosts_of, plain
 
@@ -59,7 +60,7 @@ def loftq(
             f"loftq: {whole[0]} is not quantised: there is nothing that its start could make up for.\n  Quantise the base first, or attach lora as it is."
         )
     weights = dict(full.named_parameters()) if isinstance(full, nn.Module) else full
-    wanted = [_full_weight(host, weights) for host in hosts]
+    wanted = [full_weight("loftq", host, weights) for host in hosts]
     made = {host.name: _alternate(host, W, method.r, steps) for host, W in zip(hosts, wanted, strict=True)}
     plan = attach(model, method, name, targets=[f"={path}" for path in made], **how)
     for path, adapter in factors_of(model, name, LoRAAdapter):
@@ -73,7 +74,6 @@ def loftq(
 @torch.no_grad()
 def _alternate(host: Host, W: Tensor, r: int, steps: int) -> tuple[Tensor, Tensor]:
     """A and B of the last step; the host's weight is then the last Q."""
-    W = W.to(host.device, torch.promote_types(W.dtype, torch.float32))
     A, B = leading(W - host.weight().to(W), r)
     for _ in range(steps - 1):
         packed.install(
@@ -83,15 +83,3 @@ def _alternate(host: Host, W: Tensor, r: int, steps: int) -> tuple[Tensor, Tenso
         )
         A, B = leading(W - host.weight().to(W), r)
     return A, B
-
-
-def _full_weight(host: Host, weights: Mapping[str, Tensor]) -> Tensor:
-    key = f"{host.path}.{host.parameter}" if host.path else host.parameter
-    if key not in weights:
-        raise DataError(f"loftq: the full-precision weights hold no {key!r}; they must be of the same model.")
-    W = host.canonical(weights[key].detach())
-    if W.shape != host.shape:
-        raise DataError(
-            f"loftq: {key} is {list(W.shape)} in full precision and {list(host.shape)} in the base."
-        )
-    return W

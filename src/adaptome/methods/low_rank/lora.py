@@ -34,7 +34,7 @@ class LoRA(Method):
                 weight is never touched and B0, A0 are rebuilt from it when loading ('corda': saved)
                 t = 1: with alpha = r as in LAE (Gao et al. 2023, arXiv:2303.10070), where it evens the pace of different methods
     from data   `eva(model, batches, method)`: A from the layers' inputs, B = 0; `loftq(model, full, method)`: B A from what a quantised
-                base lacks; as `corda`, each is a file beside this one and at the library's top, `ad.eva`
+                base lacks, `cloq(model, full, batches, method)`: the same, measured by outputs; as `corda`, each is a file beside this one and at the library's top, `ad.eva`
     parameters  r (in + out) per layer, and 1 with train_scale: 33,554,432 for LLaMA-2-7B, q and v, r = 64
     merge       exact; export: peft-lora, exact (rank 2r for 'pissa', 'olora' and 'corda')
     source      Hu et al. 2021, arXiv:2106.09685, section 4.1; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732

@@ -1,0 +1,435 @@
+"""A merged model as a Hugging Face folder, written layer by layer: beside the model, memory holds one layer more.
+
+    OUTPUT.partial/       while it is written; a run that was stopped goes on after the last whole shard
+      plan.json           what goes where, and a hash of adapter, base and settings
+      model-*.safetensors
+    OUTPUT/               when all is there: the same, with config.json, the generation's settings and the processor's files
+
+The model itself is not changed. Quantised weights are written dense, as what they stand for plus the adapters.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.core import adapter as swap
+from adaptome.core import packed
+from adaptome.core.adapter import WeightAdapter
+from adaptome.core.errors import MergeError
+from adaptome.core.files import remove_folder, sync_folder, write_atomic
+from adaptome.core.fingerprint import fingerprint
+from adaptome.core.host import at_hand
+from adaptome.core.merging import TOLERANCE, evaluating, probe, stacks
+from adaptome.core.state import adapters, find_root, is_ours, rearrange, refuse_sharded, tensors_of
+
+_CODES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
+    torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class MergedFolder:
+    """What was written.
+
+    Attributes:
+        folder: where.
+        names: the adapters that are in it.
+        shards: files, of them `resumed` from an earlier run that was stopped.
+        bytes: of all tensors.
+        layers: that the adapters changed.
+        dequantised: how many weights were stored quantised in the base and are dense here.
+        untied: weights that were one with another's and have a value of their own now.
+        differences: linear layer -> largest relative difference of its outputs on a probe input, merged and not, both in the model's type.
+    """
+
+    folder: str
+    names: tuple[str, ...]
+    shards: int
+    resumed: int
+    bytes: int
+    layers: tuple[str, ...]
+    dequantised: int
+    untied: tuple[str, ...]
+    differences: dict[str, float]
+
+    @property
+    def worst(self) -> float:
+        """The largest difference."""
+        return max(self.differences.values(), default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()} | {
+            "worst": self.worst
+        }
+
+    def __str__(self) -> str:
+        told = f"wrote {self.bytes:,} bytes in {self.shards} files to {self.folder}: {', '.join(self.names)} merged into {len(self.layers)} layers"
+        told += f"; {self.resumed} files were there from a run that was stopped" if self.resumed else ""
+        told += f"; {self.dequantised} quantised weights are dense now" if self.dequantised else ""
+        told += f"; largest difference on a probe {self.worst:.2e}" if self.differences else ""
+        return told + (f"; no longer tied: {', '.join(self.untied)}" if self.untied else "")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One tensor of the model: its module, its name there, and the type it is written in."""
+
+    module: nn.Module
+    path: str
+    name: str
+    stack: tuple[WeightAdapter, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    packed: bool
+
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        """The tensor as it is written, on the CPU."""
+        with at_hand([self.module, *(m for a in self.stack for m in a.modules())]):
+            if self.packed:
+                value = packed.dense(self.module, self.name)
+            else:
+                stored = self.module._parameters.get(self.name)
+                value = self.module._buffers[self.name] if stored is None else stored.detach()  # type: ignore[assignment]
+            if value.is_meta:
+                raise MergeError(
+                    f"{self.path}.{self.name} is on the meta device; load the model fully to merge."
+                )
+            for adapter in self.stack:
+                value = adapter.apply_to(self.name, value)
+        if self.stack and not torch.isfinite(value).all():
+            raise MergeError(
+                f"{self.path}.{self.name}: the merged value is not finite; the adapter holds NaN or infinity."
+            )
+        return value.to("cpu", self.dtype).contiguous()
+
+
+def save_merged(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    names: str | Sequence[str] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_size: str | int = "5GB",
+    processor: Any = None,
+) -> MergedFolder:
+    """Write the model with adapters in its weights as a folder that `from_pretrained` loads without adaptome.
+
+    A run that was stopped is gone on with when it is called again with the same model, adapters and settings.
+
+    Args:
+        model: with adapters; it stays as it is.
+        folder: made; must not be there, or be empty.
+        names: which adapters; None for all that are active.
+        dtype: of the floating-point tensors; None as the model has them (quantised ones: as the model computes).
+        shard_size: about how many bytes a file holds; files end between layers.
+        processor: a tokenizer or processor to save with it.
+
+    Raises:
+        MergeError: an adapter has no merged form or makes parameters that the model's class has no place for, the folder is taken, or the result is not finite.
+        StateError: unknown name.
+    """
+    root, target = find_root(model), Path(folder)
+    refuse_sharded(root, "merging")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise MergeError(f"{target} is there and not empty.\n  Name a new folder for the merged model.")
+    chosen, layers = stacks(root, names)
+    sources, untied = _sources(root, layers, dtype)
+    differences = _compare(root, chosen, layers)
+    groups = list(_groups(sources))
+    plan = [
+        _written(root, {key: torch.empty(s.shape, dtype=s.dtype, device="meta") for key, s in g.items()})
+        for g in groups
+    ]
+    shards = _shards(plan, _bytes(shard_size))
+    work = target.with_name(f"{target.name}.partial")
+    described = {
+        "files": [[name for i in shard for name in plan[i]] for shard in shards], "of": _identity(root, chosen, dtype),
+    }  # fmt: skip
+    resumed = _begin(work, described)
+    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    files = ["model.safetensors"] if len(files) == 1 else files
+    for file, shard in zip(files, shards, strict=True):
+        if not (work / file).is_file():
+            header = {name: value for i in shard for name, value in plan[i].items()}
+            _stream(work / file, header, (v for i in shard for v in _values(root, groups[i], plan[i])))
+    total = sum(v.numel() * v.element_size() for g in plan for v in g.values())
+    if len(files) > 1:
+        where = {
+            name: file for file, names_ in zip(files, described["files"], strict=True) for name in names_
+        }
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        write_atomic(work / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+    _companions(root, work, dtype, untied, processor)
+    (work / "plan.json").unlink()
+    if target.exists():
+        target.rmdir()
+    os.replace(work, target)
+    sync_folder(target.parent)
+    quantised = sum(s.packed for s in sources.values())
+    return MergedFolder(
+        str(target),
+        tuple(chosen),
+        len(files),
+        resumed,
+        total,
+        tuple(p for p, _, _ in layers),
+        quantised,
+        untied,
+        differences,
+    )
+
+
+# -- what is written -----------------------------------------------------------------------------------------------
+
+
+def _sources(
+    root: nn.Module, layers: list[tuple[str, Any, list[WeightAdapter]]], dtype: torch.dtype | None
+) -> tuple[dict[str, _Source], tuple[str, ...]]:
+    """Every tensor of the model by its key, tied ones once; and the keys that are no longer tied."""
+    stacked = {id(layer): stack for _, layer, stack in layers}
+    computes = getattr(getattr(root, "config", None), "dtype", None) or torch.float32
+    found: dict[str, _Source] = {}
+    places: dict[int, list[str]] = {}
+    for path, module in root.named_modules(remove_duplicate=False):
+        if is_ours(path):
+            continue
+        own = {n: v for n, v in module._parameters.items() if v is not None}
+        own |= {
+            n: v
+            for n, v in module._buffers.items()
+            if v is not None and n not in module._non_persistent_buffers_set
+        }
+        for name, value in own.items():
+            stack = tuple(a for a in stacked.get(id(module), ()) if name in a.changes)
+            is_packed = name in module._parameters and packed.is_packed(module, name)
+            shape = _dense_shape(module, name) if is_packed else tuple(value.shape)
+            kept = computes if is_packed else value.dtype
+            kept = dtype if dtype is not None and kept.is_floating_point else kept
+            key = f"{path}.{name}" if path else name
+            found[key] = _Source(module, path, name, stack, shape, kept, is_packed)
+            places.setdefault(id(value), []).append(key)
+        created = {p for a in stacked.get(id(module), ()) for p in a.creates if p in a.changes} - set(own)
+        if created:
+            raise MergeError(
+                f"{path}: the adapter makes a {', '.join(sorted(created))} that {type(root).__name__} would not load again.\n"
+                "  Merge in memory (ad.merge), or keep the adapter."
+            )
+    untied: list[str] = []
+    alias = getattr(root, "all_tied_weights_keys", None) or {}
+    for keys in places.values():
+        if len(keys) == 1:
+            continue
+        first = next((k for k in keys if k not in alias), keys[0])
+        one = all(
+            found[k].module is found[first].module or (not found[k].stack and not found[first].stack)
+            for k in keys
+        )
+        if not one:
+            untied += [k for k in keys if k != first]
+        else:
+            for key in keys:
+                if key != first:
+                    del found[key]
+    return found, tuple(untied)
+
+
+def _dense_shape(module: Any, name: str) -> tuple[int, ...]:
+    """What a packed parameter stands for; a linear layer tells without dequantising it."""
+    if name == "weight" and isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    return tuple(packed.dense(module, name).shape)
+
+
+def _groups(sources: dict[str, _Source]) -> Iterator[dict[str, _Source]]:
+    """The tensors layer by layer: those under one numbered block together, any other alone."""
+    current: dict[str, _Source] = {}
+    last = None
+    for key, source in sources.items():
+        block = re.match(r".*?\.\d+\.", key)
+        name = block[0] if block else key
+        if current and name != last:
+            yield current
+            current = {}
+        current[key], last = source, name
+    if current:
+        yield current
+
+
+def _written(root: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the keys of the file: models that transformers loads from keys of another shape are saved under those."""
+    if not hasattr(root, "save_pretrained") or not hasattr(root, "config"):
+        return tensors
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # transformers of before such conversions
+        return tensors
+    renamed: dict[str, Tensor] = revert_weight_conversion(root, dict(tensors))
+    return renamed
+
+
+def _values(root: nn.Module, group: dict[str, _Source], planned: dict[str, Tensor]) -> Iterator[Tensor]:
+    """One layer's tensors in the planned order; made one at a time where its keys are the file's."""
+    if group.keys() == planned.keys():
+        for name in planned:
+            yield group[name].value()
+        return
+    made = _written(root, {key: source.value() for key, source in group.items()})
+    for name in planned:
+        yield made.pop(name).contiguous()
+
+
+def _shards(plan: list[dict[str, Tensor]], size: int) -> list[list[int]]:
+    """Numbers of groups by file."""
+    shards: list[list[int]] = [[]]
+    held = 0
+    for index, group in enumerate(plan):
+        own = sum(v.numel() * v.element_size() for v in group.values())
+        if shards[-1] and held + own > size:
+            shards.append([])
+            held = 0
+        shards[-1].append(index)
+        held += own
+    return shards
+
+
+def _bytes(size: str | int) -> int:
+    if isinstance(size, int):
+        return size
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]B)\s*", size, re.IGNORECASE)
+    if match is None:
+        raise MergeError(f"shard_size={size!r} is no size; write '5GB' or '500MB'.")
+    return int(float(match[1]) * _SIZES[match[2].upper()])
+
+
+@torch.no_grad()
+def _compare(
+    root: nn.Module, names: Sequence[str], layers: list[tuple[str, Any, list[WeightAdapter]]]
+) -> dict[str, float]:
+    """Every linear layer with the adapters around it beside the one with the weight that is written."""
+    differences: dict[str, float] = {}
+    with evaluating(root):
+        try:
+            for path, layer, stack in layers:
+                host = layer._host
+                if host.kind != "linear" or host.packed:
+                    continue
+                x = probe(host)
+                swap.arrange(layer, list(names))
+                adapted = layer(x).double()
+                made = {}
+                for name in ("weight", "bias"):
+                    value = layer._parameters[name]
+                    for adapter in [] if value is None else stack:
+                        value = adapter.apply_to(name, value) if name in adapter.changes else value
+                    made[name] = None if value is None else value.to(host.dtype)
+                merged = host.run_dense(host.canonical(made["weight"]), made["bias"], x).double()
+                differences[path] = float(
+                    (merged - adapted).abs().max() / adapted.abs().max().clamp_min(1e-12)
+                )
+                if not differences[path] <= TOLERANCE.get(host.dtype, 6e-2):
+                    raise MergeError(
+                        f"{path}: the merged layer differs from the adapted one by {differences[path]:.2e} on a probe; nothing was written."
+                    )
+        finally:
+            rearrange(root)
+    return differences
+
+
+# -- the files -----------------------------------------------------------------------------------------------------
+
+
+def _identity(root: nn.Module, names: Sequence[str], dtype: torch.dtype | None) -> str:
+    """A hash of all that the files' bytes hang on, the base by its sampled weights."""
+    digest = hashlib.sha256(json.dumps([fingerprint(root), list(names), str(dtype)], sort_keys=True).encode())
+    for name, attachment in adapters(root).items():
+        if name in names:
+            shares = {a.strength for a in attachment.all().values()}
+            digest.update(f"{name} {attachment.method!r} {sorted(shares)}".encode())
+            for key, value in tensors_of(attachment).items():
+                digest.update(
+                    key.encode()
+                    + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                )
+    return digest.hexdigest()
+
+
+def _begin(work: Path, described: dict[str, Any]) -> int:
+    """Make the folder, or go on with one of the same plan; tells how many whole shards it holds."""
+    plan = work / "plan.json"
+    if plan.is_file() and json.loads(plan.read_text("utf-8")) == described:
+        return len(list(work.glob("model*.safetensors")))
+    if work.exists():
+        if not plan.is_file() and any(work.iterdir()):
+            raise MergeError(
+                f"{work}, where the model would be written first, holds something else.\n  Name another folder."
+            )
+        remove_folder(work)
+    work.mkdir(parents=True)
+    write_atomic(plan, json.dumps(described))
+    return 0
+
+
+def _stream(path: Path, planned: dict[str, Tensor], values: Iterator[Tensor]) -> None:
+    """Write a safetensors file tensor by tensor; under its name it is whole.
+
+    The library's own writer wants all tensors at once. The format: eight bytes of the header's length, the header as JSON, the bytes.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, value in planned.items():
+        end = offset + value.numel() * value.element_size()
+        header[name] = {
+            "dtype": _CODES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    writing = path.with_name(f".{path.name}.writing")
+    with writing.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, expected), value in zip(planned.items(), values, strict=True):
+            assert value.shape == expected.shape and value.dtype == expected.dtype, name
+            file.write(value.flatten().view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(writing, path)
+    sync_folder(path.parent)
+
+
+def _companions(
+    root: Any, work: Path, dtype: torch.dtype | None, untied: tuple[str, ...], processor: Any
+) -> None:
+    """The configuration, the generation's settings, and the processor's files."""
+    config: Any = getattr(root, "config", None)
+    if hasattr(config, "save_pretrained"):
+        config = copy.deepcopy(config)
+        kind = getattr(type(root), "_base", type(root))
+        config.architectures = [kind.__name__]
+        if dtype is not None:
+            config.dtype = dtype
+        if untied and getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        config.save_pretrained(work)
+        if root.can_generate() and getattr(root, "generation_config", None) is not None:
+            root.generation_config.save_pretrained(work)
+    if processor is not None:
+        processor.save_pretrained(work)
