@@ -42,6 +42,7 @@ BY_DESIGN = {
     "divcontrol": "too few for 16 tailors",  # one gate for all layers, so the smallest must hold them
     "coop": "matches no module",
     "score-adapter": "predictor",
+    "sketchtune": "tables of sketched layers",
     "vb-lora": "size = 64 does not divide",  # the bank of vectors of this length is all layers' own
 }
 
