@@ -136,7 +136,7 @@ class _Alive(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.layout is torch.strided:  # a sparse one is seen by its parts
                 self._see(leaf.untyped_storage())
         return out
 

@@ -42,6 +42,8 @@ def spec(**given: Any) -> SimpleNamespace:
         "tokenizer": None,
         "dtype": "float32",
         "attention": None,
+        "quantization": None,
+        "composite": None,
     }
     return SimpleNamespace(**{**empty, **given})
 

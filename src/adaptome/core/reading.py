@@ -13,7 +13,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -34,6 +34,13 @@ _ABOUT = {
     "shape",
     "size",
 }
+#: a path, and the conditions on the module's own attributes (source, whether it holds) under which its weight is read
+Guard: TypeAlias = tuple[str, bool]
+Reading: TypeAlias = tuple[tuple[str, ...], tuple[Guard, ...]]
+#: what a condition may be made of to be evaluated: attributes, numbers, comparisons
+_PLAIN = (
+    ast.Attribute, ast.Name, ast.Constant, ast.Compare, ast.BoolOp, ast.UnaryOp, ast.boolop, ast.unaryop, ast.cmpop, ast.Load,
+)  # fmt: skip
 #: where the classes' own code is trusted to call its layers, or is kept to its calls (`keep_off_fast_path`)
 _PASSED_OVER = ("torch.", "transformers.modeling_utils", "transformers.generation")
 
@@ -44,9 +51,10 @@ def mark_read(nodes: list[Node]) -> None:
         if not node.children:
             continue
         cls: Any = getattr(type(node.module), "_base", type(node.module))
-        for path in weights_read(cls):
-            for layer in _below(node, path):
-                layer.read = bool(layer.kind)
+        for path, guards in weights_read(cls):
+            if all(_holds(guard, node.module) for guard in guards):
+                for layer in _below(node, path):
+                    layer.read = bool(layer.kind)
 
 
 def _below(node: Node, path: tuple[str, ...]) -> Iterator[Node]:
@@ -60,12 +68,12 @@ def _below(node: Node, path: tuple[str, ...]) -> Iterator[Node]:
 
 
 @functools.cache
-def weights_read(cls: type[nn.Module]) -> frozenset[tuple[str, ...]]:
-    """Paths, below a module of this class, of the modules whose `weight` its forward, and what that calls on it, reads.
+def weights_read(cls: type[nn.Module]) -> frozenset[Reading]:
+    """Paths, below a module of this class, of the modules whose `weight` its forward, and what that calls on it, reads; and when.
 
     `*` stands for any member of a list. Looking at a weight's type or shape is no reading. Code without source tells nothing.
     """
-    found: set[tuple[str, ...]] = set()
+    found: set[Reading] = set()
     waiting, seen = ["forward"], {"forward"}
     while waiting:
         function = inspect.getattr_static(cls, waiting.pop(), None)
@@ -88,7 +96,7 @@ def _names(code: CodeType) -> set[str]:
     return set(code.co_names).union(*inner)
 
 
-def _read_in(function: FunctionType) -> set[tuple[str, ...]]:
+def _read_in(function: FunctionType) -> set[Reading]:
     try:
         source = inspect.getsource(function)
     except (OSError, TypeError):
@@ -101,8 +109,28 @@ def _read_in(function: FunctionType) -> set[tuple[str, ...]]:
         if isinstance(node, ast.Attribute) and node.attr == "weight" and isinstance(node.ctx, ast.Load):
             path = _path(node.value, own)
             if path and not _only_looks(node, above[node]):
-                found.add(path)
+                found.add((path, tuple(_guards(node, above, own))))
     return found
+
+
+def _guards(node: ast.AST, above: dict[ast.AST, ast.AST], own: tuple[str, ...]) -> Iterator[Guard]:
+    """The conditions around a node that the module's own attributes decide."""
+    while node in above:
+        inside, node = node, above[node]
+        if not isinstance(node, ast.If) or inside is node.test:
+            continue
+        names = [n.id for n in ast.walk(node.test) if isinstance(n, ast.Name)]
+        if all(isinstance(n, _PLAIN) for n in ast.walk(node.test)) and set(names) == set(own):
+            yield ast.unparse(node.test).replace(f"{own[0]}.", "self."), inside in node.body
+
+
+def _holds(guard: Guard, module: nn.Module) -> bool:
+    """Whether a condition of the class's own code is met on a module; unknown ones are taken to be."""
+    source, wanted = guard
+    try:
+        return bool(eval(source, {"__builtins__": {}}, {"self": module})) is wanted
+    except (AttributeError, TypeError, RuntimeError):
+        return True
 
 
 def _path(node: ast.expr, own: tuple[str, ...]) -> tuple[str, ...]:

@@ -67,6 +67,8 @@ class _Rows(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, c: Tensor, counts: Tensor, columns: Tensor) -> Tensor:
         ctx.exact = torch.promote_types(torch.promote_types(z.dtype, c.dtype), torch.float32)
         ctx.save_for_backward(z, c, counts, columns)
+        if z.is_meta:  # no sparse products there
+            return z.new_empty(len(z), len(counts), dtype=ctx.exact)
         with torch.autocast(z.device.type, enabled=False):
             matrix = _matrix(c.to(ctx.exact), counts, columns, z.shape[1])
             return (matrix @ z.to(ctx.exact).t()).t()
@@ -74,6 +76,8 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         z, c, counts, columns = ctx.saved_tensors
+        if z.is_meta:
+            return torch.empty_like(z), torch.empty_like(c), None, None
         values, grad = c.to(ctx.exact), grad.to(ctx.exact)
         grad_z = grad_c = None
         if ctx.needs_input_grad[0]:

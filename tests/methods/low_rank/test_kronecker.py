@@ -108,7 +108,7 @@ def test_neither_direction_makes_or_keeps_the_full_matrix():
 def test_sides_that_do_not_divide_are_refused_or_the_nearest_taken():
     layer = nn.Sequential(nn.Linear(20, 30))
     with pytest.raises(HostError, match="a1 = 64 does not divide 30; the nearest divisor is 30"):
-        ad.attach(layer, "diffusekrona", targets="0")
+        ad.attach(layer, "diffusekrona", a1=64, targets="0")
     with pytest.raises(HostError, match="a2 = 6 does not divide 20; the nearest divisor is 5"):
         ad.attach(layer, "diffusekrona", a1=3, a2=6, targets="0")
     ad.attach(layer, "diffusekrona", a1=7, a2=6, nearest=True, targets="0")

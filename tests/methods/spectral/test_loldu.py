@@ -166,7 +166,7 @@ def test_the_file_holds_the_diagonal_alone(tmp_path):
 
 def test_more_pivots_than_there_are_is_refused():
     with pytest.raises(HostError, match="r = 64 is above its rank, 12"):
-        ad.attach(nn.Sequential(linear()), "loldu", targets="0")
+        ad.attach(nn.Sequential(linear()), "loldu", r=64, targets="0")
 
 
 def test_it_is_built_from_shapes_alone():

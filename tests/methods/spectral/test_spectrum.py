@@ -154,7 +154,7 @@ def test_fourierft_can_start_as_the_paper_has_it():
 
 def test_more_coefficients_than_cells_are_refused():
     with pytest.raises(HostError, match="n = 1000 coefficients, but its weight has 240"):
-        ad.attach(nn.Sequential(linear()), "loca", targets="0")
+        ad.attach(nn.Sequential(linear()), "loca", n=1000, targets="0")
 
 
 def test_norms_are_those_of_the_spectrum_and_duplicates_add():

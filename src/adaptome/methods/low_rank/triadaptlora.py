@@ -189,7 +189,8 @@ class TriAdaptLoRAAdapter(LowRank):
 
     def score(self) -> float:
         """Growth of `size` since the last allocation."""
-        return float(torch.tensor(self.size())) - float(self.previous)  # both rounded alike
+        now, before = torch.tensor(self.size(), dtype=torch.float32), self.previous.float()
+        return float(now) - float(before)  # both rounded alike, whatever the base's precision is
 
     @torch.no_grad()
     def grow(self, ranks: int, seed: str) -> int:

@@ -18,7 +18,7 @@ INPUTS = ("subject", "predicate", "object")
 
 @register(
     "score-adapter", category="additive", subcategory="score calibration", merge="none", export="none", inference_overhead="extra modules",
-    hosts=("predictor",), default_targets="predictor", source="Arakelyan et al. 2023, arXiv:2301.12313, section 3",
+    hosts=("predictor",), default_targets="predictor", needs="a link predictor", source="Arakelyan et al. 2023, arXiv:2301.12313, section 3",
 )  # fmt: skip
 class ScoreAdapter(Method):
     r"""Score adapter (CQD-A): scale and shift a link predictor's scores, by an affine map of its frozen embeddings.

@@ -15,6 +15,7 @@ from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.core.model import detach
 from adaptome.core.state import attachment_of, find_root, state_of
+from adaptome.forms.fused import shaped
 from adaptome.forms.low_rank import kaiming
 from adaptome.forms.reparametrization import Reparametrization
 from adaptome.quantization.formats import Uniform, Values, grouped
@@ -177,7 +178,9 @@ class _L4Q(torch.autograd.Function):
         ctx.save_for_backward(x, W, A, B, d, b)
         exact = _exact(W, A, B, d, b)
         made = _levels(exact[0], exact[1], exact[2], exact[3], exact[4], scale, bits, group)[2]
-        return F.linear(x, made.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        rows = x.reshape(-1, x.shape[-1])
+        y = F.linear(rows, made.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return shaped(y, x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -108,7 +108,7 @@ class QWHAAdapter(Delta):
 
     def product(self, x: Tensor) -> Tensor:
         z = transform(x, self.matrices()) * self.alpha
-        if torch.compiler.is_compiling() or x.is_meta or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return F.linear(z, self.coefficients().to(z.dtype))
         return sparse_product(z, self.c, self.counts, self.columns, self.host.fan_out)
 
