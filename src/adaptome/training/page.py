@@ -108,9 +108,8 @@ _FORMATS = {"trained": ",", "of all": ".3%", "steps": ",", "seconds": ",.1f", "p
 
 def _facts(result: Mapping[str, Any]) -> dict[str, object]:
     """The tiles: the metrics that come first, then what it took."""
-    facts: dict[str, object] = {
-        f"{name} on {result['split']}": _figure(value) for name, value in list(result["metrics"].items())[:2]
-    }
+    metrics = sorted(result["metrics"].items(), key=lambda item: item[0].startswith("loss"))
+    facts: dict[str, object] = {f"{name} on {result['split']}": _figure(value) for name, value in metrics[:2]}
     share = result["trainable_parameters"] / result["total_parameters"]
     facts["trained parameters"] = result["trainable_parameters"]
     facts["of all"] = f"{share:.3%}"
