@@ -78,7 +78,7 @@ def shown(one: Any, prediction: Any, picture: Any = None) -> Shown:
     """
     if not isinstance(prediction, Mapping):
         return Shown(str(prediction), given_text(one), picture=picture)
-    text, spans = given_text(one), ()
+    text, spans = given_text(one), tuple[Span, ...]()
     if "entities" in prediction:
         text, spans = entity_spans(one, prediction)
     elif "completion" in prediction:
