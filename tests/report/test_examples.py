@@ -26,7 +26,12 @@ def test_a_page_holds_its_pictures_and_loads_nothing():
     assert len(images) == 2 and all(
         i["src"].startswith("data:image/png;base64,") and i["alt"] for i in images
     )
-    assert images[0]["width"] == "360" and "img-src data:" in html and "http://" not in html and "https://" not in html
+    assert (
+        images[0]["width"] == "360"
+        and "img-src data:" in html
+        and "http://" not in html
+        and "https://" not in html
+    )
     assert html.count('class="examples"') == 1 and html.count("<article") == 2 and ">right<" in html
 
 
