@@ -31,12 +31,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages["reference/cli.md"] = generate.commands_page()
     for name, cls in ad.list_methods().items():
         pages[f"methods/{name}.md"] = generate.method_page(cls)
+    pages["systems/index.md"] = generate.systems_index()
+    for name, system in generate.systems().items():
+        pages[f"systems/{name}.md"] = generate.system_page(system)
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
     schema = json.dumps(recipe_json_schema(), indent=2)
     files.append(File.generated(config, "reference/recipe.schema.json", content=schema))
     section: list[Any] = next(entry["Methods"] for entry in config.nav or [] if "Methods" in entry)
     section += [{cls.__name__: f"methods/{name}.md"} for name, cls in ad.list_methods().items()]
+    listed: list[Any] = next(entry["Systems"] for entry in config.nav or [] if "Systems" in entry)
+    listed += [{system.title: f"systems/{name}.md"} for name, system in generate.systems().items()]
     return files
 
 

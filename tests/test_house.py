@@ -28,7 +28,7 @@ FLOORS: dict[str, set[str]] = {
     "models": {"core", "graphs"},
     "decoding": {"core"},
     "objectives": {"core"},
-    "tasks": {"core", "data", "decoding", "graphs", "models", "quantization"},
+    "tasks": {"core", "data", "decoding", "graphs", "models", "quantization", "report"},
     "continual": {"core", "data", "objectives", "tasks"},
     # tools on any model
     "arithmetic": {"core", "forms", "interop"},

@@ -9,7 +9,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import adaptome as ad
 from adaptome.cli import main
-from adaptome.cli.predict import _short
+from adaptome.cli.predict import _one_line
+from adaptome.tasks.showing import answer
 
 RECIPE = """
 model:
@@ -166,8 +167,8 @@ def test_predictions_are_one_for_each_input(capsys):
 
 
 def test_a_completion_of_several_lines_is_one_line_of_the_output():
-    assert _short({"completion": "3 + 4 = 7\r\n#### 7\t"}) == r"3 + 4 = 7\n#### 7\t"
-    assert _short({"completion": r"\boxed{7}"}) == r"\boxed{7}" and _short({"completion": ""}) == "-"
+    assert _one_line(answer({"completion": "3 + 4 = 7\r\n#### 7\t"})) == r"3 + 4 = 7\n#### 7\t"
+    assert answer({"completion": r"\boxed{7}"}) == r"\boxed{7}" and answer({"completion": ""}) == "-"
 
 
 def test_a_log_has_no_bars_in_it():

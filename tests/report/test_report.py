@@ -17,7 +17,7 @@ NASTY = "<script>alert('x')</script> & \"quoted\" https://example.org"
 class Page(HTMLParser):
     """Collects the tags with their attributes, and checks that they nest."""
 
-    VOID: ClassVar = {"meta", "br", "path", "rect", "circle"}  # the shapes are written <path .../>
+    VOID: ClassVar = {"meta", "br", "img", "path", "rect", "circle"}  # the shapes are written <path .../>
 
     def __init__(self, html: str):
         super().__init__()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,8 @@ adaptome predict runs/adaptome --file sentences.txt --json
 adaptome predict runs/sounds clips/one.wav clips/two.wav
 
 adaptome predict runs/town/2-adapter "? : works_for(?, acme) and not lives_in(?, ashford)"
+
+adaptome predict runs/scenes pictures/ --output found
 """
 
 
@@ -35,10 +38,19 @@ def predict(
     ],
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", help="Sentences, prompts, queries, or paths of pictures or sounds."),
+        typer.Argument(
+            metavar="INPUT",
+            help="Sentences, prompts, queries, or paths of pictures or sounds; a folder stands for the files in it.",
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Take the inputs from this file, one on a line; - for standard input.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write predictions.jsonl here, and the answers that are pictures."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs run together.")] = 32,
     json: JsonOption = False,
@@ -46,18 +58,63 @@ def predict(
     """Predict with a finished run."""
     if bool(inputs) == (file is not None):
         raise typer.BadParameter("give either inputs or --file.", param_hint="INPUT")
-    given = inputs or _lines(file)
-    from adaptome.training import predict as ask
+    words = inputs or _lines(file)
+    from adaptome.tasks.showing import plain
+    from adaptome.training import load_run
 
-    found = ask(run, given, batch_size)
+    loaded = load_run(run)
+    task = loaded.task
+    given = task.given(words)
+    found = task.predict(loaded.model, loaded.processor, [one.value for one in given], batch_size)
+    told = [plain(prediction) for prediction in found]
+    names = [one.name for one in given]
+    shown = [task.shown(one.value, made) for one, made in zip(given, found, strict=True)]
+    if output is not None:
+        _write(output, names, shown, told)
     if json:
-        print_json(found)
+        print_json(told)
         return
-    for one, prediction in zip(given, found, strict=True):
-        if isinstance(prediction, Mapping) and "answers" in prediction:
-            print(one, *map(_answer, prediction["answers"]), sep="\n")
-        else:
-            print(f"{_short(prediction)}\t{one}")
+    for name, one in zip(names, shown, strict=True):
+        _print(name, one)
+
+
+def _print(name: str, shown: Any) -> None:
+    """A prediction for people: the answer and the input in a line; a ranking without an answer below its input."""
+    pictures = "" if shown.answer or not shown.made else ", ".join(shown.made)
+    if shown.answer or pictures:
+        print(f"{_one_line(shown.answer) or pictures}\t{_one_line(name)}")
+        return
+    print(_one_line(name))
+    for answer, score, note in shown.ranked:
+        print(f"  {score:.3f}  {_one_line(answer)}{'  ' * bool(note)}{note}")
+
+
+def _write(folder: Path, names: Sequence[str], shown: Sequence[Any], told: Sequence[Any]) -> None:
+    """One JSON line for each input in predictions.jsonl, and its pictures as <input>-<what>.png."""
+    import json
+
+    from adaptome.core.files import write_atomic
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lines, taken = [], set[str]()
+    for number, (name, one, prediction) in enumerate(zip(names, shown, told, strict=True), 1):
+        stem = re.sub(r"[^\w.-]+", "-", Path(name).stem)[:60].strip("-.") or "input"
+        stem = stem if stem not in taken else f"{stem}-{number}"
+        taken.add(stem)
+        files = {what: f"{stem}-{what}.png" for what in one.made}
+        for what, file in files.items():
+            write_atomic(folder / file, _png(one.made[what]))
+        line = {"input": name, "prediction": prediction, **({"pictures": files} if files else {})}
+        lines.append(json.dumps(line, ensure_ascii=False))
+    write_atomic(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+
+
+def _png(image: Any) -> bytes:
+    from io import BytesIO
+
+    held = BytesIO()
+    image.save(held, "PNG")
+    return held.getvalue()
 
 
 def _lines(file: Path | None) -> list[str]:
@@ -74,30 +131,6 @@ def _lines(file: Path | None) -> list[str]:
     return lines
 
 
-def _short(prediction: Any) -> str:
-    """What a prediction says in a line: the label with its probability, the labels, the tags, or the completion."""
-    if not isinstance(prediction, Mapping):
-        return str(prediction)
-    if "label" in prediction:
-        return f"{prediction['label']} ({prediction['score']:.1%})"
-    for key in ("labels", "entities", "completion"):
-        if key in prediction:
-            value = prediction[key]
-            text = value if isinstance(value, str) else ", ".join(map(_part, value))
-            return _one_line(text) or "-"
-    return str(dict(prediction))
-
-
-def _answer(answer: Mapping[str, Any]) -> str:
-    """One of several answers to a query: how true it is, and the edges that speak for it."""
-    edges = ", ".join(f"{step['edge']} {step['truth']:.2f}" for step in answer["because"])
-    return f"  {answer['truth']:.3f}  {answer['entity']}  because {edges}"
-
-
 def _one_line(text: str) -> str:
     r"""The text with its line breaks and tabs shown as \n and \t: a prediction is a line; --json has it as it is."""
     return text.replace("\r", "").replace("\n", r"\n").replace("\t", r"\t")
-
-
-def _part(value: Any) -> str:
-    return f"{value['type']}: {value['text']}" if isinstance(value, Mapping) else str(value)

@@ -1,4 +1,4 @@
-"""`adaptome recipes`: the recipes that come with adaptome."""
+"""`adaptome recipes`: the recipes that come with adaptome, by the system they belong to."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def recipes(
 ) -> None:
     """List the recipes that come with adaptome, or print one: to read, or to begin one's own with."""
     from adaptome.recipe import shipped_recipe, shipped_recipes
+    from adaptome.recipe.systems import system_of
 
     if name is not None:
         found = shipped_recipe(name)
@@ -39,12 +40,13 @@ def recipes(
         else:
             print(found.text, end="")
         return
-    known = [recipe.about() for recipe in shipped_recipes().values()]
+    known = [{**recipe.about(), "system": system_of(n)} for n, recipe in shipped_recipes().items()]
+    known.sort(key=lambda r: (r["system"] is None, r["system"] or "", r["name"].endswith("-demo")))
     if json:
         print_json(known)
         return
-    rows = [(r["name"], r["task"], r["purpose"].rstrip(".")) for r in known]
-    print_table(("recipe", "task", "what it is for"), rows)
+    rows = [(r["name"], r["system"], r["task"], r["purpose"].rstrip(".")) for r in known]
+    print_table(("recipe", "system", "task", "what it is for"), rows)
     print(
         "\n`adaptome train NAME` carries one out, `adaptome compare NAME` a study; `adaptome recipes NAME` prints its file."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptome.report import Bars, Curves, Report
+from adaptome.report import Bars, Curves, Report, points
 
 INTERVALS = (
     "Whiskers and ± are 95 % intervals of the mean over the seeds (Student's t). Seeds change the adapters' start and "
@@ -69,8 +69,8 @@ def page(comparison: Mapping[str, Any], title: str | None = None) -> Report:
         Bars("Trained parameters", {row["label"]: row["parameters"] for row in rows}, ",.0f"),
     )
     report.text(INTERVALS)
-    curves = {row["label"]: _points(row, "loss") for row in rows}
-    evaluated = {row["label"]: _points(row, "eval_loss") for row in rows}
+    curves = {row["label"]: points(row["history"], "loss") for row in rows}
+    evaluated = {row["label"]: points(row["history"], "eval_loss") for row in rows}
     report.section("Training", f"The first seed, {comparison['seeds'][0]}.")
     report.curves(
         Curves("Training loss", curves, "step", "loss"),
@@ -98,7 +98,3 @@ def verdict(comparison: Mapping[str, Any]) -> str:
 def _half(row: Mapping[str, Any]) -> float | None:
     """Half of the interval of a row's mean."""
     return None if row["low"] is None else float(row["mean"] - row["low"])
-
-
-def _points(row: Mapping[str, Any], key: str) -> list[tuple[float, float]]:
-    return [(float(entry["step"]), float(entry[key])) for entry in row["history"] if key in entry]

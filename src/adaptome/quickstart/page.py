@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from adaptome.data.stdlib_docstrings import DocstringTask
-from adaptome.report import Bars, Curves, Report
+from adaptome.report import Bars, Curves, Report, smooth
 
 LEAD = (
     "A small pretrained sentence encoder learns which module of Python's standard library a docstring comes from, "
@@ -175,10 +175,3 @@ def _prediction(page: Report, metrics: dict[str, Any]) -> None:
     )
     likeliest = dict(sorted(found["scores"].items(), key=lambda item: -item[1])[:4])
     page.bars(Bars("Probability of the likeliest modules", likeliest, ".1%", one_colour=True))
-
-
-def smooth(points: Sequence[Sequence[float]], parts: int = 40) -> list[tuple[float, float]]:
-    """At most `parts` points, each the mean of its stretch, so that the course is seen and not the noise."""
-    size = max(1, -(-len(points) // parts))
-    stretches = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in stretches]

@@ -305,6 +305,11 @@ class EvaluationSection(Section):
     )
     batch_size: int | None = Field(default=None, ge=1, description="default: that of training")
     predictions: bool = Field(default=False, description="write every prediction to predictions.jsonl")
+    examples: int = Field(
+        default=6,
+        ge=0,
+        description="rows of the split that the report shows with their predictions; not where the model is sharded",
+    )
 
 
 class OutputSection(Section):

@@ -1,6 +1,20 @@
-"""Self-contained HTML reports: tables, curves, bars and confusion matrices in one file, with nothing loaded."""
+"""Self-contained HTML reports: tables, curves, bars, confusion matrices and examples in one file, with nothing loaded."""
 
 from adaptome.report.charts import Bars, Curves
+from adaptome.report.history import logged, points, smooth
 from adaptome.report.page import Report
+from adaptome.report.shown import Ranked, Shown, Span, boxed, overlaid
 
-__all__ = ["Bars", "Curves", "Report"]
+__all__ = [
+    "Bars",
+    "Curves",
+    "Ranked",
+    "Report",
+    "Shown",
+    "Span",
+    "boxed",
+    "logged",
+    "overlaid",
+    "points",
+    "smooth",
+]

@@ -1,7 +1,7 @@
 """One HTML file that shows the outcome of a run: open it anywhere, send it by mail, read it on a phone.
 
 The file loads nothing (a content security policy in it says so): style sheet and drawings stand inline, and there
-is no script. It follows the reader's light or dark setting.
+is no script; pictures are part of the file. It follows the reader's light or dark setting.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from html import escape
 from pathlib import Path
 
 from adaptome.core.files import write_atomic
-from adaptome.report import charts, tables
+from adaptome.report import charts, examples, tables
+from adaptome.report.shown import Shown
 from adaptome.report.style import STYLE
+
+_EXAMPLES = '<div class="examples">'
 
 
 class Report:
@@ -32,6 +35,7 @@ class Report:
         self._contents: list[tuple[str, str]] = []
         self._open = False
         self._figures = 0
+        self._examples = 0
         self._lead = lead
 
     def section(self, heading: str, text: str = "") -> Report:
@@ -94,6 +98,25 @@ class Report:
         """
         return self._add(tables.confusion(matrix, labels, caption=caption))
 
+    def example(self, shown: Shown, *, truth: str | None = None, right: bool | None = None) -> Report:
+        """Adds an input with its prediction; examples that follow each other stand side by side where there is room.
+
+        Args:
+            shown: the input and the prediction.
+            truth: what would have been right, where it is known.
+            right: whether the prediction is.
+        """
+        self._examples += 1
+        html = examples.card(shown, truth, right, self._examples)
+        if self._parts and self._parts[-1].startswith(_EXAMPLES):
+            self._parts[-1] = f"{self._parts[-1].removesuffix('</div>')}{html}</div>"
+            return self
+        return self._add(f"{_EXAMPLES}{html}</div>")
+
+    def listing(self, text: str, *, caption: str) -> Report:
+        """Adds a text as it is, such as a file, folded away until it is asked for."""
+        return self._add(f"<details><summary>{escape(caption)}</summary><pre>{escape(text)}</pre></details>")
+
     def html(self) -> str:
         """The whole document."""
         links = "".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name in self._contents)
@@ -103,7 +126,7 @@ class Report:
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             '<meta name="color-scheme" content="light dark">\n'
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
             f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
             f"<header><h1>{escape(self.title)}</h1>{lead}{contents}</header>\n<main>\n"
             + "\n".join(self._parts)

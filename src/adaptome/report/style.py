@@ -71,6 +71,33 @@ svg text.name{fill:var(--ink);font-size:13px}
 .confusion .wrong{background:rgb(var(--wrong)/var(--share))}
 .confusion .strong{color:var(--strong);font-weight:600}
 .confusion .recall{color:var(--soft);padding-right:.7rem}
+.examples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,23rem),1fr));gap:1rem;margin:0 0 1.5rem}
+.example{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.9rem;min-width:0;overflow-wrap:anywhere}
+.example h3{font-size:.95rem;margin:0 0 .5rem;display:flex;gap:.6rem;align-items:baseline}
+.example dl{margin:.5rem 0 0;font-size:.93rem}
+.example dl div{display:flex;gap:.6rem}
+.example dt{color:var(--soft);min-width:3.6rem}
+.example dd{margin:0;min-width:0;white-space:pre-wrap}
+.given{white-space:pre-wrap;margin:.2rem 0 .6rem;font-size:.93rem}
+.verdict{font-size:.82rem;font-weight:600}
+.verdict.right{color:var(--good)}.verdict.wrong{color:var(--c1)}
+mark{color:inherit;background:color-mix(in srgb,var(--c) 18%,transparent);border-bottom:2px solid var(--c);
+  border-radius:.2rem;padding:.05rem .2rem}
+mark b{color:var(--c);font-size:.72em;font-weight:650}
+.pictures{display:flex;flex-wrap:wrap;gap:.6rem}
+.picture{border:0;padding:0;background:none}
+.picture img{display:block;max-width:100%;height:auto;border-radius:.35rem}
+.picture figcaption{font-weight:400;font-size:.82rem;color:var(--soft);margin:.2rem 0 0}
+.ranked{list-style:none;margin:.6rem 0 0;padding:0;font-size:.88rem}
+.ranked li{display:grid;grid-template-columns:1fr auto;gap:.1rem .6rem;padding:.15rem 0}
+.ranked b{font-weight:600;font-variant-numeric:tabular-nums}
+.ranked small{color:var(--soft)}
+.ranked i{grid-column:1/-1;height:4px;border-radius:2px;
+  background:linear-gradient(to right,var(--c0) calc(100%*var(--part)),var(--track) 0)}
+details{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.6rem .9rem;margin:0 0 1.5rem}
+summary{cursor:pointer;font-weight:600;font-size:.95rem}
+pre{overflow-x:auto;font-size:.85rem;line-height:1.45;margin:.6rem 0 0}
+ul.notes{margin:.4rem 0 1.2rem;padding-left:1.2rem;max-width:46rem}
 .unseen{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
 .scroll{position:relative}
 @media (max-width:40rem){body{padding-top:1.25rem}th,td{padding:.4rem .6rem}

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from adaptome.core.errors import DataError, RecipeError
+from adaptome.data.readers.sounds import ENDINGS
 from adaptome.data.sound import Sounds, decode, header, resampled
 from adaptome.data.splits import Split
 from adaptome.tasks.base import ModelSpec, register_task
@@ -71,6 +72,7 @@ class AudioClassification(SignalClassification):
     options: AudioClassificationOptions
     files: ClassVar[str | None] = "audio"
     column, classifier = "audio", "AutoModelForAudioClassification"
+    takes = ENDINGS
 
     def load_processor(self, model: ModelSpec) -> Any:
         extractor = load_feature_extractor(model, self.options.max_length)

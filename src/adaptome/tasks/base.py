@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from adaptome.core.errors import MergeError
 from adaptome.core.parts import Parts, checked
+from adaptome.report.shown import Shown
+from adaptome.tasks.scores import Scores
+from adaptome.tasks.showing import Given, gathered, shown
 
 
 class ModelSpec(Protocol):
@@ -85,6 +88,7 @@ class Task(ABC):
     chats: ClassVar[tuple[str, ...]] = ()  # columns that may hold chats, whose contents are read as text
     later_options: ClassVar[tuple[str, ...]] = ()  # options that evaluation and prediction alone read
     judges: ClassVar[bool] = False  # scores need readable predictions too: see `judge`
+    takes: ClassVar[frozenset[str]] = frozenset()  # endings of the files that `predict` takes; empty: texts
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):
         self.options = options
@@ -157,6 +161,22 @@ class Task(ABC):
 
     def inputs(self, rows: Any) -> list[Any] | None:
         """What `predict` takes, from the rows of a split; None leaves it to the names of the columns."""
+        return None
+
+    def given(self, words: Sequence[str]) -> list[Given]:
+        """What `predict` takes, from the words of a command line: texts, files or folders of them.
+
+        Raises:
+            DataError: there is nothing that the task takes.
+        """
+        return gathered(words, self.takes)
+
+    def shown(self, one: Any, prediction: Any) -> Shown:
+        """An input of `predict` with its prediction, as people see it: see `showing.shown` for what goes by itself."""
+        return shown(one, prediction)
+
+    def scores(self, result: Any) -> Scores | None:
+        """Probabilities and truths of an EvalPrediction, for the ROC and calibration curves; None where there are none."""
         return None
 
     def judge(self, split: Any, predictions: list[Any]) -> dict[str, float]:

@@ -11,9 +11,12 @@ import torch
 from pydantic import Field
 
 from adaptome.core.errors import DataError, MissingExtraError
+from adaptome.data.readers.images import ENDINGS
 from adaptome.data.splits import Split
+from adaptome.report.shown import Shown
 from adaptome.tasks.base import ModelSpec, register_task
 from adaptome.tasks.models import load_image_processor
+from adaptome.tasks.showing import shown
 from adaptome.tasks.signal_classification import SignalClassification, SignalOptions
 
 
@@ -33,6 +36,10 @@ class ImageClassification(SignalClassification):
     Options = ImageClassificationOptions
     options: ImageClassificationOptions
     column, classifier = "image", "AutoModelForImageClassification"
+    takes = ENDINGS
+
+    def shown(self, one: Any, prediction: Any) -> Shown:
+        return shown(one, prediction, to_rgb(one))
 
     def load_processor(self, model: ModelSpec) -> Any:
         return load_image_processor(model, self.options.image_size)

@@ -14,6 +14,7 @@ from adaptome.data.splits import Split, Splits
 from adaptome.graphs.graph import Graph, Vocabulary
 from adaptome.models.base import is_composite, load_composite, read_configuration
 from adaptome.models.link_prediction import ComplEx
+from adaptome.report.shown import Ranked, Shown
 from adaptome.tasks.base import Task, TaskOptions
 from adaptome.tasks.ranking import filtered_ranks, measured
 
@@ -97,6 +98,14 @@ class GraphTask(Task):
         found = load_composite(model, "complex", **told)
         assert isinstance(found, ComplEx)
         return found
+
+    def shown(self, one: Any, prediction: Any) -> Shown:
+        """The answers with their truths, and the edges that speak for each."""
+        ranked = []
+        for found in prediction["answers"]:
+            edges = ", ".join(f"{step['edge']} {step['truth']:.2f}" for step in found["because"])
+            ranked.append(Ranked(found["entity"], found["truth"], f"because {edges}"))
+        return Shown("", str(one), ranked=tuple(ranked))
 
     def head_patterns(self, model: nn.Module) -> list[str]:
         return list(self.new_modules)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.data.splits import Split, Splits
+from adaptome.report.shown import Shown, Span
 from adaptome.tasks.answers import Choice, Letter, Number, Rule, Text, guessed, rules_of
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
 from adaptome.tasks.inference import chunks
@@ -29,6 +30,7 @@ from adaptome.tasks.language import (
 from adaptome.tasks.lengths import cut_note
 from adaptome.tasks.reasoning_prompts import IGNORED, Template, prompt_of, tokenised
 from adaptome.tasks.reasoning_rows import asked_by, contamination, masked_numbers, read_rows, sets_of
+from adaptome.tasks.showing import given_text
 
 logger = logging.getLogger(__name__)
 
@@ -231,6 +233,17 @@ class Reasoning(Task):
         if rule is None:
             return [{"completion": text} for text in texts]
         return [{"completion": text, "answer": _written(rule.read(text))} for text in texts]
+
+    def shown(self, one: Any, prediction: Any) -> Shown:
+        """The text that was written, with the answer that is read from it marked."""
+        text, found = prediction["completion"], prediction.get("answer")
+        if found is None:
+            return Shown(text, given_text(one))
+        told = f"{found:g}" if isinstance(found, float) else str(found)
+        before = f"{given_text(one)}\n\n"
+        at = (before + text).rfind(told)
+        spans = (Span(at, at + len(told), "answer"),) if told and at >= len(before) else ()
+        return Shown(told, before + text, spans)
 
     def judge(self, split: Split, predictions: list[Any]) -> dict[str, float]:
         """accuracy_<set> of every set of the split, and accuracy, their mean; adds answer and right to each prediction.

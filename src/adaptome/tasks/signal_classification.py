@@ -16,6 +16,7 @@ from adaptome.tasks.inference import chunks, labelled
 from adaptome.tasks.labels import labels_of_train, numbers
 from adaptome.tasks.metrics import classification_metrics
 from adaptome.tasks.models import head_modules, load_labelled_config, load_pretrained
+from adaptome.tasks.scores import Scores, softmax_scores
 
 
 class SignalOptions(TaskOptions):
@@ -84,6 +85,9 @@ class SignalClassification(Task):
 
     def metrics(self, result: Any) -> dict[str, float]:
         return classification_metrics(argmax(result.predictions), np.asarray(result.label_ids))
+
+    def scores(self, result: Any) -> Scores | None:
+        return softmax_scores(result.predictions, result.label_ids)
 
     def predict(
         self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32

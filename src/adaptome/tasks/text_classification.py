@@ -27,6 +27,7 @@ from adaptome.tasks.models import (
     resolve,
 )
 from adaptome.tasks.pooling import MeanPooledClassifier, pooled_by_mean, say_pooled_by_mean
+from adaptome.tasks.scores import Scores, softmax_scores
 
 
 class TextClassificationOptions(TaskOptions):
@@ -163,6 +164,9 @@ class TextClassification(Task):
         if self.options.multi_label:
             return multi_label_metrics(_sigmoid(logits) >= self.options.threshold, truth.astype(bool))
         return classification_metrics(argmax(logits), truth)
+
+    def scores(self, result: Any) -> Scores | None:
+        return None if self.options.multi_label else softmax_scores(result.predictions, result.label_ids)
 
     def predict(
         self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32

@@ -30,6 +30,7 @@ _HOME = {
     "run": "runs",
     "run_folds": "folds",
     "run_stages": "stages",
+    "write_report": "page",
 }
 
 __all__ = sorted(_HOME)

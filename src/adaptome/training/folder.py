@@ -5,7 +5,10 @@
   recipe.yaml         the recipe as run, defaults written out
   task.json           the task with its labels
   data.json           how many rows there were, and a digest of them, for resuming
-  metrics.json        scores, loss curve, counts, time and memory; written last
+  scores.json         the ROC and calibration curves, where the task has probabilities
+  examples.json       some rows with their predictions; their pictures are in examples/
+  metrics.json        scores, loss curve, counts, time and memory; a run that has it is finished
+  report.html         all of it as one page
   predictions.jsonl   where the recipe asks for them
   merged/             base and adapters as one model, where a later run started from it
   checkpoints/        see `training.checkpoint`
@@ -24,6 +27,7 @@ from adaptome.training.checkpoint import checkpoints, last_good
 ADAPTER, METRICS, RECIPE, TASK = "adapter", "metrics.json", "recipe.yaml", "task.json"
 PREDICTIONS, CHECKPOINTS, MERGED = "predictions.jsonl", "checkpoints", "merged"
 STAGES, DATA = "stages.json", "data.json"
+EXAMPLES, PICTURES, SCORES, REPORT = "examples.json", "examples", "scores.json", "report.html"
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
@@ -59,8 +63,8 @@ def make_room(recipe: Recipe, folder: Path) -> None:
     """Remove an earlier run that is to be overwritten: late, so that a mistake in the recipe does not cost it."""
     if not recipe.output.overwrite or recipe.training.resume:
         return
-    for name in (ADAPTER, CHECKPOINTS, MERGED):
+    for name in (ADAPTER, CHECKPOINTS, MERGED, PICTURES):
         if (folder / name).is_dir():
             remove_folder(folder / name)
-    for name in (METRICS, RECIPE, TASK, DATA, PREDICTIONS):
+    for name in (METRICS, RECIPE, TASK, DATA, PREDICTIONS, EXAMPLES, SCORES, REPORT):
         (folder / name).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from adaptome.core.files import write_atomic
 from adaptome.data import Split
 from adaptome.data.sound import Sounds
 from adaptome.tasks import Task
+from adaptome.tasks.showing import plain
 
 _TRUTHS = ("label", "tags", "completion", "answer", "output")
 
@@ -26,21 +27,44 @@ def predictions_on(
         RecipeError: the rows hold nothing that the task predicts from.
     """
     rows = prepared if task.trainer == "sft" else split.rows
+    return task.predict(model, processor, inputs_for(task, rows), batch_size)
+
+
+def inputs_for(task: Task, rows: Any) -> list[Any]:
+    """What `Task.predict` takes of these rows.
+
+    Raises:
+        RecipeError: they hold nothing that the task predicts from.
+    """
     inputs = task.inputs(rows)
-    return task.predict(model, processor, inputs_of(rows) if inputs is None else inputs, batch_size)
+    return inputs_of(rows) if inputs is None else inputs
 
 
 def write_predictions(path: Path, task: Task, split: Split, prepared: Any, found: list[Any]) -> Path:
     """Write one JSON line for each row: where it stands, its truth where it has one, and the prediction."""
-    rows = prepared if task.trainer == "sft" else split.rows
-    truths = next(
-        (list(rows[column]) for column in _TRUTHS if column in rows.column_names), [None] * len(found)
-    )
+    truths = truths_of(task, split, prepared)
     lines = [
-        json.dumps({"where": split.where(row), "truth": truth, "prediction": made}, ensure_ascii=False)
+        json.dumps({"where": split.where(row), "truth": truth, "prediction": plain(made)}, ensure_ascii=False)
         for row, (truth, made) in enumerate(zip(truths, found, strict=True))
     ]
     return write_atomic(path, "".join(f"{line}\n" for line in lines))
+
+
+def truths_of(task: Task, split: Split, prepared: Any) -> list[Any]:
+    """What would have been right for each row; None where the rows do not say."""
+    rows = prepared if task.trainer == "sft" else split.rows
+    for column in _TRUTHS:
+        if column in rows.column_names:
+            return _named(list(rows[column]), rows.features[column])
+    return [None] * len(rows)
+
+
+def _named(values: list[Any], feature: Any) -> list[Any]:
+    """Numbers of a data set's own label names as these names."""
+    names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+    if names is None:
+        return values
+    return [names[v] if isinstance(v, int) else [names[n] for n in v] for v in values]
 
 
 def inputs_of(rows: Any) -> list[Any]:

@@ -34,6 +34,7 @@ from adaptome.training.building import (
     spec,
     write_merged,
 )
+from adaptome.training.examples import Scored, examples_of, write_examples, write_scores
 from adaptome.training.folder import (
     ADAPTER,
     METRICS,
@@ -46,6 +47,7 @@ from adaptome.training.folder import (
 )
 from adaptome.training.memory import PeakMemory
 from adaptome.training.objectives import assembled
+from adaptome.training.page import write_report
 from adaptome.training.predictions import predictions_on, write_predictions
 from adaptome.training.progress import Progress
 from adaptome.training.resuming import changed_settings, write_data
@@ -155,17 +157,27 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     metrics = {}
     if split:
         measuring = _trainer(recipe, task, processor, data, trainer.model, [], loss, only=split)
+        scored = Scored(task)
+        if measuring.compute_metrics is not None and task.trainer == "trainer":
+            measuring.compute_metrics = scored
         metrics = _measured(measuring, task, data[split], split)
+        found = None
         if task.judges or recipe.evaluation.predictions:
             size = measuring.args.per_device_eval_batch_size
             found = predictions_on(task, trainer.model, processor, splits[split], data[split], size)
             metrics |= task.judge(splits[split], found) if task.judges else {}
             if recipe.evaluation.predictions and trainer.args.should_save:
                 write_predictions(folder / PREDICTIONS, task, splits[split], data[split], found)
+        if trainer.args.should_save and trainer.args.world_size == 1:
+            write_scores(folder, scored.scores)
+            count = recipe.evaluation.examples
+            shown = examples_of(count, task, trainer.model, processor, splits[split], data[split], found) if count else []  # fmt: skip
+            write_examples(folder, shown)
     notes += [note for note in trainer.notes if note not in notes]
     result = _result(recipe, trainer, metrics, split, history, seconds, peak.bytes(), notes)
     if trainer.args.should_save:
         write_atomic(folder / METRICS, json.dumps(result.to_dict(), indent=1))
+        write_report([folder])
     return result
 
 

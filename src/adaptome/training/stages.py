@@ -2,7 +2,8 @@
 
 <output.folder>/
   1-<name>/, 2-<name>/   a run each (see `training.folder`)
-  stages.json            every stage's result; written last
+  stages.json            every stage's result
+  report.html            one page for all of them; written last
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from adaptome.core.errors import TrainingError
 from adaptome.core.files import write_atomic
 from adaptome.recipe import Recipe, load_recipe, stages_of
 from adaptome.training.folder import METRICS, RECIPE, STAGES, last_checkpoint
+from adaptome.training.page import write_report
 from adaptome.training.runs import Result, run
 
 
@@ -88,6 +90,7 @@ def run_stages(
     made = StagesResult(str(folder), results)
     write_atomic(folder / RECIPE, recipe.to_yaml(full=True))
     write_atomic(folder / STAGES, json.dumps(made.to_dict(), indent=1))
+    write_report([folder])
     return made
 
 
