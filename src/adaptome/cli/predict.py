@@ -35,7 +35,9 @@ def predict(
     ],
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", help="Sentences, prompts, queries, or paths of pictures or sounds."),
+        typer.Argument(
+            metavar="INPUT", help="Sentences, prompts, queries, or paths of pictures, videos or sounds."
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Take the inputs from this file, one on a line; - for standard input.")
