@@ -267,18 +267,19 @@ def part_config(part: Part) -> Any:
     )
 
 
-def load_part(auto: str, part: Part, weights: bool, config: Any = None) -> nn.Module:
+def load_part(auto: str, part: Part, weights: bool, config: Any = None, **own: Any) -> nn.Module:
     """A part by an auto class of transformers: with its weights, or at random from its configuration.
 
     Args:
         config: in place of the part's own.
+        **own: what the class of the model takes beside its configuration.
 
     Raises:
         ModelError: it cannot be had.
     """
     import transformers
 
-    loader, settings = getattr(transformers, auto), {}
+    loader, settings = getattr(transformers, auto), dict(own)
     if part.attention:
         settings["attn_implementation"] = part.attention
     dtype: Any = part.dtype if part.dtype == "auto" else getattr(torch, part.dtype)

@@ -10,7 +10,8 @@ source    GenD, arXiv:2508.06248; its encoders are CLIP ViT-L/14, DINOv3 ViT-L/1
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import inspect
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -41,11 +42,19 @@ class FeatureClassifierSettings(CompositeSettings):
 def load_encoder(part: Part, weights: bool) -> nn.Module:
     """The vision encoder of a part: the part itself, or the vision side of a model of pictures and text.
 
+    ViT's pooler, a dense layer after the first token, is left out: most checkpoints have no weights for it.
+
     Raises:
         ModelError: it cannot be had.
     """
+    from transformers import MODEL_MAPPING
+
     config = part_config(part)
-    return load_part("AutoModel", part, weights, getattr(config, "vision_config", config))
+    config = getattr(config, "vision_config", config)
+    kind = MODEL_MAPPING.get(type(config), None)
+    dense = kind is not None and "add_pooling_layer" in inspect.signature(kind).parameters
+    own = {"add_pooling_layer": False} if dense and not hasattr(config, "depths") else {}  # Swin's is a mean
+    return load_part("AutoModel", part, weights, config, **own)
 
 
 @register_model("feature-classifier")
@@ -53,7 +62,7 @@ class FeatureClassifier(CompositeModel):
     """A classifier of pictures by their encoder's normalised feature."""
 
     Settings = FeatureClassifierSettings
-    loaders = {"encoder": load_encoder}
+    loaders: ClassVar = {"encoder": load_encoder}
     encoder: nn.Module
 
     def build(self) -> None:

@@ -84,7 +84,8 @@ def person(rng: np.random.Generator) -> Person:
 
 def pose(rng: np.random.Generator) -> Pose:
     """How somebody is seen in one frame."""
-    return Pose(*rng.normal(0, 0.05, 2), rng.uniform(0.92, 1.08), rng.uniform(0, 1), rng.uniform(0.5, 1), rng.normal(0, 0.08, 2))  # fmt: skip
+    x, y = rng.normal(0, 0.05, 2)
+    return Pose(x, y, rng.uniform(0.92, 1.08), rng.uniform(0, 1), rng.uniform(0.5, 1), rng.normal(0, 0.08, 2))
 
 
 def camera(rng: np.random.Generator, pattern: float = 0.0) -> Camera:
@@ -116,7 +117,7 @@ def scene(who: Person, how: Pose) -> Picture:
     )
 
 
-def inside(who: Person, how: Pose, width: float = 0.85, softness: float = 1.0) -> np.ndarray:
+def inside(who: Person, how: Pose, width: float = 0.72, softness: float = 1.0) -> np.ndarray:
     """The share [SIDE, SIDE] to which a pixel is of the inner face, which forgeries exchange."""
     x, y = (X - how.x) / how.scale, (Y - how.y) / how.scale
     return _ellipse(x, y - 0.08, who.width * width, who.height * width * 0.85, softness)

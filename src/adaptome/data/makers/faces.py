@@ -77,5 +77,5 @@ def videos(
 def table(rows: list[dict[str, object]], split: str) -> Table:
     """The rows as a reader gives them."""
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "image"}
-    images = np.stack([row["image"] for row in rows])  # type: ignore[arg-type]
+    images = np.stack([np.asarray(row["image"]) for row in rows])
     return Table("made:forged-faces", {"image": images, **columns}, range(1, len(rows) + 1), unit=f"{split} frame")  # fmt: skip
