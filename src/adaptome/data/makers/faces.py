@@ -30,18 +30,18 @@ def face_patterns(seed: int, train: int = 6000, validation: int = 400) -> dict[s
 
 
 @maker("forged-faces")
-def forged_faces(seed: int) -> dict[str, Table]:
+def forged_faces(seed: int, people: int = 48, tested: int = 60) -> dict[str, Table]:
     """Columns image [32, 32, 3], label, dataset, source, video, pair and group, as `data.readers.frames` gives them.
 
-    train       24 people by 6 frames: real, and forged in three ways
-    validation  24 others, forged in the same ways
-    test        30 others in each of two data sets, each with a forgery of its own that train does not have
+    train       48 people by 6 frames: real, and forged in three ways
+    validation  half as many others by 4 frames, forged in the same ways
+    test        60 others by 4 frames in each of two data sets, each with a forgery of its own that train does not have
     """
     rng = np.random.default_rng((seed, 1))
     made = {
-        "train": videos(rng, "trained", 24, 6, TRAINED),
-        "validation": videos(rng, "held-out", 24, 4, TRAINED),
-        "test": [row for name, one in UNSEEN.items() for row in videos(rng, name, 30, 4, {name: one})],
+        "train": videos(rng, "trained", people, 6, TRAINED),
+        "validation": videos(rng, "held-out", people // 2, 4, TRAINED),
+        "test": [row for name, one in UNSEEN.items() for row in videos(rng, name, tested, 4, {name: one})],
     }
     return {split: table(rows, split) for split, rows in made.items()}
 
