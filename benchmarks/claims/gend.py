@@ -49,7 +49,9 @@ class Frames:
         """1 - AUROC over videos."""
         model.eval()
         with torch.no_grad():
-            scores = torch.cat([model(part)["logits"].softmax(-1)[:, 1] for part in self.x.split(256)]).numpy()
+            scores = torch.cat(
+                [model(part)["logits"].softmax(-1)[:, 1] for part in self.x.split(256)]
+            ).numpy()
         return 1 - detection_metrics(*per_video(scores, self.y.numpy(), self.videos))["auroc"]
 
 
@@ -74,7 +76,14 @@ def encoder(seed: int) -> nn.Module:
     kinds = sorted(set(made["label"]))
     model = FeatureClassifier.from_settings(encoder={"from_config": VIT}, labels=len(kinds), normalize=False)
     x = torch.from_numpy(np.asarray(made["image"])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    descend(model, drawn(x, torch.tensor([kinds.index(k) for k in made["label"]]), False), 900, 2e-3, seed, adapted=False)
+    descend(
+        model,
+        drawn(x, torch.tensor([kinds.index(k) for k in made["label"]]), False),
+        900,
+        2e-3,
+        seed,
+        adapted=False,
+    )
     return model.encoder
 
 
@@ -82,7 +91,9 @@ def detector(base: nn.Module, method: str, normalize: bool = True) -> nn.Module:
     model = FeatureClassifier.from_settings(encoder={"from_config": VIT}, normalize=normalize)
     model.encoder = copy.deepcopy(base)
     if method != "full":
-        ad.attach(model, method, **({} if method == "linear-probe" else {"targets": "encoder.norms"}), train="head")
+        ad.attach(
+            model, method, **({} if method == "linear-probe" else {"targets": "encoder.norms"}), train="head"
+        )
     return model
 
 

@@ -56,11 +56,17 @@ def measure(seed: int, folder: Path) -> dict[str, float]:
     from sklearn.preprocessing import StandardScaler
 
     told = [f"data.split_seed={seed}", f"stages.1.data.split_seed={seed}", f"training.seed={seed}"]
-    recipe = load_recipe("gend-demo", [*told, "stages.1.data.name=made:forged-faces", "training.device=cpu", f"output={folder}/demo"])
+    recipe = load_recipe("gend-demo", [*told, "training.device=cpu", f"output={folder}/demo"])
     (_, first), (_, second) = stages_of(recipe)
     run(first, callbacks=[])
     found = {"gend-demo": run(second, callbacks=[]).metrics["auroc"]}
-    probe = load_recipe({**second.model_dump(mode="json", exclude_defaults=True), "methods": ["linear-probe"], "output": f"{folder}/probe"})
+    probe = load_recipe(
+        {
+            **second.model_dump(mode="json", exclude_defaults=True),
+            "methods": ["linear-probe"],
+            "output": f"{folder}/probe",
+        }
+    )
     found["linear probe"] = run(probe, callbacks=[]).metrics["auroc"]
     loaded = load_run(folder / "demo" / "2-detector")
     splits = read(second, loaded.task)
@@ -72,7 +78,9 @@ def measure(seed: int, folder: Path) -> dict[str, float]:
     old, new = features(loaded, train[0]), features(loaded, test[0])
     real, fake = (old[train[1] == kind].mean(0) for kind in (0, 1))
     found["frozen encoder"] = auroc(new @ (fake - real))
-    told_by = [np.concatenate([p.mean((1, 2)), p.std((1, 2))], 1) for p in (train[0] / 255.0, test[0] / 255.0)]
+    told_by = [
+        np.concatenate([p.mean((1, 2)), p.std((1, 2))], 1) for p in (train[0] / 255.0, test[0] / 255.0)
+    ]
     scaler = StandardScaler().fit(told_by[0])
     fitted = LogisticRegression().fit(scaler.transform(told_by[0]), train[1])
     found["pixels"] = auroc(fitted.predict_proba(scaler.transform(told_by[1]))[:, 1])
@@ -80,7 +88,9 @@ def measure(seed: int, folder: Path) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     seen: list[dict[str, float]] = []
     for seed in range(parser.parse_args().seeds):
@@ -88,7 +98,9 @@ def main() -> int:
             seen.append(measure(seed, Path(folder)))
     for name in seen[0]:
         values = [one[name] for one in seen]
-        print(f"{name:15} {statistics.fmean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}")
+        print(
+            f"{name:15} {statistics.fmean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
+        )
     held = {name: all(one["gend-demo"] >= one[name] + by for one in seen) for name, by in AHEAD.items()}
     for name, by in AHEAD.items():
         print(f"  {'yes' if held[name] else 'no ':3}  ahead of {name} by {by} in every seed")

@@ -227,8 +227,37 @@ def test_the_demo_takes_a_few_steps(tmp_path, monkeypatch):
 
 
 def test_the_papers_recipe_is_valid_and_other_methods_take_its_place(folder, tmp_path):
-    paper = load_recipe("gend-clip")
-    assert paper.training.metric == "map" and paper.methods[0].name == "norm-tuning"
+    encoder = json.dumps(
+        {
+            "from_config": {
+                "model_type": "clip_vision_model",
+                **{k: v for k, v in TINY.items() if k != "model_type"},
+            }
+        }
+    )
+    sets = [
+        f"data.train={folder}/train",
+        f"data.validation={folder}/seen",
+        f"data.test=[{folder}/seen/../denoise]",
+    ]
+    small = [
+        f"model.encoder={encoder}",
+        "training.max_steps=2",
+        "training.workers=0",
+        "training.batch_size=8",
+        "training.device=cpu",
+    ]
+    (tmp_path / "processor").mkdir()
+    (tmp_path / "processor" / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}'
+    )
+    told = [*sets, *small, f"model.tokenizer={tmp_path / 'processor'}", f"output={tmp_path / 'paper'}"]
+    result = run(load_recipe("gend-clip", told), callbacks=[])
+    assert (
+        result.steps == 2
+        and result.trainable_parameters == 4 * 2 * 16 + 2 * 16 + 2
+        and "map" in result.metrics
+    )
     content = recipe(folder, tmp_path / "lora").model_dump(mode="json", exclude_defaults=True)
     content["methods"] = [{"name": "lora", "targets": "encoder.attention", "r": 1}]
     content["training"] |= {"scheduler": "cosine_with_restarts", "scheduler_settings": {"num_cycles": 3}}
