@@ -51,7 +51,7 @@ def load_encoder(part: Part, weights: bool) -> nn.Module:
 
     config = part_config(part)
     config = getattr(config, "vision_config", config)
-    kind = MODEL_MAPPING.get(type(config), None)
+    kind: Any = MODEL_MAPPING.get(type(config), None)
     dense = kind is not None and "add_pooling_layer" in inspect.signature(kind).parameters
     own = {"add_pooling_layer": False} if dense and not hasattr(config, "depths") else {}  # Swin's is a mean
     return load_part("AutoModel", part, weights, config, **own)
