@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +40,26 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     if title:  # not rich's own title, which is broken at the table's width
         console.print(title, style="italic", soft_wrap=True)
     console.print(table)
+
+
+def apart(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Metrics of the whole, and those of its parts: `auroc@dfdc` is that of the part dfdc."""
+    parts: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        kind, at, part = name.partition("@")
+        if at:
+            parts.setdefault(part, {})[kind] = value
+    return {name: value for name, value in metrics.items() if "@" not in name}, parts
+
+
+def print_parts(metrics: Mapping[str, float]) -> None:
+    """A row for each part (a data set of several, ...) and one for their mean; nothing where there are no parts."""
+    whole, parts = apart(metrics)
+    if not parts:
+        return
+    kinds = list(next(iter(parts.values())))
+    rows = [(name, *(f"{found[kind]:.4f}" for kind in kinds)) for name, found in parts.items()]
+    print_table(("", *kinds), [*rows, ("mean", *(f"{whole[kind]:.4f}" for kind in kinds))])
 
 
 def _is_number(value: Any) -> bool:

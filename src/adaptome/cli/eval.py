@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adaptome.cli._output import JsonOption, print_json, print_table
+from adaptome.cli._output import JsonOption, apart, print_json, print_parts, print_table
 
 EXAMPLES = """Examples:
 
@@ -44,4 +44,6 @@ def evaluate(
     if json:
         print_json(metrics)
     else:
-        print_table(("metric", "value"), [(name, f"{value:.4f}") for name, value in metrics.items()])
+        whole, _ = apart(metrics)
+        print_table(("metric", "value"), [(name, f"{value:.4f}") for name, value in whole.items()])
+        print_parts(metrics)

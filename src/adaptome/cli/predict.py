@@ -40,7 +40,7 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="INPUT",
-            help="Sentences, prompts, queries, or paths of pictures or sounds; a folder stands for the files in it.",
+            help="Sentences, prompts, queries, or paths of pictures, videos or sounds; a folder stands for the files in it.",
         ),
     ] = None,
     file: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adaptome.cli._output import JsonOption, print_json, print_table
+from adaptome.cli._output import JsonOption, apart, print_json, print_parts, print_table
 
 EXAMPLES = """Examples:
 
@@ -116,7 +116,7 @@ def _tell(line: str) -> None:
 def _show(result: dict[str, Any], stage: str = "") -> None:
     for note in result["notes"]:
         print(f"note: {note}")
-    rows: list[tuple[str, Any]] = [(name, value) for name, value in result["metrics"].items()]
+    rows: list[tuple[str, Any]] = list(apart(result["metrics"])[0].items())
     share = 100 * result["trainable_parameters"] / result["total_parameters"]
     rows += [
         ("trainable parameters", f"{result['trainable_parameters']:,} ({share:.3f} %)"),
@@ -130,6 +130,7 @@ def _show(result: dict[str, Any], stage: str = "") -> None:
     ]
     title = f"{stage + ': ' if stage else ''}{result['task']} with {result['method']}"
     print_table(("", result["split"] or "training"), [(n, _shown(v)) for n, v in rows], title=title)
+    print_parts(result["metrics"])
 
 
 def _shown(value: Any) -> str:

@@ -16,7 +16,7 @@ from adaptome.data.chats import with_joined
 from adaptome.data.folds import by_fold
 from adaptome.data.makers import PREFIX, make
 from adaptome.data.manifests import with_files
-from adaptome.data.readers import ReadOptions, endings, find_reader, format_of
+from adaptome.data.readers import ReadOptions, endings, find_reader, format_of, readers_of_folders
 from adaptome.data.readers.arrays import read_npz
 from adaptome.data.readers.folders import FolderKind, holds, read_class_folders
 from adaptome.data.readers.images import IMAGES
@@ -49,6 +49,7 @@ def load_splits(
     test_fraction: float = 0.0,
     split_by: Literal["hash", "seed"] = "hash",
     split_seed: int = 0,
+    group: str | None = None,
     limit: int | None = None,
     folds: Mapping[str, Any] | None = None,
     paths: str | None = None,
@@ -64,6 +65,7 @@ def load_splits(
     `validation_fraction` of train is held out, likewise for test.
 
     Args:
+        group: column whose equal values are held out together, as the frames of one video.
         folds: {"column", "test", "validation"}: the folds that are held out, see `adaptome.data.folds`.
         paths: pattern of the files that a table's rows stand for, see `adaptome.data.manifests`.
         prefer: what an ending's format means for this task, e.g. {"tsv": "conll"}.
@@ -104,7 +106,7 @@ def load_splits(
     splits = {k: _renamed(split, k, mapping) for k, split in splits.items()}
     if "train" in splits:
         splits = _held_out(
-            splits, {"test": test_fraction, "validation": validation_fraction}, split_by, split_seed
+            splits, {"test": test_fraction, "validation": validation_fraction}, split_by, split_seed, group
         )
     if limit is not None:
         splits = {k: _drawn(split, limit, split_seed) for k, split in splits.items()}
@@ -140,7 +142,8 @@ def _whole(
             return _one_by_one(read_npz(path, mapping))
         return _files({"train": name}, format, options, mapping, prefer)
     if format != "hub" and path.is_dir():
-        kind = _folder_kind(path, format)
+        own = prefer.get("folder") if format == "auto" else format
+        kind = None if own in readers_of_folders() else _folder_kind(path, format)
         if kind is not None:
             return _one_by_one(read_class_folders(path, kind))
         inside: dict[str, Files] = {
@@ -194,6 +197,9 @@ def _one_file(
     prefer: Mapping[str, str],
 ) -> list[Table]:
     if path.is_dir():
+        own = prefer.get("folder") if format == "auto" else format
+        if own in readers_of_folders():
+            return [find_reader(own)(path, options)]
         return list(read_class_folders(path, _folder_kind(path, format) or FOLDERS[0]).values())
     kind = format if format != "auto" else ("npz" if path.suffix.lower() == ".npz" else format_of(path))
     if kind is None:
@@ -214,6 +220,7 @@ def _split_files(folder: Path) -> dict[str, Files]:
     found: dict[str, Files] = {}
     for split, aliases in ALIASES.items():
         files = sorted(f for f in folder.iterdir() if f.is_file() and f.name.split(".")[0].lower() in aliases)
+        files = files or sorted(f for f in folder.iterdir() if f.is_dir() and f.name.lower() in aliases)
         if len(files) > 1:
             raise DataError(
                 f"{folder}: {', '.join(f.name for f in files)} could all be the {split} split. Name one: data.{split}."
@@ -297,7 +304,7 @@ def _renamed(split: Split, name: str, mapping: Mapping[str, str]) -> Split:
 
 
 def _held_out(
-    splits: dict[str, Split], fractions: Mapping[str, float], by: str, seed: int
+    splits: dict[str, Split], fractions: Mapping[str, float], by: str, seed: int, group: str | None = None
 ) -> dict[str, Split]:
     """Take the splits that are missing out of train, as shares of the whole of it."""
     missing = {k: share for k, share in fractions.items() if k not in splits and share > 0}
@@ -306,11 +313,14 @@ def _held_out(
     train = splits["train"]
     if sum(missing.values()) >= 1:
         raise DataError(f"data: holding out {sum(missing.values()):g} of train leaves nothing to train on.")
-    keys = _hashes(train, seed) if by == "hash" else np.random.default_rng(seed).permutation(len(train))
+    if group is not None:
+        keys = _group_keys(train, group, by, seed)
+    else:
+        keys = _hashes(train, seed) if by == "hash" else np.random.default_rng(seed).permutation(len(train))
     order, made, start = np.argsort(keys, kind="stable"), dict(splits), 0
     for name, share in missing.items():
         end = start + max(1, round(share * len(train)))
-        while by == "hash" and 0 < end < len(order) and keys[order[end]] == keys[order[end - 1]]:
+        while (by == "hash" or group) and 0 < end < len(order) and keys[order[end]] == keys[order[end - 1]]:
             end += 1  # equal rows stay together
         made[name] = train.select(np.sort(order[start:end]))
         start = end
@@ -323,6 +333,24 @@ def _held_out(
         )
     made["train"] = train.select(np.sort(order[start:]))
     return made
+
+
+def _group_keys(split: Split, group: str, by: str, seed: int) -> np.ndarray:
+    """A number per row, the same for rows of one group.
+
+    Raises:
+        DataError: there is no such column.
+    """
+    there = split.rows.column_names
+    if group not in there:
+        raise DataError(
+            f"{split.source}: data.group={group!r}, and there is no such column.{did_you_mean(group, there)} Columns there: {', '.join(there)}."
+        )
+    names, which = np.unique([str(v) for v in split.rows[group]], return_inverse=True)
+    if by == "seed":
+        return np.random.default_rng(seed).permutation(len(names))[which]
+    digests = [hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:8] for name in names]
+    return np.array([int.from_bytes(d, "big") for d in digests], dtype=np.uint64)[which]
 
 
 def _drawn(split: Split, limit: int, seed: int) -> Split:

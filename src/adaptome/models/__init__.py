@@ -17,6 +17,7 @@ from adaptome.models.base import (
     is_composite,
     load_composite,
     load_part,
+    part_config,
     register_model,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "is_composite",
     "load_composite",
     "load_part",
+    "part_config",
     "register_model",
 ]

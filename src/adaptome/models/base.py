@@ -19,7 +19,9 @@ A folder holds `config.json` (every part by its whole configuration) and `model.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -242,48 +244,86 @@ def _require(found: str, kind: str | None) -> None:
         raise ModelError(f"model.composite={found!r}: the task works with {kind!r}.")
 
 
-def load_part(auto: str, part: Part, weights: bool) -> nn.Module:
+def part_config(part: Part) -> Any:
+    """A part's transformers configuration.
+
+    Raises:
+        ModelError: it cannot be had, or its model_type is not known.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    try:
+        if part.from_config is None:
+            source = dict(revision=part.revision) if part.revision else {}
+            return AutoConfig.from_pretrained(str(part.name), **source)
+        content = dict(part.from_config)
+        kind = str(content.pop("model_type", None))
+        if kind in CONFIG_MAPPING:
+            return AutoConfig.for_model(kind, **content)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the part {part.name or part.from_config} cannot be had: {error}") from error
+    raise ModelError(
+        f"a part's from_config: model_type {kind!r} is not known.{did_you_mean(kind, CONFIG_MAPPING)}"
+    )
+
+
+def load_part(auto: str, part: Part, weights: bool, config: Any = None, **own: Any) -> nn.Module:
     """A part by an auto class of transformers: with its weights, or at random from its configuration.
+
+    Args:
+        config: in place of the part's own.
+        **own: what the class of the model takes beside its configuration.
 
     Raises:
         ModelError: it cannot be had.
     """
     import transformers
 
-    loader, settings = getattr(transformers, auto), {}
+    loader, settings = getattr(transformers, auto), dict(own)
     if part.attention:
         settings["attn_implementation"] = part.attention
     dtype: Any = part.dtype if part.dtype == "auto" else getattr(torch, part.dtype)
+    trained = weights and part.from_config is None
+    if config is None and not trained:
+        config = part_config(part)
     try:
-        if part.from_config is not None:
-            content = dict(part.from_config)
-            config = transformers.AutoConfig.for_model(content.pop("model_type"), **content)
-            made: nn.Module = loader.from_config(config, dtype=None if dtype == "auto" else dtype, **settings)
+        if not trained:
+            told = None if dtype == "auto" or part.from_config is None else dtype
+            made: nn.Module = loader.from_config(config, dtype=told, **settings)
             return made
-        source = dict(revision=part.revision) if part.revision else {}
-        if weights:
-            with quiet():
-                loaded: nn.Module = loader.from_pretrained(part.name, dtype=dtype, **source, **settings)
-            return loaded
-        config = transformers.AutoConfig.from_pretrained(str(part.name), **source)
-        blank: nn.Module = loader.from_config(config, **settings)
-        return blank
+        source = {k: v for k, v in (("revision", part.revision), ("config", config)) if v is not None}
+        with quiet():
+            loaded, info = loader.from_pretrained(
+                part.name, dtype=dtype, output_loading_info=True, **source, **settings
+            )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"the part {part.name or part.from_config} cannot be had: {error}") from error
+    absent = [key for key in info["missing_keys"] if "pooler" not in key.split(".")]
+    if absent:
+        raise ModelError(
+            f"the part {part.name}: its checkpoint has no weights for {len(absent)} tensors of {type(loaded).__name__}, such as "
+            f"{sorted(absent)[0]}. It is a checkpoint of another kind of model."
+        )
+    built: nn.Module = loaded
+    return built
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bar of transformers on what is no terminal."""
-    import sys
-
+    """No table of the weights that a checkpoint has more or less than the model, for those are checked here; a bar on terminals alone."""
     from transformers.utils import logging as theirs
 
-    bar = theirs.is_progress_bar_enabled()
-    if bar and not sys.stderr.isatty():
+    source, bar = logging.getLogger("transformers.modeling_utils"), theirs.is_progress_bar_enabled()
+    source.addFilter(_is_no_report)
+    if not sys.stderr.isatty():
         theirs.disable_progress_bar()
     try:
         yield
     finally:
+        source.removeFilter(_is_no_report)
         if bar:
             theirs.enable_progress_bar()
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()

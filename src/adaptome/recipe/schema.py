@@ -157,6 +157,7 @@ class DataSection(Section):
         "text",
         "conll",
         "triples",
+        "frames",
         "imagefolder",
         "audiofolder",
         "npz",
@@ -190,7 +191,10 @@ class DataSection(Section):
     split_by: Literal["hash", "seed"] = Field(
         default="hash", description="hash: by content, unaffected by the order of rows; seed: a random draw"
     )
-    split_seed: int = Field(default=0, description="changes which rows are held out")
+    split_seed: int = Field(default=0, description="changes which rows are held out, and data that is made")
+    group: str | None = Field(
+        default=None, description="column whose equal values are held out together, e.g. video"
+    )
     limit: int | None = Field(
         default=None, ge=1, description="draw at most so many rows of every split (for trials)"
     )
@@ -261,6 +265,9 @@ class TrainingSection(Section):
         default="adamw_torch", description="any `optim` of transformers' TrainingArguments"
     )
     scheduler: str = Field(default="linear", description="any `lr_scheduler_type` of transformers")
+    scheduler_settings: dict[str, Any] = Field(
+        default_factory=dict, description="its own, e.g. {num_cycles: 3} of cosine_with_restarts"
+    )
     warmup: float = Field(
         default=0.06, ge=0, description="below 1: share of all steps; otherwise a number of steps"
     )

@@ -46,7 +46,7 @@ class ImageClassification(SignalClassification):
 
     def dataset(self, split: Split, labels: list[int], processor: Any) -> Any:
         _check_images(split)
-        return _with_labels(split, labels)
+        return with_labels(split, labels)
 
     def collator(self, processor: Any) -> ImageCollator:
         """Makes the pixels, so that a large data set is never held as floats."""
@@ -118,7 +118,8 @@ def _check_images(split: Split) -> None:
             )
 
 
-def _with_labels(split: Split, labels: list[int]) -> Any:
+def with_labels(split: Split, labels: list[int]) -> Any:
+    """A split's images, as the collator takes them, with the numbers of their labels as `labels`."""
     rows = split.rows.select_columns(["image"])
     if hasattr(rows.features["image"], "shape"):
         rows = rows.with_format("numpy")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from adaptome.core.errors import MissingExtraError, RecipeError, did_you_mean, nearest
+from adaptome.models.base import quiet
 from adaptome.tasks.base import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -139,7 +138,7 @@ def _load_full(auto: Any, model: ModelSpec, config: Any, head: Sequence[str]) ->
         built = auto.from_config(config, dtype=None if dtype == "auto" else dtype, **settings)
         return built, head_modules(built)
     try:
-        with _quiet_loading():
+        with quiet():
             loaded, info = auto.from_pretrained(
                 resolve(model.name or "minilm"),
                 config=config,
@@ -156,27 +155,6 @@ def _load_full(auto: Any, model: ModelSpec, config: Any, head: Sequence[str]) ->
     _check_new(model, loaded, new, head)
     _tell_left_out(model, loaded, info["unexpected_keys"])
     return loaded, new
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """No table of the weights that a checkpoint has more or less than the model, for those are checked here; a bar on terminals alone."""
-    from transformers.utils import logging as theirs
-
-    source, bar = logging.getLogger("transformers.modeling_utils"), theirs.is_progress_bar_enabled()
-    source.addFilter(_is_no_report)
-    if not sys.stderr.isatty():
-        theirs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        source.removeFilter(_is_no_report)
-        if bar:
-            theirs.enable_progress_bar()
-
-
-def _is_no_report(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
 
 
 def _tell_left_out(model: ModelSpec, loaded: nn.Module, unexpected: Iterable[str]) -> None:

@@ -45,6 +45,7 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
         "learning_rate": training.learning_rate,
         "optim": _optimizer(training.optimizer, training.device),
         "lr_scheduler_type": training.scheduler,
+        "lr_scheduler_kwargs": dict(training.scheduler_settings),
         "warmup_steps": training.warmup,
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,

@@ -65,9 +65,10 @@ class TermedTrainer(StoredAdapters):
             return super().training_step(model, own, *args, **kwargs)
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, on what the model takes of the batch."""
+        """The Trainer's, on what the model takes of the batch; it keeps labels that stand aside."""
         with self._given(inputs) as own:
-            return super().prediction_step(model, own, *args, **kwargs)
+            labels = {k: v for k, v in self._extras.items() if k in self.label_names}
+            return super().prediction_step(model, {**own, **labels}, *args, **kwargs)
 
     # -- the loss ----------------------------------------------------------------------------------------------------
 
@@ -82,6 +83,7 @@ class TermedTrainer(StoredAdapters):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The sum of the terms, or the Trainer's loss where there are none."""
+        inputs = {k: v for k, v in inputs.items() if k not in self.aside}
         if self.terms is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         training = self.model.training

@@ -180,6 +180,9 @@ class AdapterCheckpoints(TermedTrainer):
             else:
                 self._set_random(self._resumed, "step")
         self._epoch_random = self._random_state()
+        drawn: Any = self.train_dataset
+        if hasattr(drawn, "set_epoch"):  # it draws anew for each example and epoch
+            drawn.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -30,13 +30,19 @@ class ReadOptions:
 Reader = Callable[[Path, ReadOptions], Table]
 _READERS: dict[str, Reader] = {}
 _ENDINGS: dict[str, str] = {}
+_OF_FOLDERS: set[str] = set()
 
 
-def reader(name: str, *endings: str) -> Callable[[Reader], Reader]:
-    """Register a reader of single files under `name`, used for files with these endings (also with .gz)."""
+def reader(name: str, *endings: str, folders: bool = False) -> Callable[[Reader], Reader]:
+    """Register a reader of single files under `name`, used for files with these endings (also with .gz).
+
+    Args:
+        folders: it reads a folder too, as one split.
+    """
 
     def put(read: Reader) -> Reader:
         _READERS[name] = read
+        _OF_FOLDERS.update({name} if folders else ())
         _ENDINGS.update(dict.fromkeys(endings, name))
         return read
 
@@ -55,6 +61,12 @@ def find_reader(name: str) -> Reader:
             f"No reader for format {name!r}.{did_you_mean(name, _READERS)} There are: {', '.join(sorted(_READERS))}."
         )
     return _READERS[name]
+
+
+def readers_of_folders() -> set[str]:
+    """Names of the readers that read a folder as one split."""
+    _load_all()
+    return set(_OF_FOLDERS)
 
 
 def endings() -> dict[str, str]:
