@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 #: a word, or a mark that is none
@@ -59,7 +60,7 @@ def tagged(text: str, spans: Sequence[tuple[int, int, str]]) -> tuple[list[str],
     words, tags, left = [], [], sorted(kept)
     for begin, end in words_of(text):
         inner = [begin, *(edge for edge in edges if begin < edge < end), end]
-        for first, last in zip(inner[:-1], inner[1:], strict=True):
+        for first, last in pairwise(inner):
             while left and left[0][1] <= first:
                 left.pop(0)
             inside = bool(left) and left[0][0] <= first
