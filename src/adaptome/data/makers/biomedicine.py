@@ -63,9 +63,7 @@ class World:
 
     def part(self, share: float) -> World:
         """The first of the names of every entity type."""
-        return World(
-            {k: v[: round(share * len(v))] if k in TYPES else v for k, v in self.names.items()}
-        )
+        return World({k: v[: round(share * len(v))] if k in TYPES else v for k, v in self.names.items()})
 
 
 TYPES = {"D": "Disease", "C": "Chemical", "G": "Gene"}
@@ -120,7 +118,9 @@ def sentences(known: World, count: int, rng: random.Random) -> list[Sentence]:
 
 
 def _table(name: str, split: str, columns: dict[str, list]) -> Table:  # type: ignore[type-arg]
-    return Table(f"made:{name}", columns, range(1, len(next(iter(columns.values()))) + 1), unit=f"{split} row")
+    return Table(
+        f"made:{name}", columns, range(1, len(next(iter(columns.values()))) + 1), unit=f"{split} row"
+    )
 
 
 @maker("biomedical-texts")
