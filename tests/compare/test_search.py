@@ -63,7 +63,9 @@ def test_trials_lie_in_their_ranges_and_the_best_is_told(recipe, tmp_path):
 def test_a_search_goes_on_and_repeats_nothing(recipe, monkeypatch):
     ran = []
     real = module.run
-    monkeypatch.setattr(module, "run", lambda one, callbacks: (ran.append(one.output.folder), real(one, callbacks))[1])
+    monkeypatch.setattr(
+        module, "run", lambda one, callbacks: (ran.append(one.output.folder), real(one, callbacks))[1]
+    )
     first = search(recipe("search.trials=2"), callbacks=[])
     again = search(recipe("search.trials=2"), callbacks=[])
     assert again.trials == first.trials and len(ran) == 2
@@ -93,7 +95,9 @@ def test_a_killed_search_goes_on_inside_its_trial(recipe, tmp_path):
     path.write_text(asked.to_yaml())
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], env={**os.environ}, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    assert (tmp_path / "out/trial-0/metrics.json").exists() and not (tmp_path / "out/trial-1/metrics.json").exists()
+    assert (tmp_path / "out/trial-0/metrics.json").exists() and not (
+        tmp_path / "out/trial-1/metrics.json"
+    ).exists()
     stamp = (tmp_path / "out/trial-0/metrics.json").stat().st_mtime_ns
     resumed = []
 

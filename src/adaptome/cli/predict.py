@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,8 @@ adaptome predict runs/adaptome --file sentences.txt --json
 adaptome predict runs/sounds clips/one.wav clips/two.wav
 
 adaptome predict runs/town/2-adapter "? : works_for(?, acme) and not lives_in(?, ashford)"
+
+adaptome predict runs/entities notes/ letter.txt
 """
 
 
@@ -35,7 +37,10 @@ def predict(
     ],
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", help="Sentences, prompts, queries, or paths of pictures or sounds."),
+        typer.Argument(
+            metavar="INPUT",
+            help="Sentences, prompts, queries, or paths of pictures, sounds or (for entities) texts and folders of texts.",
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Take the inputs from this file, one on a line; - for standard input.")
@@ -47,9 +52,17 @@ def predict(
     if bool(inputs) == (file is not None):
         raise typer.BadParameter("give either inputs or --file.", param_hint="INPUT")
     given = inputs or _lines(file)
-    from adaptome.training import predict as ask
+    from adaptome.data.documents import read_documents
+    from adaptome.training import load_run
 
-    found = ask(run, given, batch_size)
+    used = load_run(run)
+    documents = (
+        read_documents(given) if used.task.documents and file is None else [(None, one) for one in given]
+    )
+    found = used.task.predict(used.model, used.processor, [text for _, text in documents], batch_size)
+    if any(name for name, _ in documents):
+        _show_documents(documents, found, json)
+        return
     if json:
         print_json(found)
         return
@@ -58,6 +71,25 @@ def predict(
             print(one, *map(_answer, prediction["answers"]), sep="\n")
         else:
             print(f"{_short(prediction)}\t{one}")
+
+
+def _show_documents(
+    documents: Sequence[tuple[str | None, str]], found: Sequence[Mapping[str, Any]], json: bool
+) -> None:
+    """A line for every entity: its file, where it begins and ends in characters, its type and its text."""
+    if json:
+        print_json([{"file": name, **one} for (name, _), one in zip(documents, found, strict=True)])
+        return
+    for (name, _), one in zip(documents, found, strict=True):
+        for span in one["entities"]:
+            print(
+                name or "-",
+                span["start_char"],
+                span["end_char"],
+                span["type"],
+                _one_line(span["text"]),
+                sep="\t",
+            )
 
 
 def _lines(file: Path | None) -> list[str]:

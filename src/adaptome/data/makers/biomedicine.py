@@ -1,9 +1,9 @@
 """Sentences of a made-up biomedicine: diseases, chemicals and genes with names that no model has read of.
 
-    made:biomedical-texts       column text: passages without tags, for pre-training
+    made:biomedical-texts       column text: sentences without tags, for pre-training
     made:biomedical-entities    columns tokens and tags (IOB2): sentences for finding entities
 
-Both are of one world, drawn from the same seed: the passages tell of all names, the training sentences of a part of them, and those of
+Both are of one world, drawn from the same seed: the texts tell of all names, the training sentences of a part of them, and those of
 validation and test of all, so that a list of the names seen in training misses many. Nor do the names alone tell: cell lines are written
 like genes, a gene's syndrome is a disease, and words such as "baseline" end like chemicals.
 """
@@ -125,21 +125,20 @@ def _table(name: str, split: str, columns: dict[str, list]) -> Table:  # type: i
 
 @maker("biomedical-texts")
 def biomedical_texts(seed: int) -> dict[str, Table]:
-    """1,200 passages of two sentences for training, 150 for validation and 150 for test."""
+    """600 sentences for training, 100 for validation and 100 for test."""
     known, made = world(seed), {}
-    for number, (split, count) in enumerate({"train": 1200, "validation": 150, "test": 150}.items()):
+    for number, (split, count) in enumerate({"train": 600, "validation": 100, "test": 100}.items()):
         rng = random.Random(f"texts {seed} {number}")
-        found = sentences(known, 2 * count, rng)
-        texts = [" ".join([*found[2 * i][0], *found[2 * i + 1][0]]) for i in range(count)]
+        texts = [" ".join(words) for words, _ in sentences(known, count, rng)]
         made[split] = _table("biomedical-texts", split, {"text": texts})
     return made
 
 
 @maker("biomedical-entities")
 def biomedical_entities(seed: int) -> dict[str, Table]:
-    """240 tagged sentences for training, about a third of the names; 200 for validation and 400 for test, about all of them."""
+    """240 tagged sentences for training, about a third of the names; 100 for validation and 300 for test, about all of them."""
     known, made = world(seed), {}
-    for number, (split, count) in enumerate({"train": 240, "validation": 200, "test": 400}.items()):
+    for number, (split, count) in enumerate({"train": 240, "validation": 100, "test": 300}.items()):
         rng = random.Random(f"entities {seed} {number}")
         found = sentences(known.part(1 / 3) if split == "train" else known, count, rng)
         columns = {"tokens": [w for w, _ in found], "tags": [t for _, t in found]}
