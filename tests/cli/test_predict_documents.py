@@ -24,7 +24,7 @@ def finished(tmp_path, tokenizer_folder):  # noqa: F811
     recipe = {
         "model": {"from_config": small("bert", vocab_size=40), "tokenizer": tokenizer_folder},
         "task": {"name": "token-classification", "max_length": 16, "overlap": 4},
-        "data": {"train": jsonl(tmp_path / "train.jsonl", rows)},
+        "data": {"train": jsonl(tmp_path / "train.jsonl", rows), "validation_fraction": 0},
         "method": {"name": "lora", "r": 2, "targets": "attention"},
         "training": {"max_steps": 3, "learning_rate": 0.02, "device": "cpu"},
         "output": str(tmp_path / "out"),

@@ -46,8 +46,7 @@ def test_the_papers_counts_at_full_size(name):
         model = AutoModelForTokenClassification.from_config(config)
     section = stages_of(load_recipe(name))[1][1].methods[0]
     plan = ad.plan(model, section.name, targets=section.targets, train="classifier", **section.settings)
-    head = 1025 * 3 if name != "openmed-bioelectra" else 1025 * 3
-    assert plan.trainable == 2_359_296 + head
+    assert plan.trainable == 2_359_296 + 1025 * 3
     total = sum(p.numel() for p in model.parameters())
     assert total == pytest.approx(SHARES[name], rel=0.01) and plan.trainable / total < 0.015
     counts = {"qv": 1_572_864, "qkvo": 3_145_728}
