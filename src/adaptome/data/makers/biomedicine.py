@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from adaptome.data.makers import maker
 from adaptome.data.splits import Table
@@ -117,7 +118,7 @@ def sentences(known: World, count: int, rng: random.Random) -> list[Sentence]:
     return made
 
 
-def _table(name: str, split: str, columns: dict[str, list]) -> Table:  # type: ignore[type-arg]
+def _table(name: str, split: str, columns: dict[str, list[Any]]) -> Table:
     return Table(
         f"made:{name}", columns, range(1, len(next(iter(columns.values()))) + 1), unit=f"{split} row"
     )
