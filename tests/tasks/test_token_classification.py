@@ -11,7 +11,7 @@ import torch
 from adaptome.core.errors import DataError
 from adaptome.data import load_splits
 from adaptome.tasks import get_task
-from adaptome.tasks.token_classification import IGNORED, entities
+from adaptome.tasks.token_classification import IGNORED
 from tests.tasks.tiny import fit, small, spec, splits_of
 
 ROWS = [
@@ -80,8 +80,8 @@ def test_it_learns_and_finds_entities(tmp_path, model):
         built, processor, ["bob plays in the london", ["anna", "sleeps", "in", "the", "paris"]], batch_size=1
     )
     assert found[0]["entities"] == [
-        {"text": "bob", "type": "PER", "start": 0, "end": 1},
-        {"text": "london", "type": "LOC", "start": 4, "end": 5},
+        {"text": "bob", "type": "PER", "start": 0, "end": 1, "start_char": 0, "end_char": 3},
+        {"text": "london", "type": "LOC", "start": 4, "end": 5, "start_char": 17, "end_char": 23},
     ]
     assert found[1]["tags"] == ["B-PER", "O", "O", "O", "B-LOC"]
 
@@ -144,12 +144,3 @@ def test_rows_out_of_step_are_named(tmp_path, model):
         prepared(tmp_path, model, rows=[{"tokens": "a b", "tags": "O O"}])
     with pytest.raises(DataError, match=r"has no column 'tags'\. Did you mean 'tag'\?"):
         prepared(tmp_path, model, rows=[{"tokens": ["a"], "tag": ["O"]}])
-
-
-def test_entities_of_tags():
-    found = entities(["a", "b", "c", "d", "e"], ["B-X", "I-X", "B-X", "I-Y", "O"])
-    assert [(e["type"], e["start"], e["end"], e["text"]) for e in found] == [
-        ("X", 0, 2, "a b"),
-        ("X", 2, 3, "c"),
-        ("Y", 3, 4, "d"),
-    ]

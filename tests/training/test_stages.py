@@ -136,9 +136,28 @@ def test_stages_that_do_not_go_together_are_refused(tmp_path, stages, told):
         stages_of(staged(tmp_path, "minilm", stages))
 
 
-def test_another_task_starts_from_weights_alone(tmp_path, tokenizers):  # noqa: F811
-    stages = [{"name": "a", "training": {"max_steps": 1}}, {"name": "b", "task": {"labels": ["dog", "cat"]}}]
-    with pytest.raises(RecipeError, match=r"Start from its weights: start\.how=merged"):
+def test_another_head_goes_on_with_the_layers(tmp_path, tokenizers):  # noqa: F811
+    """Other labels, another task: one adapter, whose layers go on and whose head is new."""
+    stages = [{"name": "a"}, {"name": "b", "task": {"labels": ["dog", "cat"]}, "training": {"max_steps": 1, "learning_rate": 1e-12}}]  # fmt: skip
+    made = run_stages(staged(tmp_path, tokenizers["words"], stages))
+    out = tmp_path / "out"
+    first, second = tensors(out / "1-a"), tensors(out / "2-b")
+    assert first.keys() == second.keys()
+    layers = [key for key in first if key.startswith("bert.encoder")]
+    assert layers and all(torch.allclose(first[key], second[key], atol=1e-6) for key in layers)
+    assert not torch.allclose(first["classifier.weight"], second["classifier.weight"])
+    assert any("default goes on from" in note and "the head is new" in note for note in made.last.notes)
+    import adaptome as ad
+
+    assert list(ad.adapters(load_run(out).model)) == ["default"]
+
+
+def test_held_adapters_of_another_task_are_refused(tmp_path, tokenizers):  # noqa: F811
+    stages = [
+        {"name": "a", "training": {"max_steps": 1}},
+        {"name": "b", "start": "frozen", "method": "bitfit", "task": {"labels": ["dog", "cat"]}},
+    ]
+    with pytest.raises(RecipeError, match=r"Start from its weights \(start\.how=merged\), or go on"):
         run_stages(staged(tmp_path, tokenizers["words"], stages))
 
 

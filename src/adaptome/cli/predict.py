@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,8 @@ adaptome predict runs/sounds clips/one.wav clips/two.wav
 adaptome predict runs/town/2-adapter "? : works_for(?, acme) and not lives_in(?, ashford)"
 
 adaptome predict runs/scenes pictures/ --output found
+
+adaptome predict runs/entities notes/ letter.txt
 """
 
 
@@ -71,6 +73,10 @@ def predict(
     shown = [task.shown(one.value, made) for one, made in zip(given, found, strict=True)]
     if output is not None:
         _write(output, names, shown, told)
+    documents = [(None if one.name == one.value else one.name, str(one.value)) for one in given]
+    if any(name and "entities" in made for (name, _), made in zip(documents, found, strict=True)):
+        _show_documents(documents, found, json)
+        return
     if json:
         print_json(told)
         return
@@ -115,6 +121,25 @@ def _png(image: Any) -> bytes:
     held = BytesIO()
     image.save(held, "PNG")
     return held.getvalue()
+
+
+def _show_documents(
+    documents: Sequence[tuple[str | None, str]], found: Sequence[Mapping[str, Any]], json: bool
+) -> None:
+    """A line for every entity: its file, where it begins and ends in characters, its type and its text."""
+    if json:
+        print_json([{"file": name, **one} for (name, _), one in zip(documents, found, strict=True)])
+        return
+    for (name, _), one in zip(documents, found, strict=True):
+        for span in one["entities"]:
+            print(
+                name or "-",
+                span["start_char"],
+                span["end_char"],
+                span["type"],
+                _one_line(span["text"]),
+                sep="\t",
+            )
 
 
 def _lines(file: Path | None) -> list[str]:

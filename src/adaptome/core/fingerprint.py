@@ -107,20 +107,42 @@ def check_base(
         )
     common = sorted(set(here["sample"]) & set(stored["sample"]))
     for name in common:
-        a, b = (
-            torch.tensor(stored["sample"][name], dtype=torch.float64),
-            torch.tensor(here["sample"][name], dtype=torch.float64),
-        )
-        if not torch.allclose(a, b, rtol=SAMPLE_TOLERANCE, atol=SAMPLE_TOLERANCE * float(a.abs().max())):
-            raise BaseMismatchError(
-                f"{saved_from}; this {type(model).__name__} has the same structure but other weights (first seen in {name}: {a.tolist()} there, {b.tolist()} here).\n"
-                "  Load the base it was trained on, or pass check_base=False to put it on this one all the same."
-            )
-        if exact and not torch.equal(a, b):
-            raise BaseMismatchError(
-                f"{saved_from} in another precision (first seen in {name}: {a.tolist()} there, {b.tolist()} here): {_RELATIVE}"
-            )
+        _check_values(name, stored["sample"][name], here["sample"][name], saved_from, model, exact)
     return "structure and weights" if common else "structure"
+
+
+def check_shared_weights(model: nn.Module, stored: dict[str, Any]) -> None:
+    """Compare the sampled weights that a model of another class has as well, such as the encoder under another head.
+
+    Raises:
+        BaseMismatchError: other values, or none of the weights are there.
+    """
+    here = {name: p for name, p in _parameters(model) if not _is_packed(p)}
+    saved_from = f"the adapter was saved from {stored.get('id') or 'an unnamed base'}"
+    common = [
+        n for n in stored["sample"] if n in here and here[n].device.type != "meta" and here[n].numel() >= 4
+    ]
+    if not common:
+        raise BaseMismatchError(
+            f"{saved_from}, which has no weights in common with this {type(model).__name__}."
+        )
+    for name in common:
+        _check_values(name, stored["sample"][name], _pick(here[name]), saved_from, model, False)
+
+
+def _check_values(
+    name: str, there: list[float], here: list[float], saved_from: str, model: nn.Module, exact: bool
+) -> None:
+    a, b = torch.tensor(there, dtype=torch.float64), torch.tensor(here, dtype=torch.float64)
+    if not torch.allclose(a, b, rtol=SAMPLE_TOLERANCE, atol=SAMPLE_TOLERANCE * float(a.abs().max())):
+        raise BaseMismatchError(
+            f"{saved_from}; this {type(model).__name__} has the same structure but other weights (first seen in {name}: {a.tolist()} there, {b.tolist()} here).\n"
+            "  Load the base it was trained on, or pass check_base=False to put it on this one all the same."
+        )
+    if exact and not torch.equal(a, b):
+        raise BaseMismatchError(
+            f"{saved_from} in another precision (first seen in {name}: {a.tolist()} there, {b.tolist()} here): {_RELATIVE}"
+        )
 
 
 def _told(packed: list[str] | bool) -> str:

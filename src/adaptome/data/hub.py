@@ -11,7 +11,11 @@ import numpy as np
 from adaptome.core.errors import DataError, did_you_mean
 from adaptome.data.splits import Split, Table
 
-_ALIASES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",), "train": ("train",)}
+_ALIASES = {
+    "validation": ("validation", "valid", "val", "dev", "devel"),
+    "test": ("test",),
+    "train": ("train",),
+}
 
 
 def hub_splits(

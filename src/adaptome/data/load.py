@@ -27,7 +27,7 @@ Files = str | Sequence[str] | None
 FOLDERS = (IMAGES, SOUNDS)  # where a folder could be either, the first
 ALIASES = {
     "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
+    "validation": ("validation", "valid", "val", "dev", "devel"),
     "test": ("test",),
 }
 

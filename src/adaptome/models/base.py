@@ -326,4 +326,4 @@ def quiet() -> Iterator[None]:
 
 
 def _is_no_report(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
+    return not any(part in record.getMessage() for part in ("LOAD REPORT", "tied weights mapping"))

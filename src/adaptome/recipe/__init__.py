@@ -40,6 +40,7 @@ from adaptome.recipe.schema import (
     TaskSection,
     TrainingSection,
 )
+from adaptome.recipe.search import RangeSection, SearchSection
 from adaptome.recipe.shipped import ShippedRecipe, shipped_recipe, shipped_recipes
 from adaptome.recipe.stages import stages_of
 
@@ -53,7 +54,9 @@ __all__ = [
     "ModelSection",
     "ObjectiveSection",
     "OutputSection",
+    "RangeSection",
     "Recipe",
+    "SearchSection",
     "ShippedRecipe",
     "StageSection",
     "StartSection",

@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from adaptome.core.errors import AdaptomeError, MethodError, RecipeError, did_you_mean, nearest
-from adaptome.recipe.schema import MethodSection, Recipe, Section
+from adaptome.recipe.schema import MethodSection, Recipe
+from adaptome.recipe.section import Section
 from adaptome.recipe.shipped import shipped_recipe, shipped_recipes
 
 

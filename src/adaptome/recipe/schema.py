@@ -9,26 +9,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from adaptome.core.errors import did_you_mean
-
-
-class Section(BaseModel):
-    """A part of a recipe; unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
-
-
-class OpenSection(Section):
-    """A part whose further keys are the settings of what it names."""
-
-    model_config = ConfigDict(extra="allow", validate_default=True, protected_namespaces=())
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The keys that the schema leaves to the named task or method."""
-        return dict(self.__pydantic_extra__ or {})
+from adaptome.recipe.search import SearchSection
+from adaptome.recipe.section import OpenSection, Section
 
 
 def _named(value: Any) -> Any:
@@ -406,6 +391,7 @@ class Recipe(Section):
     evaluation: EvaluationSection = EvaluationSection()
     output: OutputField = OutputSection()
     compare: CompareSection | None = Field(default=None, description="methods for `adaptome compare`")
+    search: SearchSection | None = Field(default=None, description="settings for `adaptome search` to find")
     start: StartSection | None = Field(
         default=None, description="an earlier run to start from; default: the base"
     )

@@ -11,7 +11,7 @@ from adaptome.recipe.load import load_recipe
 from adaptome.recipe.schema import Recipe, StageSection
 
 #: what a stage cannot change
-_FIXED = ("stages", "compare", "output", "start", "title")
+_FIXED = ("stages", "compare", "search", "output", "start", "title")
 
 
 def stages_of(recipe: Recipe) -> list[tuple[str, Recipe]]:

@@ -89,11 +89,13 @@ class Task(ABC):
     later_options: ClassVar[tuple[str, ...]] = ()  # options that evaluation and prediction alone read
     judges: ClassVar[bool] = False  # scores need readable predictions too: see `judge`
     takes: ClassVar[frozenset[str]] = frozenset()  # endings of the files that `predict` takes; empty: texts
+    measures_before: ClassVar[bool] = False  # a run measures the base too, as <metric>_before
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):
         self.options = options
         self.labels: list[str] | None = list(labels) if labels is not None else None
         self.new_modules: list[str] = []  # modules that the checkpoint had no weights for
+        self.notes: list[str] = []  # what loading the model found, for the user to read
 
     @property
     @abstractmethod
@@ -108,6 +110,10 @@ class Task(ABC):
     @abstractmethod
     def load_processor(self, model: ModelSpec) -> Any:
         """The tokenizer or image processor that goes with the model."""
+
+    def shaped(self, splits: Any) -> Any:
+        """The splits with this task's columns where a known layout has others; as they are by default."""
+        return splits
 
     @abstractmethod
     def prepare(self, splits: Any, processor: Any) -> Prepared:

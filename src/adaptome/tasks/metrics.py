@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,23 +32,37 @@ def multi_label_metrics(predicted: np.ndarray, truth: np.ndarray) -> dict[str, f
     }
 
 
-def span_metrics(predicted: Sequence[Sequence[str]], truth: Sequence[Sequence[str]]) -> dict[str, float]:
-    """precision, recall and f1 of entities as conlleval counts them, and the accuracy of tags.
+def span_metrics(
+    predicted: Sequence[Sequence[str]], truth: Sequence[Sequence[str]], strict: bool = False
+) -> dict[str, float]:
+    """precision, recall and f1 of entities from counts summed over all types (micro), and the accuracy of tags.
 
     Args:
         predicted, truth: IOB2 tags of every sentence.
+        strict: only what begins with B- is an entity; otherwise an I- without its B- begins one too, as conlleval counts.
     """
     try:
         from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
+        from seqeval.scheme import IOB2
     except ModuleNotFoundError as error:
         if error.name != "seqeval":
             raise
         raise MissingExtraError("seqeval", "train") from None
     sides = [list(s) for s in truth], [list(s) for s in predicted]
+    how: dict[str, Any] = {"average": "micro", "zero_division": 0}
+    if strict:
+        if not any(tag != "O" for side in sides for tags in side for tag in tags):
+            return {
+                "f1": 0.0,
+                "precision": 0.0,
+                "recall": 0.0,
+                "accuracy": 1.0,
+            }  # seqeval fails without any entity
+        how |= {"mode": "strict", "scheme": IOB2}
     return {
-        "f1": float(f1_score(*sides, zero_division=0)),
-        "precision": float(precision_score(*sides, zero_division=0)),
-        "recall": float(recall_score(*sides, zero_division=0)),
+        "f1": float(f1_score(*sides, **how)),
+        "precision": float(precision_score(*sides, **how)),
+        "recall": float(recall_score(*sides, **how)),
         "accuracy": float(accuracy_score(*sides)),
     }
 

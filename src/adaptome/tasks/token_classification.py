@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from adaptome.core.errors import DataError, RecipeError
-from adaptome.data.splits import Split, Splits
+from adaptome.core.errors import DataError, RecipeError, did_you_mean
+from adaptome.data.documents import read_documents
+from adaptome.data.splits import Split, Splits, Table, to_split
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, argmax, register_task
 from adaptome.tasks.inference import chunks, evaluating, to_device
 from adaptome.tasks.labels import LabelSet, labels_of_train, numbers
 from adaptome.tasks.metrics import classification_metrics, span_metrics
 from adaptome.tasks.models import check_vocabulary, head_modules, load_config, load_pretrained, load_tokenizer
+from adaptome.tasks.showing import Given
+from adaptome.tasks.spans import entities, from_bigbio, is_iob2, words_of
+from adaptome.tasks.windows import Frame, word_pieces
 
 IGNORED = -100  # positions that the loss and the metrics pass over
 
@@ -32,11 +34,23 @@ class TokenClassificationOptions(TaskOptions):
     labels: list[str] | None = Field(
         default=None, min_length=2, description="the tags and their order; default: from train"
     )
+    types: list[str] | None = Field(
+        default=None, min_length=1, description="entity types that count; the others' tags become O"
+    )
+    strict: bool = Field(
+        default=False,
+        description="entities begin with B- alone (IOB2); otherwise with an I- that continues nothing too, as conlleval and seqeval count",
+    )
+    overlap: int = Field(
+        default=32,
+        ge=0,
+        description="tokens that a window of a long text reads again of the one before, in prediction",
+    )
 
 
 @register_task("token-classification")
 class TokenClassification(Task):
-    """Columns: tokens and tags, lists of equal length. Metrics over entities where the tags are IOB2."""
+    """Columns: tokens and tags, lists of equal length; or documents in BigBio's schema. Metrics over entities where the tags are IOB2."""
 
     Options = TokenClassificationOptions
     options: TokenClassificationOptions
@@ -47,10 +61,18 @@ class TokenClassification(Task):
         return "f1" if self._spans() else "accuracy"
 
     def _spans(self) -> bool:
-        return self.labels is None or all(_is_iob2(name) for name in self.labels)
+        return self.labels is None or all(is_iob2(name) for name in self.labels)
 
     def load_processor(self, model: ModelSpec) -> Any:
         return load_tokenizer(model, add_prefix_space=True)  # words come without the spaces before them
+
+    def shaped(self, splits: Splits) -> Splits:
+        """Documents in BigBio's schema as one row for each passage; and the tags of types that do not count as O."""
+        made = {name: _of_documents(split, splits.notes) for name, split in splits.items()}
+        if self.options.types is not None:
+            _check_types(made.get("train"), self.options.types)
+            made = {name: _of_types(split, self.options.types) for name, split in made.items()}
+        return Splits(made, splits.notes)
 
     def prepare(self, splits: Splits, processor: Any) -> Prepared:
         from transformers import DataCollatorForTokenClassification
@@ -60,7 +82,7 @@ class TokenClassification(Task):
             _check_lengths(split)
         labels = self._labels(splits)
         self.labels = labels.names
-        made, notes, frame = {}, [], self._frame(processor)
+        made, notes, frame = {}, [], Frame.of(processor, self.options.max_length)
         for name, split in splits.items():
             made[name], cut = self._dataset(split, numbers(split, name, "tags", labels), frame)
             if cut:
@@ -73,7 +95,7 @@ class TokenClassification(Task):
 
     def _labels(self, splits: Splits) -> LabelSet:
         found = labels_of_train(splits, "tags", self.labels or self.options.labels)
-        if self.labels or self.options.labels or not all(_is_iob2(name) for name in found.names):
+        if self.labels or self.options.labels or not all(is_iob2(name) for name in found.names):
             return found
         # A type seen only as B- in train may go on over two words elsewhere: both tags exist for every type.
         kinds = sorted({name[2:] for name in found.names if name != "O"})
@@ -97,11 +119,6 @@ class TokenClassification(Task):
                     rows[key].append(value)
                 rows["attention_mask"].append([1] * len(ids))
         return datasets.Dataset.from_dict(rows), cut
-
-    def _frame(self, processor: Any) -> Frame:
-        before, after = special_tokens(processor)
-        room = min(self.options.max_length, processor.model_max_length) - len(before) - len(after)
-        return Frame(processor, before, after, room)
 
     def _targets(self, pieces: Sequence[list[int]], tags: Sequence[int], frame: Frame) -> list[int]:
         """A target for every token of a window."""
@@ -141,6 +158,10 @@ class TokenClassification(Task):
         """Tag numbers [batch, length] in place of logits [batch, length, tags]."""
         return super().reduce(logits, labels).argmax(-1)
 
+    def given(self, words: Sequence[str]) -> list[Given]:
+        """Texts, or files and folders of them, each as one document."""
+        return [Given(name or text, text) for name, text in read_documents(words)]
+
     def metrics(self, result: Any) -> dict[str, float]:
         predicted, truth = argmax(result.predictions), np.asarray(result.label_ids)
         if not self._spans():
@@ -149,109 +170,108 @@ class TokenClassification(Task):
         names = self.labels or []
         pairs = [(p[t != IGNORED], t[t != IGNORED]) for p, t in zip(predicted, truth, strict=True)]
         return span_metrics(
-            [[names[i] for i in p] for p, _ in pairs], [[names[i] for i in t] for _, t in pairs]
+            [[names[i] for i in p] for p, _ in pairs],
+            [[names[i] for i in t] for _, t in pairs],
+            self.options.strict,
         )
 
     def predict(
         self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32
     ) -> list[Any]:
-        """Tags of each input: a sentence (parted into words and punctuation) or a list of words.
+        """Tags of each input: a text (parted into words and punctuation) or a list of words.
+
+        A long one is read in windows that overlap (task.overlap); a word in two keeps what the first said.
 
         Returns a list of {"tokens", "tags", "entities"}; an entity is {"type", "text", "start", "end"}, with word
-        numbers, the end one past the last.
+        numbers, the end one past the last; of a text also "start_char" and "end_char", with characters.
         """
+        places = [words_of(text) if isinstance(text, str) else None for text in inputs]
         sentences = [
-            re.findall(r"\w+|[^\w\s]", text) if isinstance(text, str) else list(text) for text in inputs
+            list(text) if spans is None else [text[a:b] for a, b in spans]
+            for text, spans in zip(inputs, places, strict=True)
         ]
-        frame, pieces = self._frame(processor), word_pieces(processor, sentences)
-        places = [(i, a, b) for i, words in enumerate(pieces) for a, b in frame.windows(words) if b > a]
+        tags = self._tags(model, processor, sentences, batch_size)
+        made = []
+        for text, spans, words, found in zip(inputs, places, sentences, tags, strict=True):
+            named = entities(found, self.options.strict) if self._spans() else []
+            for one in named:
+                one["text"] = " ".join(words[one["start"] : one["end"]])
+                if spans is not None:
+                    first, last = spans[one["start"]][0], spans[one["end"] - 1][1]
+                    one |= {"text": text[first:last], "start_char": first, "end_char": last}
+            made.append({"tokens": words, "tags": found, "entities": named})
+        return made
+
+    def _tags(
+        self, model: nn.Module, processor: Any, sentences: Sequence[Sequence[str]], batch_size: int
+    ) -> list[list[str]]:
+        """A tag for every word, of the first window that holds it; windows of like length share a batch."""
+        frame, pieces = Frame.of(processor, self.options.max_length), word_pieces(processor, sentences)
+        cut = [frame.windows(words, self.options.overlap) for words in pieces]
+        # (sentence, first word, first word that no earlier window holds, one past the last word)
+        places = [
+            (i, a, windows[n - 1][1] if n else a, b)
+            for i, windows in enumerate(cut)
+            for n, (a, b) in enumerate(windows)
+            if b > a
+        ]
+        places.sort(key=lambda p: sum(map(len, pieces[p[0]][p[1] : p[3]])))
         tags: list[list[str]] = [["O"] * len(words) for words in sentences]
         with evaluating(model) as device:
             for part in chunks(places, batch_size):
-                ids = [frame.ids(pieces[i][a:b]) for i, a, b in part]
+                ids = [frame.ids(pieces[i][a:b]) for i, a, _, b in part]
                 batch = processor.pad({"input_ids": ids}, return_tensors="pt")
                 found = model(**to_device(batch, device)).logits.argmax(-1).cpu()
-                for (i, a, b), row, own in zip(part, found, ids, strict=True):
+                for (i, a, new, b), row, own in zip(part, found, ids, strict=True):
                     shift = row.shape[0] - len(own) if processor.padding_side == "left" else 0
-                    tags[i][a:b] = [(self.labels or [])[row[shift + n]] for n in frame.firsts(pieces[i][a:b])]
-        return [
-            {"tokens": words, "tags": found, "entities": entities(words, found) if self._spans() else []}
-            for words, found in zip(sentences, tags, strict=True)
-        ]
+                    named = [(self.labels or [])[row[shift + n]] for n in frame.firsts(pieces[i][a:b])]
+                    tags[i][new:b] = named[new - a :]
+        return tags
 
 
-@dataclass(frozen=True)
-class Frame:
-    """How sentences fit into windows: the special tokens around them and the room between."""
-
-    tokenizer: Any
-    before: list[int]
-    after: list[int]
-    room: int
-
-    def windows(self, pieces: Sequence[list[int]]) -> list[tuple[int, int]]:
-        """Ranges of words that fit: no word is left out, none is parted."""
-        start, used, windows = 0, 0, []
-        for i, word in enumerate(pieces):
-            size = min(len(word), self.room)
-            if used + size > self.room:
-                windows.append((start, i))
-                start, used = i, 0
-            used += size
-        return [*windows, (start, len(pieces))]
-
-    def ids(self, pieces: Sequence[list[int]]) -> list[int]:
-        """The tokens of a window; a word longer than it keeps its first pieces."""
-        return [*self.before, *(number for word in pieces for number in word[: self.room]), *self.after]
-
-    def firsts(self, pieces: Sequence[list[int]]) -> list[int]:
-        """Where each word's first piece stands in its window."""
-        at, places = len(self.before), []
-        for word in pieces:
-            places.append(at)
-            at += min(len(word), self.room)
-        return places
+def _of_documents(split: Split, notes: list[str]) -> Split:
+    """A split in BigBio's `kb` schema (`passages`, `entities`) with columns tokens and tags; any other as it is."""
+    if not {"passages", "entities"} <= set(split.rows.column_names):
+        return split
+    rows = [(n, *passage) for n, row in enumerate(split.rows) for passage in from_bigbio(row)]
+    if not rows:
+        raise DataError(f"{split.source}: no passage has a text.")
+    lost = sum(row[3] for row in rows)
+    if lost:
+        notes.append(
+            f"{split.source}: {lost} entities lie over others or in several parts, and have no tags."
+        )
+    columns = {"tokens": [row[1] for row in rows], "tags": [row[2] for row in rows]}
+    return to_split(
+        [Table(split.source, columns, range(len(rows)), places=[split.where(row[0]) for row in rows])],
+        "train",
+    )
 
 
-def word_pieces(processor: Any, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-    """Token numbers of every word of every sentence; a word the tokenizer drops becomes its unknown token."""
-    made = []
-    for part in chunks(sentences, 1000):
-        encoded = processor([list(s) for s in part], is_split_into_words=True, add_special_tokens=False)
-        for row, words in enumerate(part):
-            pieces: list[list[int]] = [[] for _ in words]
-            for number, word in zip(encoded["input_ids"][row], encoded.word_ids(row), strict=True):
-                pieces[word].append(number)
-            unknown = processor.unk_token_id if processor.unk_token_id is not None else processor.eos_token_id
-            made.append([found or [unknown] for found in pieces])
-    return made
+def _of_types(split: Split, types: Sequence[str]) -> Split:
+    """The split with the tags of other entity types as O."""
+    kept = [[tag if tag[2:] in types else "O" for tag in row] for row in _named_tags(split)]
+    return Split(split.rows.remove_columns("tags").add_column("tags", kept), split.tables, split.origin)
 
 
-def special_tokens(processor: Any) -> tuple[list[int], list[int]]:
-    """The special tokens before and after a sentence."""
-    empty = processor("a", return_special_tokens_mask=True)
-    mask, ids = empty["special_tokens_mask"], empty["input_ids"]
-    first = mask.index(0)
-    last = len(mask) - mask[::-1].index(0)
-    return ids[:first], ids[last:]
+def _check_types(train: Split | None, types: Sequence[str]) -> None:
+    if train is None:
+        return
+    there = {tag[2:] for row in _named_tags(train) for tag in row if tag != "O"}
+    for kind in types:
+        if kind not in there:
+            raise DataError(
+                f"task.types: {train.source} has no entity of type {kind!r}.{did_you_mean(kind, there)} "
+                f"It has: {', '.join(sorted(there)) or 'none'}."
+            )
 
 
-def entities(tokens: Sequence[str], tags: Sequence[str]) -> list[dict[str, Any]]:
-    """Spans of IOB2 tags; an I- without its B- opens a span, as conlleval reads it."""
-    found: list[dict[str, Any]] = []
-    kind = None
-    for i, tag in enumerate(tags):
-        prefix, _, name = tag.partition("-")
-        if prefix == "I" and name == kind:
-            found[-1]["end"] = i + 1
-        elif prefix in ("B", "I"):
-            found.append({"type": name, "start": i, "end": i + 1})
-        kind = name if prefix in ("B", "I") else None
-    return [{"text": " ".join(tokens[e["start"] : e["end"]]), **e} for e in found]
-
-
-def _is_iob2(name: str) -> bool:
-    return name == "O" or name[:2] in ("B-", "I-")
+def _named_tags(split: Split) -> list[list[str]]:
+    """The tags of every row by name."""
+    if "tags" not in split.rows.column_names:
+        raise DataError(f"task.types: {split.source} has no column 'tags'.")
+    names = getattr(getattr(split.rows.features["tags"], "feature", None), "names", None)
+    return [[names[tag] if names else tag for tag in row] for row in split.rows["tags"]]
 
 
 def _check_lengths(split: Split) -> None:

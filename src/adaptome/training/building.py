@@ -11,6 +11,7 @@ from torch import nn
 from transformers import set_seed
 
 import adaptome as ad
+from adaptome.core.carrying import carry
 from adaptome.core.errors import RecipeError, TrainingError
 from adaptome.core.files import atomic_folder
 from adaptome.data import Splits, load_splits
@@ -31,9 +32,11 @@ def prepared(recipe: Recipe) -> tuple[Task, Any, Splits, Prepared]:
 
 def read(recipe: Recipe, task: Task) -> Splits:
     """The recipe's data."""
-    return load_splits(
+    found = load_splits(
         **recipe.data.model_dump(), prefer=task.prefer, texts=task.texts, files=task.files, chats=task.chats
     )
+    shaped: Splits = task.shaped(found)
+    return shaped
 
 
 def spec(recipe: Recipe) -> Any:
@@ -85,7 +88,7 @@ def attach(recipe: Recipe, task: Task, model: nn.Module, also: list[str]) -> lis
             "methods is empty: name at least one, e.g. method=lora. `adaptome methods` lists them."
             + (" Those of `compare` are for `adaptome compare`." if recipe.compare else "")
         )
-    names, earlier = adapter_names(recipe), _earlier(recipe, task)
+    names, earlier, carried = adapter_names(recipe), _earlier(recipe, task), _carried(recipe, task)
     for name in earlier:
         _load(model, Path(str(recipe.start.run)) / ADAPTER, name, earlier)  # type: ignore[union-attr]
     heads = [] if earlier else [*task.head_patterns(model), *also]
@@ -95,6 +98,9 @@ def attach(recipe: Recipe, task: Task, model: nn.Module, also: list[str]) -> lis
             ad.set_trainable(model, name, not section.frozen)
             continue
         plan = ad.attach(model, section.name, name, **_where(section, heads), dtype=_dtype(section), seed=recipe.training.seed, **section.settings)  # fmt: skip
+        if name in carried:
+            filled = carry(model, _adapter_folder(recipe, name), name, new=heads)
+            told.append(f"{name} goes on from {recipe.start.run}: {filled} tensors; the head is new.")  # type: ignore[union-attr]
         heads = []
         told += [f"{section.name}: {note}" for note in plan.notes]
         told += [f"{section.name}, {plan.budget}"] if plan.budget else []
@@ -137,28 +143,47 @@ def write_merged(run: Path, loaded: Any) -> Path:
 
 
 def _earlier(recipe: Recipe, task: Task) -> list[str]:
-    """The adapters that come from the run the recipe starts from."""
+    """The adapters that come whole, head and all, from the run the recipe starts from."""
     start = recipe.start
     if start is None or start.how == "merged":
         return []
-    run = Path(start.run)
-    if not (run / METRICS).is_file():
+    same, known = _same_head(start.run, task)
+    if same:
+        frozen = start.how == "frozen"
+        named = zip(adapter_names(recipe), recipe.methods, strict=True)
+        return [n for n, section in named if section.frozen or not frozen]
+    if start.how == "adapter":
+        return []
+    raise RecipeError(
+        f"start.how={start.how!r}: the run in {start.run} learned {known['name']}"
+        + (f" with the labels {known['labels']}" if known["name"] == task.name else "")
+        + f", this one learns {task.name}; its head would not fit.\n"
+        "  Start from its weights (start.how=merged), or go on training its adapters under a new head (start.how=adapter)."
+    )
+
+
+def _carried(recipe: Recipe, task: Task) -> list[str]:
+    """The adapters that go on from a run of another task or other labels, without its head."""
+    start = recipe.start
+    if start is None or start.how != "adapter" or _same_head(start.run, task)[0]:
+        return []
+    return adapter_names(recipe)
+
+
+def _same_head(run: str, task: Task) -> tuple[bool, dict[str, Any]]:
+    """Whether a finished run's head fits this task, and what that run learned."""
+    if not (Path(run) / METRICS).is_file():
         raise TrainingError(
             f"{run}, which the run starts from, holds no finished run.\n  Give start.run the output folder of `adaptome train`."
         )
-    known = json.loads((run / TASK).read_text(encoding="utf-8"))
-    if (known["name"], known["labels"]) != (task.name, task.labels):
-        raise RecipeError(
-            f"start.how={start.how!r}: the run in {run} learned {known['name']}"
-            + (f" with the labels {known['labels']}" if known["name"] == task.name else "")
-            + f", this one learns {task.name}; its head would not fit.\n  Start from its weights: start.how=merged."
-        )
-    frozen = start.how == "frozen"
-    return [
-        n
-        for n, section in zip(adapter_names(recipe), recipe.methods, strict=True)
-        if section.frozen or not frozen
-    ]
+    known = json.loads((Path(run) / TASK).read_text(encoding="utf-8"))
+    return (known["name"], known["labels"]) == (task.name, task.labels), known
+
+
+def _adapter_folder(recipe: Recipe, name: str) -> Path:
+    """Where the run that the recipe starts from keeps an adapter: a folder for each where it has several."""
+    folder = Path(str(recipe.start and recipe.start.run)) / ADAPTER
+    return folder / name if (folder / name).is_dir() else folder
 
 
 def _load(model: nn.Module, folder: Path, name: str, names: list[str]) -> None:

@@ -70,7 +70,7 @@ class Result:
         best_step: the step whose weights were kept; None for the last.
         seconds: of training, evaluations in between included; of this process when resumed.
         peak_memory_bytes: see `training.memory`.
-        notes: what preparing the data changed.
+        notes: what preparing the data changed, and what loading the model found.
     """
 
     folder: str
@@ -131,7 +131,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     for told in resumed:
         logger.warning("%s", told)
     model, terms, also = base_model(recipe, task, processor)
-    notes = [*data.notes, *resumed, *attach(recipe, task, model, also)]
+    notes = [*data.notes, *task.notes, *resumed, *attach(recipe, task, model, also)]
     loss = assembled(recipe, task, processor, model, terms)
     make_room(recipe, folder)
     trainer = _trainer(
@@ -161,6 +161,8 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         if measuring.compute_metrics is not None and task.trainer == "trainer":
             measuring.compute_metrics = scored
         metrics = _measured(measuring, task, data[split], split)
+        if task.measures_before:
+            metrics |= _without_adapters(measuring, task, data[split], split)
         found = None
         if task.judges or recipe.evaluation.predictions:
             size = measuring.args.per_device_eval_batch_size
@@ -363,6 +365,12 @@ def _measured(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) ->
     timing = ("_runtime", "_per_second", "_time")
     plain = {key.removeprefix(f"{split}_"): value for key, value in found.items() if not key.endswith(timing)}
     return {key: float(value) for key, value in plain.items() if key != "epoch"}
+
+
+def _without_adapters(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) -> dict[str, float]:
+    """The same metrics of the base alone, as it was before training: <metric>_before."""
+    with ad.disabled(trainer.model):
+        return {f"{name}_before": value for name, value in _measured(trainer, task, data, split).items()}
 
 
 def _result(
