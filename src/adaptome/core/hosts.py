@@ -6,6 +6,7 @@ that a method is written once:
     kind        layer                                     stored weight             canonical
     linear      Linear, packed (quantised) linears        [out, in]                 the same
     linear      transformers' Conv1D                      [in, out]                 transposed
+    parameter   a linear layer in blocks (DeepSeek-V4)    [out, in]                 the same: x [.., blocks, in] -> y [.., blocks, out / blocks]
     conv        Conv1d, Conv2d, Conv3d                    [out, in/groups, *k]      [out, in/groups * prod(k)]
     embedding   Embedding                                 [tokens, dim]             transposed: in = tokens, out = dim
     norm        LayerNorm, RMSNorm, BatchNorm, ...        [dim]                     the same
@@ -82,6 +83,33 @@ class Conv1DHost(LinearHost):
         return value.t() if value.dim() == 2 else value
 
     native = canonical
+
+
+class BlocksHost(LinearHost):
+    """A linear layer in blocks (DeepSeek-V4's `o_a_proj`): each block of the input `[*, blocks, in]` has out / blocks rows of the weight.
+
+    It is of the kind 'parameter': what reads or makes a weight works on it, and a product with factors is at hand; one with the whole weight is not.
+    """
+
+    kind = "parameter"
+
+    @staticmethod
+    def fits(layer: nn.Module) -> bool:
+        """Whether it is a linear layer with a forward of its own over groups of features."""
+        own = getattr(type(layer), "_base", type(layer)).forward is not nn.Linear.forward
+        return isinstance(layer, nn.Linear) and own and isinstance(getattr(layer, "n_groups", None), int)
+
+    def expand(self, z: Tensor, B: Tensor) -> Tensor:
+        return torch.einsum("...gr,gor->...go", z, B.to(z.dtype).unflatten(0, (self.layer.n_groups, -1)))
+
+    def add_expanded(self, y: Tensor, z: Tensor, B: Tensor, scale: float) -> Tensor:
+        return torch.add(y, self.expand(z, B), alpha=scale)
+
+    def along_output(self, vector: Tensor) -> Tensor:
+        return vector.unflatten(0, (self.layer.n_groups, -1))
+
+    def run_dense(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        return self.expand(x, weight)
 
 
 class ConvHost(Host):
@@ -375,6 +403,8 @@ def host_of(
     Raises:
         HostError: when the parameter does not exist.
     """
+    if parameter in (None, "weight") and BlocksHost.fits(layer):
+        return BlocksHost(layer, path, "weight", role, index)
     if parameter is not None:
         value = layer._parameters.get(parameter)
         if value is None:

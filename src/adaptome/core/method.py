@@ -108,6 +108,21 @@ class Method:
         object.__setattr__(made, "given", frozenset([*names[: len(values)], *settings]))
         return made
 
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, f.name) for f in dataclasses.fields(self))  # type: ignore[arg-type]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        inner = (f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__qualname__}({', '.join(inner)})"
+
     # -- what a method implements ----------------------------------------------------------------------------------
 
     def parameters(self, host: Host) -> int:
@@ -378,7 +393,8 @@ M = TypeVar("M", bound=type[Method])
 @dataclass_transform(frozen_default=True, field_specifiers=(option,))
 def settings(cls: M) -> M:
     """Make a base class of methods hand its settings on: what `register` does, without a name."""
-    return typing.cast(M, dataclasses.dataclass(frozen=True)(cls))
+    # comparing, hashing and printing are Method's own: made anew for every class they were half of what importing the methods cost
+    return typing.cast(M, dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls))
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(option,))

@@ -114,28 +114,38 @@ MLP_PAIRS: tuple[tuple[str, str], ...] = (
 )
 
 
-def _table(patterns: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
-    return {part: re.compile(pattern, re.IGNORECASE) for part, pattern in patterns.items()}
+class Name:
+    """A pattern of whole names, compiled when first asked for: importing all of them costs more than most models need."""
+
+    def __init__(self, pattern: str, any_case: bool = True):
+        self.pattern, self.flags = pattern, re.IGNORECASE if any_case else 0
+
+    def fullmatch(self, name: str) -> re.Match[str] | None:
+        """The match of the whole name, or None."""
+        return re.fullmatch(self.pattern, name, self.flags)
+
+
+def _table(patterns: Mapping[str, str]) -> dict[str, Name]:
+    return {part: Name(pattern) for part, pattern in patterns.items()}
 
 
 ATTENTION_PARTS = _table(_ATTENTION)
-ATTENTION_OUT = re.compile(_ATTENTION_OUT, re.IGNORECASE)
+ATTENTION_OUT = Name(_ATTENTION_OUT)
 MLP_PARTS = _table(_MLP)
-ATTENTION_NAME = re.compile(r"\w*att(?:n|ention)(?:\d+|_\w+)?", re.IGNORECASE)
-MLP_NAME = re.compile(
-    r"(?:\w+_)?(?:mlp|ffn|ff|feed_?forward|moe)(?:_\w+|\d+)?|DenseReluDense|shared_experts?", re.IGNORECASE
+ATTENTION_NAME = Name(r"\w*att(?:n|ention)(?:\d+|_\w+)?")
+MLP_NAME = Name(
+    r"(?:\w+_)?(?:mlp|ffn|ff|feed_?forward|moe)(?:_\w+|\d+)?|DenseReluDense|shared_experts?"
 )
-MLP_CLASS = re.compile(r"\w*(?:MLP|Mlp|FFN|FeedForward|ActDense)\w*|\w*(?:MoE|SparseMoe)(?:Block|Layer)?")
-EXPERTS = re.compile(r"\w*experts?", re.IGNORECASE)
+MLP_CLASS = Name(r"\w*(?:MLP|Mlp|FFN|FeedForward|ActDense)\w*|\w*(?:MoE|SparseMoe)(?:Block|Layer)?", any_case=False)
+EXPERTS = Name(r"\w*experts?")
 # Tables of positions and their biases by name, convolutions over positions by path (diffusers calls its patch embedding `pos_embed`).
-POSITIONS = re.compile(r"\w*(?:pos|bias)\w*|.*\bpos_conv\w*(?:\.\w+)?", re.IGNORECASE)
-ROUTER_CLASS = re.compile(r"\w*(?:Router|TopKGat(?:e|ing))\w*")
+POSITIONS = Name(r"\w*(?:pos|bias)\w*|.*\bpos_conv\w*(?:\.\w+)?")
+ROUTER_CLASS = Name(r"\w*(?:Router|TopKGat(?:e|ing))\w*", any_case=False)
 # Names of output heads, where they stand outside every stack of blocks.
-HEAD_NAME = re.compile(
+HEAD_NAME = Name(
     r"(?:\w+_)?heads?|(?:\w+_)?classifiers?|score|qa_outputs|cls|embed_out|proj_out(?:_\d)?|fc|output|"
     r"(?:generator|discriminator)_predictions|vocab_(?:transform|layer_norm|projector)|(?:\w+_)?predictor|"
     r"logits_proj|output_projection",
-    re.IGNORECASE,
 )
 
 
@@ -151,12 +161,12 @@ def mlp_part(name: str) -> str | None:
     return _part(name, MLP_PARTS)
 
 
-def _part(name: str, table: Mapping[str, re.Pattern[str]]) -> str | None:
+def _part(name: str, table: Mapping[str, Name]) -> str | None:
     return next((part for part, pattern in table.items() if pattern.fullmatch(name)), None)
 
 
 @cache
-def has_name(pattern: re.Pattern[str], name: str) -> bool:
+def has_name(pattern: Name, name: str) -> bool:
     """Whether the whole name fits; remembered, as a model repeats a few names thousands of times."""
     return pattern.fullmatch(name) is not None
 

@@ -111,8 +111,11 @@ class StandIn:
         return found
 
 
-def _dispatch(module: Any, *args: Any, **more: Any) -> tuple[Tensor, Tensor | None]:
-    made: tuple[Tensor, Tensor | None] = module.config(module, *args, **more)
+def _dispatch(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **more: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Some models give the mask by name."""
+    made: tuple[Tensor, Tensor | None] = module.config(module, query, key, value, attention_mask, **more)
     return made
 
 
@@ -198,8 +201,16 @@ def part(module: nn.Module, name: str) -> nn.Module | None:
 
 
 def width_of(linear: nn.Module) -> int:
-    """The output features of a linear layer."""
-    return int(linear.out_features if hasattr(linear, "out_features") else linear.nf)  # type: ignore[arg-type]
+    """The output features of a linear layer, or of the one that a module wraps (Gemma 4 clips what goes in and out of it).
+
+    Raises:
+        HostError: nothing in it tells them.
+    """
+    for module in linear.modules():
+        width = _first(module, "out_features", "nf")
+        if width is not None:
+            return width
+    raise HostError(f"{type(linear).__name__} does not tell the width of its output.")
 
 
 def _first(owner: Any, *names: str) -> int | None:

@@ -38,6 +38,8 @@ class InputPrompts(Adapter):
         pooled = getattr(host.layer, "pooler", None) is not None
         self.first = int(place == "after-first" or (place == "auto" and pooled))
         self.names = tuple(arguments(host.layer))
+        #: sequences of one length, one after another, in what ProphetNet's decoder returns for the tokens after the next
+        self.streams = {1, getattr(host.layer, "ngram", 1)}
         #: where positions start in models that number them from their padding index (RoBERTa), else None
         self.padding = _padding(host.layer)
 
@@ -94,10 +96,10 @@ class InputPrompts(Adapter):
     def _without(self, output: Any, length: int) -> Any:
         """The output with the prompts' places cut from whatever has `[batch, length, width]`."""
         if isinstance(output, Tensor):
-            own = output.dim() == 3 and output.shape[1] == length
-            return (
-                torch.cat([output[:, : self.first], output[:, self.first + self.p :]], 1) if own else output
-            )
+            if output.dim() != 3 or output.shape[1] not in {n * length for n in self.streams}:
+                return output
+            streams = output.unflatten(1, (-1, length))
+            return torch.cat([streams[:, :, : self.first], streams[:, :, self.first + self.p :]], 2).flatten(1, 2)
         if isinstance(output, dict):
             return type(output)(**{key: self._without(value, length) for key, value in output.items()})
         if type(output) is tuple:
@@ -140,6 +142,9 @@ def token_refusal(host: Host) -> str | None:
     layer = host.layer
     if "per_layer_inputs" in arguments(layer):
         return f"{type(layer).__name__} looks its tokens up again in every layer, where prompts have no rows; use prefix-tuning"
+    router = next(filter(_needs_tokens, {getattr(type(m), "_base", type(m)) for m in layer.modules()}), None)
+    if router is not None:
+        return f"{router.__name__} in it chooses experts by the tokens themselves, where prompts have none; use prefix-tuning"
     if "inputs_embeds" not in arguments(layer) or not hasattr(layer, "get_input_embeddings"):
         return (
             f"{type(layer).__name__} takes no embedded tokens (inputs_embeds); for vision and audio backbones use vpt or prefix-tuning, "
@@ -166,6 +171,12 @@ def embedding_width(host: Host) -> int:
 def arguments(layer: nn.Module) -> list[str]:
     """The names of what a module's forward takes, whatever decorates it."""
     return list(inspect.signature(inspect.unwrap(type(layer).forward)).parameters)[1:]
+
+
+def _needs_tokens(kind: type[nn.Module]) -> bool:
+    """Whether modules of a class cannot run on hidden states without the tokens: the routers of DeepSeek-V4's first layers."""
+    takes = inspect.signature(inspect.unwrap(kind.forward)).parameters
+    return {"hidden_states", "input_ids"} <= takes.keys() and takes["input_ids"].default is inspect.Parameter.empty
 
 
 def _padding(layer: nn.Module) -> int | None:
