@@ -2,6 +2,7 @@
 
     python benchmarks/architectures.py                 all of them, into results/architectures.json (a quarter of an hour on two cores)
     python benchmarks/architectures.py --shard 0/8     every eighth from the first on; what others found stays in the file
+    python benchmarks/architectures.py --again         those with a fault in the file, or not in it
     python benchmarks/architectures.py --only Mamba2   classes whose name holds this, printed and not written
 
 Of every model type one class takes every method of METHODS, the other classes LoRA. On each, with default targets: the adapted model starts as
@@ -313,17 +314,28 @@ def write(results: dict[str, dict[str, Any]]) -> None:
     write_atomic(RESULTS, json.dumps(stored, indent=1) + "\n")
 
 
+def unsettled(name: str) -> bool:
+    """Whether the file has a fault of the class, or nothing."""
+    stored = json.loads(RESULTS.read_text(encoding="utf-8"))["classes"].get(name)
+    return stored is None or any(text.startswith("fault") for text in stored["methods"].values())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run; 1 where there is a fault."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th class from the i-th on")
     parser.add_argument("--only", help="classes whose name holds this; every method, printed and not written")
+    parser.add_argument(
+        "--again", action="store_true", help="the classes with a fault in the file, or not in it"
+    )
     args = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     known = classes()
     first = first_of_type(known)
     index, count = map(int, args.shard.split("/"))
     names = [n for n in known if args.only in n] if args.only else sorted(known)[index::count]
+    if args.again:
+        names = [n for n in names if unsettled(n)]
     faults = 0
     results = {}
     for name in names:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import statistics
 import subprocess
 import sys
@@ -25,22 +26,31 @@ HEAVY = (
 )
 
 
-def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def run(code: str, **environment: str) -> str:
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**kept, **environment}
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-def test_import_and_every_method_cost_little_over_torch():
-    """The median of five processes, for the import and every public name; processor time, for the tests share the cores."""
+def test_import_and_every_method_cost_little_over_torch(tmp_path):
+    """The median of five processes, for the import, every public name and every method; processor time, for the tests share the cores.
+
+    From bytecode, as an installed package has it, and with torch's objects collected before: once in a while a full collection
+    falls into what follows `import torch`, whatever that is, and takes 0.06 s.
+    """
     code = (
-        "import time, torch\n"
+        "import gc, time, torch\n"
+        "gc.collect()\n"
         "start = time.process_time()\n"
         "import adaptome as ad\n"
-        "[getattr(ad, name) for name in ad.__all__]\n"
+        "[getattr(ad, name) for name in ad.__all__], ad.list_methods()\n"
         "print(time.process_time() - start)"
     )
-    assert statistics.median(float(run(code)) for _ in range(5)) <= 0.15
+    first, *others = (float(run(code, PYTHONPYCACHEPREFIX=str(tmp_path))) for _ in range(6))
+    assert any(tmp_path.rglob("*.pyc")) and statistics.median(others) <= 0.15, (first, others)
 
 
 def test_import_brings_in_nothing_heavier_than_torch():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -36,6 +37,20 @@ def test_a_choice(sweep, name):
     assert found["lora"].startswith("works") and not any(
         text.startswith("fault") for text in found.values()
     ), found
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "verdict"),
+    [
+        ("DeepseekV4ForCausalLM", "dora", "works"),  # a linear layer in blocks
+        ("DeepseekV4ForCausalLM", "prompt-tuning", "refused: .* chooses experts by the tokens themselves"),
+        ("AfmoeForCausalLM", "prefix-tuning", "works"),  # gives its mask by name
+        ("MoshiForCausalLM", "prefix-tuning", "works"),  # wraps its maps
+        ("ProphetNetForCausalLM", "prompt-tuning", "works"),  # several streams, one after another
+    ],
+)
+def test_layers_and_calls_of_their_own(sweep, name, method, verdict):
+    assert re.match(verdict, sweep.examine(name, [method])[method])
 
 
 @pytest.mark.slow

@@ -7,10 +7,23 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from adaptome.core.errors import HostError
+import adaptome as ad
+from adaptome.core.errors import HostError, MethodError, StateError
 from adaptome.core.hosts import first_input, host_of, unmerged
 
+
+class Blocks(nn.Linear):
+    """A linear layer whose rows belong to the groups of its input in turn, as DeepSeek-V4's `o_a_proj`."""
+
+    n_groups = 3
+
+    def forward(self, x):
+        rows = self.weight.view(self.n_groups, -1, self.in_features)
+        return torch.stack([x[..., g, :] @ rows[g].T for g in range(self.n_groups)], -2)
+
+
 LAYERS = {
+    "blocks": (Blocks(6, 12, bias=False), (2, 4, 3, 6)),
     "linear": (nn.Linear(6, 10), (3, 6)),
     "Conv1D": (Conv1D(10, 6), (3, 6)),
     "conv1d": (nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2), (2, 4, 11)),
@@ -41,6 +54,29 @@ def test_reduce_and_expand_are_the_layer_with_the_product_as_weight(name):
     torch.testing.assert_close(
         host.add_expanded(y, host.reduce(x, A), B, 0.5), y + 0.5 * expected, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    "method", [n for n, m in ad.list_methods().items() if {"linear", "parameter"} <= {*m.hosts}]
+)
+def test_a_linear_layer_in_blocks_merges_to_what_it_puts_out(method):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"a": Blocks(16, 48, bias=False)}).double()
+    x = torch.randn(5, 3, 16, dtype=torch.float64)
+    try:
+        ad.attach(model, method, targets="a", dtype=torch.float64, seed=0)
+    except (HostError, MethodError, StateError):  # what it needs besides, of any layer
+        with pytest.raises((HostError, MethodError, StateError)):
+            ad.attach(nn.ModuleDict({"a": nn.Linear(16, 48)}).double(), method, targets="a", seed=0)
+        return
+    with torch.no_grad():
+        for parameter in ad.parameters_of(model).values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    facts = ad.list_methods()[method]().example_facts()[0]
+    with ad.steer(**facts):
+        before = model["a"](x)
+        ad.merge(model)
+        torch.testing.assert_close(model["a"](x), before)
 
 
 def test_kinds_and_names():

@@ -133,10 +133,10 @@ ATTENTION_PARTS = _table(_ATTENTION)
 ATTENTION_OUT = Name(_ATTENTION_OUT)
 MLP_PARTS = _table(_MLP)
 ATTENTION_NAME = Name(r"\w*att(?:n|ention)(?:\d+|_\w+)?")
-MLP_NAME = Name(
-    r"(?:\w+_)?(?:mlp|ffn|ff|feed_?forward|moe)(?:_\w+|\d+)?|DenseReluDense|shared_experts?"
+MLP_NAME = Name(r"(?:\w+_)?(?:mlp|ffn|ff|feed_?forward|moe)(?:_\w+|\d+)?|DenseReluDense|shared_experts?")
+MLP_CLASS = Name(
+    r"\w*(?:MLP|Mlp|FFN|FeedForward|ActDense)\w*|\w*(?:MoE|SparseMoe)(?:Block|Layer)?", any_case=False
 )
-MLP_CLASS = Name(r"\w*(?:MLP|Mlp|FFN|FeedForward|ActDense)\w*|\w*(?:MoE|SparseMoe)(?:Block|Layer)?", any_case=False)
 EXPERTS = Name(r"\w*experts?")
 # Tables of positions and their biases by name, convolutions over positions by path (diffusers calls its patch embedding `pos_embed`).
 POSITIONS = Name(r"\w*(?:pos|bias)\w*|.*\bpos_conv\w*(?:\.\w+)?")

@@ -99,7 +99,9 @@ class InputPrompts(Adapter):
             if output.dim() != 3 or output.shape[1] not in {n * length for n in self.streams}:
                 return output
             streams = output.unflatten(1, (-1, length))
-            return torch.cat([streams[:, :, : self.first], streams[:, :, self.first + self.p :]], 2).flatten(1, 2)
+            return torch.cat([streams[:, :, : self.first], streams[:, :, self.first + self.p :]], 2).flatten(
+                1, 2
+            )
         if isinstance(output, dict):
             return type(output)(**{key: self._without(value, length) for key, value in output.items()})
         if type(output) is tuple:
@@ -176,7 +178,9 @@ def arguments(layer: nn.Module) -> list[str]:
 def _needs_tokens(kind: type[nn.Module]) -> bool:
     """Whether modules of a class cannot run on hidden states without the tokens: the routers of DeepSeek-V4's first layers."""
     takes = inspect.signature(inspect.unwrap(kind.forward)).parameters
-    return {"hidden_states", "input_ids"} <= takes.keys() and takes["input_ids"].default is inspect.Parameter.empty
+    return {"hidden_states", "input_ids"} <= takes.keys() and takes[
+        "input_ids"
+    ].default is inspect.Parameter.empty
 
 
 def _padding(layer: nn.Module) -> int | None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache, T5EncoderModel
+from transformers import DynamicCache, ProphetNetConfig, ProphetNetForCausalLM, T5EncoderModel
 
 import adaptome as ad
 from adaptome.core.errors import HostError, MethodError, StateError
@@ -50,6 +50,22 @@ def test_a_decoder_equals_its_base_on_the_joined_embeddings(name):
     torch.testing.assert_close(
         logits(model, None, inputs_embeds=embedded, attention_mask=mask), seen.logits, **CLOSE
     )
+
+
+def test_prophetnet_predicts_the_tokens_after_the_next_too():
+    torch.manual_seed(0)
+    config = ProphetNetConfig(
+        vocab_size=40, hidden_size=16, num_decoder_layers=2, num_decoder_attention_heads=2, decoder_ffn_dim=24, is_decoder=True,
+        max_position_embeddings=32, add_cross_attention=False, is_encoder_decoder=False, ngram=2,
+    )  # fmt: skip
+    model, words = ProphetNetForCausalLM(config).double().eval(), torch.tensor([5, 7, 9])
+    with torch.no_grad():
+        want = model(input_ids=torch.cat([words.expand(2, -1), IDS], 1))
+        ad.attach(model, "prompt-tuning", p=P, dtype=torch.float64)
+        ad.prompt_from(model, words)
+        seen = model(input_ids=IDS)
+    torch.testing.assert_close(seen.logits, want.logits[:, P:], **CLOSE)
+    torch.testing.assert_close(seen.logits_ngram, want.logits_ngram[:, :, P:], **CLOSE)
 
 
 @pytest.mark.parametrize(("name", "first"), [("bert", 1), ("roberta", 0), ("distilbert", 0)])
