@@ -61,7 +61,7 @@ def test_reduce_and_expand_are_the_layer_with_the_product_as_weight(name):
 )
 def test_a_linear_layer_in_blocks_merges_to_what_it_puts_out(method):
     torch.manual_seed(0)
-    model = nn.ModuleDict({"a": Blocks(16, 48, bias=False)}).double()
+    model = nn.ModuleDict({"a": Blocks(16, 48, bias=False)}).double().eval()
     x = torch.randn(5, 3, 16, dtype=torch.float64)
     try:
         ad.attach(model, method, targets="a", dtype=torch.float64, seed=0)

@@ -26,7 +26,8 @@ class Kronecker(Delta):
 
     def __init__(self, host: Host, scale: float = 1.0):
         # a grouped convolution's rows belong to groups that C would mix
-        super().__init__(host, fast=host.has_product and getattr(host.layer, "groups", 1) == 1)
+        whole = host.kind != "parameter" and getattr(host.layer, "groups", 1) == 1
+        super().__init__(host, fast=host.has_product and whole)
         self.scale = scale
 
     def pair(self) -> tuple[Tensor, Tensor]:

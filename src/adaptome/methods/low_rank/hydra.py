@@ -12,6 +12,7 @@ from adaptome.core.adapter import Frozen, WeightAdapter
 from adaptome.core.errors import MergeError, MethodError
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
+from adaptome.forms.fused import linear_with_pair, plain_weight
 from adaptome.forms.low_rank import kaiming
 
 
@@ -77,7 +78,7 @@ class HydraAdapter(WeightAdapter):
     def __init__(self, method: Hydra, host: Host):
         super().__init__(host)
         self.fast = host.kind == "linear"
-        self.scale, self.dropout = method.scale, method.dropout
+        self.scale, self.dropout, self.q = method.scale, method.dropout, method.q
         self.changes = (host.parameter, "bias" if self.fast else f"{host.parameter}_bias")
         for branch, rank, width in (("p", method.r, host.fan_in), ("s", method.q, host.fan_out)):
             A = nn.Parameter(_drawn(torch.empty(*host.lead, rank, width), method.init)) if rank else None
@@ -97,10 +98,27 @@ class HydraAdapter(WeightAdapter):
         return F.linear(F.dropout(z, dropout), B.to(h.dtype), None if b is None else b.to(h.dtype))
 
     def forward(self, frozen: Frozen, x: Tensor) -> Tensor:
-        y: Tensor = frozen(x)
         dropout = self.dropout if self.training else 0.0
+        # As W costs as much as q tokens do; what it saves is y, which is kept for a backward alone
+        many = torch.is_grad_enabled() and x.numel() >= 16 * self.q * x.shape[-1]
+        plain = plain_weight(self.host, frozen, x) if many and not dropout else None
+        if plain is not None:
+            return self.in_one(x, *plain)
+        y: Tensor = frozen(x)
         branches = self.branch("p", x.to(y.dtype), dropout) + self.branch("s", y, dropout)
         return y + (self.scale * self.strength) * branches
+
+    def in_one(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+        """Both branches as one pair A = [Ap; As W], B = [Bp, Bs] beside W, so that y need not be kept for As; and what they make of x = 0."""
+        made = [(A.to(W.dtype) @ W if after else A.to(W.dtype), B) for A, B, after in self.factors()]
+        pair = torch.cat([A for A, _ in made], 0), torch.cat([B for _, B in made], 1)
+        y = linear_with_pair(x, W, b, pair, self.scale * self.strength)
+        if b is None and not any(self._parameters[name] is not None for name in ("ap", "as", "bp", "bs")):
+            return y
+        zero = self.branch("p", W.new_zeros(W.shape[1])) + self.branch(
+            "s", W.new_zeros(len(W)) if b is None else b
+        )
+        return y + (self.scale * self.strength) * zero
 
     def changed(self, name: str, value: Tensor) -> Tensor:
         if name == self.host.parameter:

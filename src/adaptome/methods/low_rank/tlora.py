@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from adaptome.core.adapter import Frozen, WeightAdapter
 from adaptome.core.errors import MethodError
@@ -189,10 +190,10 @@ class TLoRAAdapter(WeightAdapter):
         return out.reshape(*x.shape[:-1], -1)
 
     def forward(self, frozen: Frozen, x: Tensor) -> Tensor:
-        y = frozen(
-            self.transformed(x) if self.strength == 1.0 else torch.lerp(x, self.transformed(x), self.strength)
-        )
-        added = self.residual(x.to(y.dtype))
+        moved = made_again(self.transformed, x) if self.R else x
+        y = frozen(moved if self.strength == 1.0 else torch.lerp(x, moved, self.strength))
+        z = x.to(y.dtype)
+        added = self.residual(z) if self.form == "lora" else made_again(self.residual, z)
         return y if added is None else torch.add(y, added, alpha=self.scale * self.strength)
 
     def changed(self, name: str, value: Tensor) -> Tensor:
@@ -201,6 +202,17 @@ class TLoRAAdapter(WeightAdapter):
         value = value @ self.transformed(eye).t()
         added = self.residual(eye)
         return value if added is None else value + self.scale * added.t()
+
+
+def made_again(form: Callable[[Tensor], Any], x: Tensor) -> Any:
+    """`form(x)`, of which the backward keeps x alone and makes the rest again: contractions cost little and each leaves one more x."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or not torch.is_grad_enabled()
+    ):
+        return form(x)
+    return checkpoint(form, x, use_reentrant=False, preserve_rng_state=False)
 
 
 def _applied(cores: list[Tensor], x: Tensor, sides: tuple[int, ...]) -> Tensor:
