@@ -56,7 +56,7 @@ class TLoRA(Method):
                 Cd ~ N(0, 1 / Id), Bd ~ N(0, Od / q^4) for d > 1, A Kaiming-normal(a = sqrt 5), as the authors' code; ttm: Bd ~ N(0, 1 / (q Id))
     scale       s = alpha / sqrt(q), or alpha / q without `rslora`
     parameters  R^2 sum Id^2 + q^2 (sum Id + sum Od), or + q (in + out), or + q^2 sum Od Id: 941,440 on the SD 1.5 UNet's attention, R = 2, lora, q = 4
-    forward     T x by one contraction a factor, D x by contracting the ring: neither T nor D is built
+    forward     T x by one contraction a factor (with R = 1 the last two in one), D x by contracting the ring: neither T nor D is built
     stored      Ad less its identity, so that weight decay pulls towards the base
     merge       exact; unmerging uses the kept weight (T may become singular)
     note        T-LoRA (arXiv:2507.05964) and LyCORIS' tlora are other methods
@@ -190,7 +190,7 @@ class TLoRAAdapter(WeightAdapter):
         return out.reshape(*x.shape[:-1], -1)
 
     def forward(self, frozen: Frozen, x: Tensor) -> Tensor:
-        moved = made_again(self.transformed, x) if self.R else x
+        moved = made_again(self.transformed, x) if self.R > 1 else self.transformed(x)
         y = frozen(moved if self.strength == 1.0 else torch.lerp(x, moved, self.strength))
         z = x.to(y.dtype)
         added = self.residual(z) if self.form == "lora" else made_again(self.residual, z)
@@ -219,10 +219,10 @@ def _applied(cores: list[Tensor], x: Tensor, sides: tuple[int, ...]) -> Tensor:
     """`M x` for x [..., I1 I2 I3] and M[i, j] = tr(A1[i1, j1] A2[i2, j2] A3[i3, j3]), one factor at a time."""
     a, b, c = cores
     h = x.reshape(-1, *sides)
-    if a.shape[-1] == 1:
-        h = torch.einsum("il,nlyz->niyz", a[..., 0, 0], h)
-        h = torch.einsum("jm,nimz->nijz", b[..., 0, 0], h)
-        h = torch.einsum("kp,nijp->nijk", c[..., 0, 0], h)
+    if a.shape[-1] == 1:  # two products without a copy: one over the first side, one over the two others together
+        a, b, c = a[..., 0, 0], b[..., 0, 0], c[..., 0, 0]
+        h = torch.bmm(a.expand(len(h), -1, -1), h.flatten(2))
+        h = nn.functional.linear(h, torch.kron(b, c))
     else:
         h = torch.einsum("ilrs,nlmp->nimprs", a, h)
         h = torch.einsum("jmst,nimprs->nijprt", b, h)
