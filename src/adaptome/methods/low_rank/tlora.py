@@ -219,7 +219,9 @@ def _applied(cores: list[Tensor], x: Tensor, sides: tuple[int, ...]) -> Tensor:
     """`M x` for x [..., I1 I2 I3] and M[i, j] = tr(A1[i1, j1] A2[i2, j2] A3[i3, j3]), one factor at a time."""
     a, b, c = cores
     h = x.reshape(-1, *sides)
-    if a.shape[-1] == 1:  # two products without a copy: one over the first side, one over the two others together
+    if (
+        a.shape[-1] == 1
+    ):  # two products without a copy: one over the first side, one over the two others together
         a, b, c = a[..., 0, 0], b[..., 0, 0], c[..., 0, 0]
         h = torch.bmm(a.expand(len(h), -1, -1), h.flatten(2))
         h = nn.functional.linear(h, torch.kron(b, c))
