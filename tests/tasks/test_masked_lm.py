@@ -97,7 +97,7 @@ def test_a_new_head_trains_without_the_embeddings_it_shares(kind, model, tmp_pat
     model.from_config = small(kind, vocab_size=40, **extra)
     task = get_task("masked-lm")
     built = task.load_model(model)
-    assert "no weights for the masked-LM head" in task.notes[0]
+    assert "no weights for the masked-LM head" in task.loading_notes[0]
     before = {n: p.detach().clone() for n, p in built.named_parameters()}
     ad.attach(built, "lora", r=2, targets=["q", "k", "v"], train=task.head_patterns(built))
     trained = ad.parameters_of(built)

@@ -244,8 +244,8 @@ def _next(study: Any, section: SearchSection, folder: Path) -> tuple[Any, FileLo
         lock = FileLock(place.with_suffix(".lock"), thread_local=False)
         lock.acquire()
         trial.set_user_attr("folder", str(place))
-        for key, values in section.ranges.items():
-            _suggest(trial, key, values)
+        for key, choices in section.ranges.items():
+            _suggest(trial, key, choices)
         return trial, lock
 
 

@@ -95,7 +95,7 @@ class Task(ABC):
         self.options = options
         self.labels: list[str] | None = list(labels) if labels is not None else None
         self.new_modules: list[str] = []  # modules that the checkpoint had no weights for
-        self.notes: list[str] = []  # what loading the model found, for the user to read
+        self.loading_notes: list[str] = []  # what loading the model found, for the user to read
 
     @property
     @abstractmethod

@@ -108,7 +108,7 @@ class MaskedLM(Task):
         built.accepts_loss_kwargs = False  # type: ignore[assignment]  # its loss is a mean over the batch
         check_vocabulary(built, processor)
         if self.head_patterns(built):
-            self.notes = [
+            self.loading_notes = [
                 f"{model.name or 'the model'} has no weights for the masked-LM head of {type(built).__name__}: it starts at random and "
                 "trains with the adapter, so the perplexity before training says nothing of the base."
             ]
