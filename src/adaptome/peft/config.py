@@ -9,8 +9,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import nn
+
 from adaptome.core.errors import CheckpointError, FormatError, MethodError, TornFileError, did_you_mean
 from adaptome.core.files import write_atomic
+from adaptome.core.hosts import host_of
 from adaptome.interop.peft_names import CONFIG
 from adaptome.interop.peft_prompts import PROMPTS
 
@@ -66,9 +69,17 @@ class PeftConfig:
             )
 
     @property
+    def starts_as_base(self) -> bool:
+        """Whether outputs are the base's at the start: not with False for `init_weights`, `init_lora_weights` or `init_ia3_weights`."""
+        return all(getattr(self, f"init_{kind}weights", True) is not False for kind in ("", "lora_", "ia3_"))
+
+    @property
     def is_prompt_learning(self) -> bool:
         """Whether it is a prompt or prefix."""
         return self.kind in PROMPTS.values()
+
+    def check(self) -> None:
+        """Raise MethodError for a setting that PEFT has and we have not."""
 
     def method(self) -> tuple[str, dict[str, Any]]:
         """Our method and its settings."""
@@ -131,12 +142,14 @@ class Targeted(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
+
+    def check(self) -> None:
         if self.bias != "none":
             raise MethodError(
                 f"bias={self.bias!r}: biases are not trained beside another method here.\n  Attach 'bitfit' as an adapter of its own."
             )
 
-    def layer(self, path: str) -> dict[str, Any]:
+    def layer(self, path: str, module: nn.Module | None) -> dict[str, Any]:
         """The settings of one layer that differ from the method's."""
         return {}
 
@@ -172,7 +185,7 @@ class LoraConfig(Targeted):
     def _alpha(self, r: int, alpha: float) -> float:
         return alpha * r**0.5 if self.use_dora and self.use_rslora else alpha
 
-    def layer(self, path: str) -> dict[str, Any]:
+    def layer(self, path: str, module: nn.Module | None) -> dict[str, Any]:
         from adaptome.interop.peft_reading import pattern
 
         r = pattern(self.rank_pattern, path, self.r)
@@ -205,7 +218,7 @@ class AdaLoraConfig(LoraConfig):
             "beta1": self.beta1, "beta2": self.beta2, "orthogonal": self.orth_reg_weight,
         }  # fmt: skip
 
-    def layer(self, path: str) -> dict[str, Any]:
+    def layer(self, path: str, module: nn.Module | None) -> dict[str, Any]:
         return {}
 
 
@@ -221,7 +234,7 @@ class IA3Config(Targeted):
     def method(self) -> tuple[str, dict[str, Any]]:
         return "ia3", {}
 
-    def layer(self, path: str) -> dict[str, Any]:
+    def layer(self, path: str, module: nn.Module | None) -> dict[str, Any]:
         from adaptome.peft.targets import names
 
         if self.target_modules is None and self.feedforward_modules is None:
@@ -240,12 +253,12 @@ class _Product(Targeted):
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         if self.use_effective_conv2d or self.rank_dropout or self.module_dropout:
             raise MethodError(f"{type(self).__name__}: rank_dropout, module_dropout and use_effective_conv2d are not here.")
 
-    def layer(self, path: str) -> dict[str, Any]:
+    def layer(self, path: str, module: nn.Module | None) -> dict[str, Any]:
         from adaptome.interop.peft_reading import pattern
 
         return {"r": pattern(self.rank_pattern, path, self.r), "alpha": pattern(self.alpha_pattern, path, self.alpha)}
@@ -307,10 +320,20 @@ class FourierFTConfig(Targeted):
     def method(self) -> tuple[str, dict[str, Any]]:
         return "fourierft", {"n": self.n_frequency, "alpha": self.scaling, "position_seed": self.random_loc_seed}
 
-    def layer(self, path: str) -> dict[str, Any]:
+    def layer(self, path: str, module: nn.Module | None) -> dict[str, Any]:
         from adaptome.interop.peft_reading import pattern
 
         return {"n": pattern(self.n_frequency_pattern, path, self.n_frequency)}
+
+
+def _width(config: PeftConfig, path: str, module: nn.Module | None, count: int) -> dict[str, Any]:
+    """The width of blocks where their number is given."""
+    if not count or module is None:
+        return {}
+    inputs = host_of(module, path).fan_in
+    if inputs % count:
+        raise MethodError(f"{type(config).__name__}: {count} blocks do not divide the {inputs} inputs of {path}.")
+    return {"size": inputs // count}
 
 
 @dataclass
@@ -325,13 +348,20 @@ class BOFTConfig(Targeted):
     boft_dropout: float = 0.0
     init_weights: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.boft_block_num or self.boft_dropout:
-            raise MethodError("BOFTConfig: give boft_block_size; boft_block_num and boft_dropout are not here.")
+    def check(self) -> None:
+        super().check()
+        if self.boft_dropout:
+            raise MethodError("BOFTConfig: boft_dropout is not here.")
+        if bool(self.boft_block_num) == bool(self.boft_block_size):
+            raise MethodError(
+                f"BOFTConfig: give either boft_block_size or boft_block_num, the other 0; they are {self.boft_block_size} and {self.boft_block_num}."
+            )
 
     def method(self) -> tuple[str, dict[str, Any]]:
-        return "boft", {"size": self.boft_block_size, "factors": self.boft_n_butterfly_factor, "scale": True}
+        return "boft", {"size": self.boft_block_size or 2, "factors": self.boft_n_butterfly_factor, "scale": True}
+
+    def layer(self, path: str, module: nn.Module | None) -> dict[str, Any]:
+        return _width(self, path, module, self.boft_block_num)
 
 
 @dataclass
@@ -350,16 +380,23 @@ class OFTConfig(Targeted):
     use_cayley_neumann: bool = True
     num_cayley_neumann_terms: int = 5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.r or self.coft or self.module_dropout:
-            raise MethodError("OFTConfig: give oft_block_size; r, coft and module_dropout are not here.")
+    def check(self) -> None:
+        super().check()
+        if self.coft or self.module_dropout:
+            raise MethodError("OFTConfig: coft and module_dropout are not here.")
+        if bool(self.r) == bool(self.oft_block_size):
+            raise MethodError(
+                f"OFTConfig: give either r or oft_block_size, the other 0; they are {self.r} and {self.oft_block_size}."
+            )
         if self.use_cayley_neumann and self.num_cayley_neumann_terms < 4:
             raise MethodError("OFTConfig: num_cayley_neumann_terms is 4 or more here.")
 
     def method(self) -> tuple[str, dict[str, Any]]:
         terms = self.num_cayley_neumann_terms - 2 if self.use_cayley_neumann else 0
-        return "oft", {"size": self.oft_block_size, "block_share": self.block_share, "series": terms}
+        return "oft", {"size": self.oft_block_size or 2, "block_share": self.block_share, "series": terms}
+
+    def layer(self, path: str, module: nn.Module | None) -> dict[str, Any]:
+        return _width(self, path, module, self.r)
 
 
 @dataclass

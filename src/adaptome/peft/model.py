@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 import adaptome as ad
-from adaptome.core.errors import CheckpointError, MissingExtraError, StateError
+from adaptome.core.errors import CheckpointError, MethodError, MissingExtraError, StateError, did_you_mean
 from adaptome.core.files import atomic_folder
 from adaptome.core.state import attachment_of, find_root, rearrange, state_of
 from adaptome.interop.peft_names import CONFIG, TENSORS
@@ -24,6 +25,17 @@ from adaptome.peft.targets import targets_of
 
 #: heads that are trained with every adapter of a task
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+
+
+class AdapterNameError(StateError, ValueError):
+    """No adapter has that name, or it cannot be deleted as it is."""
+
+
+class Loaded(NamedTuple):
+    """What a load left out: nothing, for one that does not fit is refused."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class Tuner(nn.Module):
@@ -74,12 +86,20 @@ class Tuner(nn.Module):
         """Run these and no other, and train them unless `inference_mode`.
 
         Raises:
-            StateError: an unknown name.
+            AdapterNameError: an unknown name.
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        self._check_names(names)
         ad.activate(self.model, names)
         for name in names:
             ad.set_trainable(self.model, name, not inference_mode)
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        unknown = [name for name in names if name not in self.peft_config]
+        if unknown:
+            raise AdapterNameError(
+                f"Adapter {unknown[0]} does not exist.{did_you_mean(unknown[0], self.peft_config)} There are {', '.join(self.peft_config)}."
+            )
 
     def enable_adapter_layers(self) -> None:
         """Run the active adapters again."""
@@ -97,8 +117,13 @@ class Tuner(nn.Module):
         """Take one off; where it ran, the first that is left runs.
 
         Raises:
-            StateError: an unknown name.
+            AdapterNameError: an unknown name, or it is merged.
         """
+        self._check_names([adapter_name])
+        if adapter_name in self.merged_adapters:
+            raise AdapterNameError(
+                f"Cannot delete adapter(s) [{adapter_name!r}] while they are merged. Please unmerge them first."
+            )
         ad.detach(self.model, adapter_name)
         del self.peft_config[adapter_name]
         if self.peft_config and not self.active_adapters:
@@ -121,7 +146,11 @@ class Tuner(nn.Module):
         Raises:
             MergeError: an adapter has no merged form, or the result is not finite or not the same.
         """
-        ad.merge(self.model, adapter_names, inputs=None if safe_merge else False)
+        wanted = [n for n in adapter_names or self.active_adapters if n not in self.merged_adapters]
+        if not wanted:
+            warnings.warn("All adapters are already merged, nothing to do.", UserWarning, stacklevel=2)
+            return
+        ad.merge(self.model, wanted, inputs=None if safe_merge else False)
 
     def unmerge_adapter(self) -> None:
         """Take every merge back."""
@@ -285,16 +314,24 @@ class PeftModel(nn.Module):
         """
         folder = _folder(model_id, hub)
         settings = PeftConfig.from_pretrained(folder) if config is None else config
+        settings.inference_mode = not is_trainable
         made = _class_of(settings.task_type) if cls is PeftModel else cls
         wrapper = made.__new__(made)
         nn.Module.__init__(wrapper)
         wrapper.base_model = Tuner(model, {})
-        wrapper.load_adapter(folder, adapter_name, is_trainable)
+        autocast = hub.get("autocast_adapter_dtype", True)
+        wrapper.load_adapter(folder, adapter_name, is_trainable, autocast_adapter_dtype=autocast)
+        wrapper.peft_config[adapter_name] = settings
         return wrapper
 
     def load_adapter(
-        self, model_id: str | os.PathLike[str], adapter_name: str, is_trainable: bool = False, **hub: Any
-    ) -> ad.LoadReport:
+        self,
+        model_id: str | os.PathLike[str],
+        adapter_name: str,
+        is_trainable: bool = False,
+        autocast_adapter_dtype: bool = True,
+        **hub: Any,
+    ) -> Loaded:
         """Attach the adapter of a folder; it runs once it is set, the first at once.
 
         Raises:
@@ -305,11 +342,14 @@ class PeftModel(nn.Module):
         model, running = self.base_model.model, self.base_model.active_adapters
         read = ad.load if config.kind == "ADAPTOME" else load_peft
         where = folder / _OWN if config.kind == "ADAPTOME" else folder
-        report = read(model, where, adapter_name, trainable=is_trainable)
+        dtype = None if autocast_adapter_dtype else dtype_of(model)
+        read(model, where, adapter_name, trainable=is_trainable)
+        for module in attachment_of(model, adapter_name).modules() if dtype is not None else ():
+            module.to(dtype)
         self.peft_config[adapter_name] = config
         if running:
             ad.activate(model, running)
-        return report
+        return Loaded([], [])
 
 
 class PeftModelForCausalLM(PeftModel):
@@ -406,10 +446,16 @@ def inject_adapter_in_model(
 
 def attach(model: nn.Module, config: PeftConfig, name: str, dtype: torch.dtype | None) -> ad.Plan:
     """What a configuration of PEFT's means, attached."""
+    if not isinstance(config, PeftConfig):
+        raise MethodError(
+            f"{type(config).__name__} is none of the configurations here.\n  Import them from adaptome.peft; AdaptomeConfig(method=...) is any method."
+        )
+    config.check()
     method, settings = config.method()
     paths = targets_of(model, config)
     layer = getattr(config, "layer", None)
-    own = {f"={path}": layer(path) for path in paths or ()} if layer is not None else {}
+    modules = dict(model.named_modules())
+    own = {f"={path}": layer(path, modules.get(path)) for path in paths or ()} if layer is not None else {}
     targets: Any = [f"={path}" for path in paths] if paths else getattr(config, "targets", None)
     there = {path.rpartition(".")[2] for path, _ in model.named_modules()}
     heads = [h for h in _HEADS.get(str(getattr(config.task_type, "value", config.task_type)), ()) if h in there]
@@ -418,9 +464,23 @@ def attach(model: nn.Module, config: PeftConfig, name: str, dtype: torch.dtype |
         model, method, name, targets=targets, train=train, dtype=dtype,
         per_layer={path: changes for path, changes in own.items() if changes}, **settings,
     )  # fmt: skip
+    if not config.starts_as_base:
+        start_elsewhere(attachment_of(model, name))
     if config.inference_mode:
         ad.set_trainable(model, name, False)
     return plan
+
+
+@torch.no_grad()
+def start_elsewhere(attachment: ad.Attachment) -> None:
+    """Draw the tensors whose start, zeros or ones, leaves the outputs those of the base."""
+    for adapter in attachment.adapters.values():
+        for value in adapter.parameters():
+            if value.numel() and not (value != value.flatten()[0]).any():
+                if value.dim() > 1:
+                    nn.init.kaiming_uniform_(value, a=5**0.5)
+                else:
+                    value.add_(torch.randn_like(value))
 
 
 def dtype_of(model: nn.Module) -> torch.dtype | None:
@@ -447,7 +507,7 @@ def get_peft_model_state_dict(
 
 def set_peft_model_state_dict(
     model: nn.Module, peft_model_state_dict: Mapping[str, Tensor], adapter_name: str = "default", **_: Any
-) -> None:
+) -> Loaded:
     """Set the adapter's tensors from what `get_peft_model_state_dict` gave.
 
     Raises:
@@ -455,13 +515,15 @@ def set_peft_model_state_dict(
     """
     attachment = attachment_of(model, adapter_name)
     state.write(model, attachment, _config(model, adapter_name), peft_model_state_dict)
+    return Loaded([], [])
 
 
 def _config(model: nn.Module, name: str) -> PeftConfig:
     configs: dict[str, PeftConfig] | None = getattr(model, "peft_config", None)
     if not isinstance(model, (PeftModel, Tuner)) or configs is None:
         raise StateError(f"{type(model).__name__} is no PeftModel: make it one with get_peft_model.")
-    return configs[name]
+    config: PeftConfig = configs[name]
+    return config
 
 
 def save_adapter(model: nn.Module, folder: Path, name: str, config: PeftConfig) -> None:
