@@ -18,7 +18,7 @@ SETTINGS = {
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=len(WORDS), n_positions=16, eos_token_id=1, bos_token_id=1)
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=len(WORDS), n_positions=16, eos_token_id=1, bos_token_id=1, tie_word_embeddings=False)
     base = GPT2LMHeadModel(config)
     return get_peft_model(base, LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True))
 
@@ -43,7 +43,7 @@ def test_trainer_trains_the_adapter_alone_and_resumes(model, tmp_path):
     Trainer(model, arguments, train_dataset=rows).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert all(torch.equal(p, ended[n]) for n, p in model.named_parameters())
     model.save_pretrained(tmp_path / "adapter")
-    again = PeftModel.from_pretrained(GPT2LMHeadModel(model.config), tmp_path / "adapter")
+    again = PeftModel.from_pretrained(GPT2LMHeadModel(model.get_base_model().config), tmp_path / "adapter")
     mine = {n: p for n, p in again.named_parameters() if ".adaptome." in n}
     assert mine and all(torch.equal(p, ended[n]) for n, p in mine.items())
 
@@ -57,7 +57,7 @@ def test_sft_trainer_trains_the_adapter_alone(model, tmp_path):
     rows = Dataset.from_dict({"text": ["the sea is blue and wide"] * 4})
     before = snapshot(model)
     arguments = trl.SFTConfig(str(tmp_path), save_strategy="no", max_length=12, gradient_checkpointing=False, **SETTINGS)
-    trainer = trl.SFTTrainer(model, arguments, train_dataset=rows, processing_class=tokenizer)
+    trainer = trl.SFTTrainer(model.get_base_model(), arguments, train_dataset=rows, processing_class=tokenizer)
     trainer.train()
     assert only_the_adapter_moved(model, before)
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
