@@ -73,7 +73,9 @@ CASES = {
 def test_the_same_script_gives_the_same_model(case, base, llama, tmp_path):
     config, settings = CASES[case]
     mine = ours.get_peft_model(base, getattr(ours, config)(task_type="CAUSAL_LM", **settings))
-    theirs = peft.get_peft_model(copy.deepcopy(llama), getattr(peft, config)(task_type="CAUSAL_LM", **settings))
+    theirs = peft.get_peft_model(
+        copy.deepcopy(llama), getattr(peft, config)(task_type="CAUSAL_LM", **settings)
+    )
     assert isinstance(mine, ours.PeftModelForCausalLM)
     drawn = randomised(mine)
     assert {k: v.shape for k, v in drawn.items()} == {
@@ -154,7 +156,9 @@ def test_merge_unmerge_unload(base, llama):
 
 
 def test_any_method_of_ours(base, llama, tmp_path):
-    model = ours.get_peft_model(base, ours.AdaptomeConfig("mos", r=4, targets="attention", task_type="CAUSAL_LM"))
+    model = ours.get_peft_model(
+        base, ours.AdaptomeConfig("mos", r=4, targets="attention", task_type="CAUSAL_LM")
+    )
     randomised(model)
     model.save_pretrained(tmp_path)
     again = ours.PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path)
@@ -174,7 +178,9 @@ def test_pissa_is_saved_relative_to_the_base_as_it_is(base, llama, tmp_path):
 def test_a_classifier_trains_its_head():
     torch.manual_seed(0)
     bert = BertForSequenceClassification(
-        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, vocab_size=30)
+        BertConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, vocab_size=30
+        )
     )
     mine = ours.get_peft_model(copy.deepcopy(bert), ours.LoraConfig(task_type="SEQ_CLS"))
     theirs = peft.get_peft_model(copy.deepcopy(bert), peft.LoraConfig(task_type="SEQ_CLS"))
@@ -189,7 +195,9 @@ def test_injected_into_a_model_of_ones_own():
 
 
 def test_made_ready_for_training_on_packed_weights(base):
-    model = ours.prepare_model_for_kbit_training(base.to(torch.bfloat16), gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = ours.prepare_model_for_kbit_training(
+        base.to(torch.bfloat16), gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert not any(p.requires_grad for p in model.parameters())
     model = ours.get_peft_model(model, ours.LoraConfig(task_type="CAUSAL_LM"))
@@ -199,7 +207,9 @@ def test_made_ready_for_training_on_packed_weights(base):
 
 def test_half_precision_is_kept_when_asked(base):
     for autocast, expected in ((True, torch.float32), (False, torch.bfloat16)):
-        model = ours.get_peft_model(copy.deepcopy(base).to(torch.bfloat16), ours.LoraConfig(), autocast_adapter_dtype=autocast)
+        model = ours.get_peft_model(
+            copy.deepcopy(base).to(torch.bfloat16), ours.LoraConfig(), autocast_adapter_dtype=autocast
+        )
         assert {p.dtype for p in model.parameters() if p.requires_grad} == {expected}
 
 

@@ -7,6 +7,7 @@ Signatures, semantics and the files' keys are PEFT's for the types that both hav
 differs: a layer is not replaced by one with a `base_layer`, the model's own classes and keys stay, and a model with a prompt returns the tokens' outputs alone.
 """
 
+from adaptome.peft.attaching import prepare_model_for_kbit_training
 from adaptome.peft.config import (
     AdaLoraConfig,
     AdaptomeConfig,
@@ -37,7 +38,6 @@ from adaptome.peft.model import (
     get_peft_model,
     get_peft_model_state_dict,
     inject_adapter_in_model,
-    prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
 

@@ -97,7 +97,9 @@ class PeftConfig:
         )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **changes: Any) -> PeftConfig:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **changes: Any
+    ) -> PeftConfig:
         """The configuration of a folder, of the class that its type has.
 
         Raises:
@@ -171,11 +173,21 @@ class LoraConfig(Targeted):
     target_parameters: list[str] | None = None
 
     def method(self) -> tuple[str, dict[str, Any]]:
-        settings: dict[str, Any] = {"r": self.r, "alpha": self._alpha(self.r, self.lora_alpha), "dropout": self.lora_dropout}
+        settings: dict[str, Any] = {
+            "r": self.r,
+            "alpha": self._alpha(self.r, self.lora_alpha),
+            "dropout": self.lora_dropout,
+        }
         if self.use_dora:
             return "dora", settings
         start = str(self.init_lora_weights).lower().partition("_niter")[0]
-        known = {"true": "kaiming", "false": "kaiming", "gaussian": "gaussian", "pissa": "pissa", "olora": "olora"}
+        known = {
+            "true": "kaiming",
+            "false": "kaiming",
+            "gaussian": "gaussian",
+            "pissa": "pissa",
+            "olora": "olora",
+        }
         if start not in known:
             raise MethodError(
                 f"init_lora_weights={self.init_lora_weights!r} is not here.{did_you_mean(start, known)} Others are ad.eva, ad.corda and ad.loftq."
@@ -256,12 +268,17 @@ class _Product(Targeted):
     def check(self) -> None:
         super().check()
         if self.use_effective_conv2d or self.rank_dropout or self.module_dropout:
-            raise MethodError(f"{type(self).__name__}: rank_dropout, module_dropout and use_effective_conv2d are not here.")
+            raise MethodError(
+                f"{type(self).__name__}: rank_dropout, module_dropout and use_effective_conv2d are not here."
+            )
 
     def layer(self, path: str, module: nn.Module | None) -> dict[str, Any]:
         from adaptome.interop.peft_reading import pattern
 
-        return {"r": pattern(self.rank_pattern, path, self.r), "alpha": pattern(self.alpha_pattern, path, self.alpha)}
+        return {
+            "r": pattern(self.rank_pattern, path, self.r),
+            "alpha": pattern(self.alpha_pattern, path, self.alpha),
+        }
 
 
 @dataclass
@@ -318,7 +335,11 @@ class FourierFTConfig(Targeted):
     init_weights: bool = True
 
     def method(self) -> tuple[str, dict[str, Any]]:
-        return "fourierft", {"n": self.n_frequency, "alpha": self.scaling, "position_seed": self.random_loc_seed}
+        return "fourierft", {
+            "n": self.n_frequency,
+            "alpha": self.scaling,
+            "position_seed": self.random_loc_seed,
+        }
 
     def layer(self, path: str, module: nn.Module | None) -> dict[str, Any]:
         from adaptome.interop.peft_reading import pattern
@@ -332,7 +353,9 @@ def _width(config: PeftConfig, path: str, module: nn.Module | None, count: int) 
         return {}
     inputs = host_of(module, path).fan_in
     if inputs % count:
-        raise MethodError(f"{type(config).__name__}: {count} blocks do not divide the {inputs} inputs of {path}.")
+        raise MethodError(
+            f"{type(config).__name__}: {count} blocks do not divide the {inputs} inputs of {path}."
+        )
     return {"size": inputs // count}
 
 
@@ -358,7 +381,11 @@ class BOFTConfig(Targeted):
             )
 
     def method(self) -> tuple[str, dict[str, Any]]:
-        return "boft", {"size": self.boft_block_size or 2, "factors": self.boft_n_butterfly_factor, "scale": True}
+        return "boft", {
+            "size": self.boft_block_size or 2,
+            "factors": self.boft_n_butterfly_factor,
+            "scale": True,
+        }
 
     def layer(self, path: str, module: nn.Module | None) -> dict[str, Any]:
         return _width(self, path, module, self.boft_block_num)
@@ -433,9 +460,13 @@ class PromptTuningConfig(_Prompt):
     prompt_tuning_init: str = "RANDOM"
 
     def method(self) -> tuple[str, dict[str, Any]]:
-        start = {"RANDOM": "normal", "SAMPLE_VOCAB": "vocabulary"}.get(str(self.prompt_tuning_init).rpartition(".")[2])
+        start = {"RANDOM": "normal", "SAMPLE_VOCAB": "vocabulary"}.get(
+            str(self.prompt_tuning_init).rpartition(".")[2]
+        )
         if start is None:
-            raise MethodError(f"prompt_tuning_init={self.prompt_tuning_init!r}: start with RANDOM, and set the words with ad.prompt_from.")
+            raise MethodError(
+                f"prompt_tuning_init={self.prompt_tuning_init!r}: start with RANDOM, and set the words with ad.prompt_from."
+            )
         return "prompt-tuning", {"p": self._count(), "place": "front", "init": start}
 
 

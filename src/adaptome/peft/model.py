@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 import adaptome as ad
-from adaptome.core.errors import CheckpointError, MethodError, MissingExtraError, StateError, did_you_mean
+from adaptome.core.errors import CheckpointError, MissingExtraError, StateError
 from adaptome.core.files import atomic_folder
-from adaptome.core.state import attachment_of, find_root, rearrange, state_of
+from adaptome.core.state import attachment_of
 from adaptome.interop.peft_names import CONFIG, TENSORS
 from adaptome.interop.peft_reading import load_peft
 from adaptome.peft import state
+from adaptome.peft.attaching import attach, dtype_of
 from adaptome.peft.config import PeftConfig, TaskType
-from adaptome.peft.targets import targets_of
-
-#: heads that are trained with every adapter of a task
-_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
-
-
-class AdapterNameError(StateError, ValueError):
-    """No adapter has that name, or it cannot be deleted as it is."""
+from adaptome.peft.tuner import Tuner
 
 
 class Loaded(NamedTuple):
@@ -36,148 +28,6 @@ class Loaded(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
-
-
-class Tuner(nn.Module):
-    """`base_model` of a PeftModel: the model with its adapters, in `model`, and what is done to them."""
-
-    #: stands in the name of every parameter of an adapter
-    prefix: ClassVar[str] = "adaptome."
-
-    def __init__(self, model: nn.Module, peft_config: dict[str, PeftConfig]):
-        super().__init__()
-        self.model = model
-        self.peft_config = peft_config
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "model":
-                raise
-            return getattr(self.model, name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model."""
-        return self.model(*args, **kwargs)
-
-    # -- which adapters run ----------------------------------------------------------------------------------------
-
-    @property
-    def active_adapters(self) -> list[str]:
-        """The names of those that run."""
-        return ad.active(self.model) if self.peft_config else []
-
-    @property
-    def active_adapter(self) -> str | list[str]:
-        """The name of the one that runs; all names where there are several."""
-        names = self.active_adapters
-        return names[0] if len(names) == 1 else names
-
-    def add(self, config: PeftConfig, name: str, dtype: torch.dtype | None = None) -> None:
-        """Attach what a configuration says; those that ran go on running and nothing else, unless it is the first."""
-        running = self.active_adapters
-        attach(self.model, config, name, dtype)
-        self.peft_config[name] = config
-        if running:
-            ad.activate(self.model, running)
-
-    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
-        """Run these and no other, and train them unless `inference_mode`.
-
-        Raises:
-            AdapterNameError: an unknown name.
-        """
-        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        self._check_names(names)
-        ad.activate(self.model, names)
-        for name in names:
-            ad.set_trainable(self.model, name, not inference_mode)
-
-    def _check_names(self, names: Sequence[str]) -> None:
-        unknown = [name for name in names if name not in self.peft_config]
-        if unknown:
-            raise AdapterNameError(
-                f"Adapter {unknown[0]} does not exist.{did_you_mean(unknown[0], self.peft_config)} There are {', '.join(self.peft_config)}."
-            )
-
-    def enable_adapter_layers(self) -> None:
-        """Run the active adapters again."""
-        self._disable(False)
-
-    def disable_adapter_layers(self) -> None:
-        """Run the base alone until they are enabled again."""
-        self._disable(True)
-
-    def _disable(self, disabled: bool) -> None:
-        state_of(self.model).disabled = disabled
-        rearrange(find_root(self.model), rest=False)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Take one off; where it ran, the first that is left runs.
-
-        Raises:
-            AdapterNameError: an unknown name, or it is merged.
-        """
-        self._check_names([adapter_name])
-        if adapter_name in self.merged_adapters:
-            raise AdapterNameError(
-                f"Cannot delete adapter(s) [{adapter_name!r}] while they are merged. Please unmerge them first."
-            )
-        ad.detach(self.model, adapter_name)
-        del self.peft_config[adapter_name]
-        if self.peft_config and not self.active_adapters:
-            self.set_adapter(next(iter(self.peft_config)))
-
-    # -- merging ---------------------------------------------------------------------------------------------------
-
-    @property
-    def merged_adapters(self) -> list[str]:
-        """The names of those that are in the weights."""
-        return [name for name, a in ad.adapters(self.model).items() if a.merged]
-
-    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Write adapters into the weights; `unmerge_adapter` gives the old bits back.
-
-        Args:
-            adapter_names: None for those that run.
-            safe_merge: compare the whole model's outputs too; every layer's are compared in any case.
-
-        Raises:
-            MergeError: an adapter has no merged form, or the result is not finite or not the same.
-        """
-        wanted = [n for n in adapter_names or self.active_adapters if n not in self.merged_adapters]
-        if not wanted:
-            warnings.warn("All adapters are already merged, nothing to do.", UserWarning, stacklevel=2)
-            return
-        ad.merge(self.model, wanted, inputs=None if safe_merge else False)
-
-    def unmerge_adapter(self) -> None:
-        """Take every merge back."""
-        ad.unmerge(self.model)
-
-    def merge_and_unload(
-        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
-    ) -> nn.Module:
-        """The model with adapters (None: those that run) in its weights and nothing else of them.
-
-        Raises:
-            MergeError: as `merge_adapter`.
-        """
-        wanted = self.active_adapters if adapter_names is None else list(adapter_names)
-        for name in [n for n in ad.adapters(self.model) if n not in wanted]:
-            ad.detach(self.model, name)
-        if wanted:
-            ad.merge(self.model, wanted, keep=False, inputs=None if safe_merge else False)
-        self.peft_config.clear()
-        return self.model
-
-    def unload(self) -> nn.Module:
-        """The model as it was before."""
-        if self.peft_config:
-            ad.detach(self.model)
-        self.peft_config.clear()
-        return self.model
 
 
 class PeftModel(nn.Module):
@@ -274,7 +124,9 @@ class PeftModel(nn.Module):
     def print_trainable_parameters(self) -> None:
         """Print both, and their ratio."""
         count, total = self.get_nb_trainable_parameters()
-        print(f"trainable params: {count:,d} || all params: {total:,d} || trainable%: {100 * count / total:.4f}")
+        print(
+            f"trainable params: {count:,d} || all params: {total:,d} || trainable%: {100 * count / total:.4f}"
+        )
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -427,7 +279,9 @@ def get_peft_model(
         TargetError: the targets match nothing. MethodError, HostError: as `ad.attach`.
     """
     settings = getattr(model, "config", None)
-    peft_config.base_model_name_or_path = getattr(settings, "_name_or_path", None) or model.__dict__.get("name_or_path")
+    peft_config.base_model_name_or_path = getattr(settings, "_name_or_path", None) or model.__dict__.get(
+        "name_or_path"
+    )
     peft_config.revision = revision or peft_config.revision
     return _class_of(peft_config.task_type)(model, peft_config, adapter_name, autocast_adapter_dtype)
 
@@ -442,50 +296,6 @@ def inject_adapter_in_model(
     """
     attach(model, peft_config, adapter_name, None)
     return model
-
-
-def attach(model: nn.Module, config: PeftConfig, name: str, dtype: torch.dtype | None) -> ad.Plan:
-    """What a configuration of PEFT's means, attached."""
-    if not isinstance(config, PeftConfig):
-        raise MethodError(
-            f"{type(config).__name__} is none of the configurations here.\n  Import them from adaptome.peft; AdaptomeConfig(method=...) is any method."
-        )
-    config.check()
-    method, settings = config.method()
-    paths = targets_of(model, config)
-    layer = getattr(config, "layer", None)
-    modules = dict(model.named_modules())
-    own = {f"={path}": layer(path, modules.get(path)) for path in paths or ()} if layer is not None else {}
-    targets: Any = [f"={path}" for path in paths] if paths else getattr(config, "targets", None)
-    there = {path.rpartition(".")[2] for path, _ in model.named_modules()}
-    heads = [h for h in _HEADS.get(str(getattr(config.task_type, "value", config.task_type)), ()) if h in there]
-    train = list(dict.fromkeys([*(getattr(config, "modules_to_save", None) or ()), *heads]))
-    plan = ad.attach(
-        model, method, name, targets=targets, train=train, dtype=dtype,
-        per_layer={path: changes for path, changes in own.items() if changes}, **settings,
-    )  # fmt: skip
-    if not config.starts_as_base:
-        start_elsewhere(attachment_of(model, name))
-    if config.inference_mode:
-        ad.set_trainable(model, name, False)
-    return plan
-
-
-@torch.no_grad()
-def start_elsewhere(attachment: ad.Attachment) -> None:
-    """Draw the tensors whose start, zeros or ones, leaves the outputs those of the base."""
-    for adapter in attachment.adapters.values():
-        for value in adapter.parameters():
-            if value.numel() and not (value != value.flatten()[0]).any():
-                if value.dim() > 1:
-                    nn.init.kaiming_uniform_(value, a=5**0.5)
-                else:
-                    value.add_(torch.randn_like(value))
-
-
-def dtype_of(model: nn.Module) -> torch.dtype | None:
-    """The type of its first parameter of fractions."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def get_peft_model_state_dict(
@@ -537,7 +347,9 @@ def save_adapter(model: nn.Module, folder: Path, name: str, config: PeftConfig) 
         if config.kind == "ADAPTOME":
             ad.save(model, staging / _OWN, name)
         else:
-            (staging / TENSORS).write_bytes(dump_tensors({k: v.contiguous() for k, v in tensors.items()}, {"format": "pt"}))
+            (staging / TENSORS).write_bytes(
+                dump_tensors({k: v.contiguous() for k, v in tensors.items()}, {"format": "pt"})
+            )
         written = config.to_dict() | {"inference_mode": True}
         type(config)(**{k: v for k, v in written.items() if k in config.__dict__}).save_pretrained(staging)
 
@@ -554,25 +366,6 @@ def _folder(model_id: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path:
     except ImportError as error:
         raise MissingExtraError("huggingface_hub", "hf") from error
     known = {k: v for k, v in hub.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
-    return Path(snapshot_download(str(model_id), allow_patterns=["*.json", "*.safetensors"], **known)) / inside
-
-
-def prepare_model_for_kbit_training(
-    model: nn.Module,
-    use_gradient_checkpointing: bool = True,
-    gradient_checkpointing_kwargs: dict[str, Any] | None = None,
-) -> nn.Module:
-    """A quantised model made ready: frozen, what is not packed in float32, inputs that ask for gradients, and checkpointing."""
-    model: Any = model
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-        if parameter.dtype in (torch.float16, torch.bfloat16) and type(parameter) is nn.Parameter:
-            parameter.data = parameter.data.to(torch.float32)
-    if use_gradient_checkpointing:
-        how = {"use_reentrant": True} if gradient_checkpointing_kwargs is None else gradient_checkpointing_kwargs
-        if how.get("use_reentrant", True):
-            model.enable_input_require_grads()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
-    return model
-
-
+    return (
+        Path(snapshot_download(str(model_id), allow_patterns=["*.json", "*.safetensors"], **known)) / inside
+    )

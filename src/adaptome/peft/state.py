@@ -13,8 +13,8 @@ from adaptome.core.state import Attachment, find_root, tensors_of
 from adaptome.interop.lora_factors import Factors
 from adaptome.interop.peft import lora_tensors
 from adaptome.interop.peft_names import PREFIX
-from adaptome.interop.peft_prompts import PROMPTS, prompt_form
 from adaptome.interop.peft_products import KEYS, product_tensors
+from adaptome.interop.peft_prompts import PROMPTS, prompt_form
 from adaptome.interop.peft_random import TYPES
 from adaptome.interop.peft_reading import put_tensors
 from adaptome.peft.config import PeftConfig
@@ -49,7 +49,9 @@ def _heads(attachment: Attachment) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for path, head in attachment.heads.items():
         if head.rows is not None:
-            raise KeyMismatchError(f"{path}: PEFT has no key for trained rows of a layer. Save it with ad.save.")
+            raise KeyMismatchError(
+                f"{path}: PEFT has no key for trained rows of a layer. Save it with ad.save."
+            )
         found |= {f"{PREFIX}{path}.{k}": v.detach().cpu().clone() for k, v in head.named_parameters()}
     return found
 
@@ -68,5 +70,3 @@ def write(
     # how A and B began changes nothing of what they are
     settings = config.to_dict() | ({"init_lora_weights": True} if config.kind == "LORA" else {})
     put_tensors(model, attachment, settings, dict(tensors))
-
-

@@ -62,9 +62,9 @@ _QUERY_VALUE = ("LORA", "ADALORA", "LOHA", "LOKR", "VERA", "FOURIERFT", "BOFT", 
 
 def query_value(model: nn.Module) -> list[str] | None:
     """The maps of queries and values, which may be one with that of the keys; None where the model has none."""
-    known = roles(model)
-    wanted = [role for role in ("q", "v") if role in known] or [role for role in ("qkv",) if role in known]
-    return [match.path for role in wanted for match in known[role]] or None
+    known: dict[str, Any] = dict(roles(model))
+    split = [match.path for role in ("q", "v") for match in known.get(role, ())]
+    return split or [match.path for match in known.get("qkv", ())] or None
 
 
 def _in_layers(path: str, config: Any) -> bool:
