@@ -19,6 +19,7 @@ FLOORS: dict[str, set[str]] = {
     "quantization": {"core"},
     "methods": {"core", "forms", "quantization"},
     "interop": {"core", "forms"},
+    "peft": {LIBRARY, "core", "interop"},
     LIBRARY: {"arithmetic", "core", "forms", "interop", "methods", "quantization"},
     # parts of systems: they know nothing of methods, and of each other only what is named
     "data": {"core"},

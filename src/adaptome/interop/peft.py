@@ -129,7 +129,7 @@ def write_lora(
     """
     _check(attachment, "peft-lora")
     heads = _heads(find_root(model), attachment, task_type)
-    tensors = _lora_tensors(attachment, factors, rank)
+    tensors = lora_tensors(attachment, factors, rank)
     for path, parameters in heads.items():
         tensors |= {f"{PREFIX}{path}.{k}": v.detach().cpu().clone() for k, v in parameters.items()}
     config = _config(model, attachment, _lora_config(attachment, rank, False), task_type, sorted(heads))
@@ -219,10 +219,11 @@ def _written(
             f"rank {rank} leaves a relative error of {errors[worst]:.2e} on {worst}, above {tolerance:.0e}.\n  Raise the rank or the tolerance."
         )
     r = max(f.A.shape[-2] for f in factors.values())
-    return Written(_lora_tensors(attachment, factors, r), _lora_config(attachment, r, False), r, errors)
+    return Written(lora_tensors(attachment, factors, r), _lora_config(attachment, r, False), r, errors)
 
 
-def _lora_tensors(attachment: Attachment, factors: dict[str, Factors], r: int) -> dict[str, Tensor]:
+def lora_tensors(attachment: Attachment, factors: dict[str, Factors], r: int) -> dict[str, Tensor]:
+    """Factors of an attachment's targets by PEFT's keys and in its shapes, padded to rank r."""
     tensors: dict[str, Tensor] = {}
     for path, f in factors.items():
         host = attachment.adapters[path].host

@@ -57,15 +57,9 @@ def load_peft(
     config, tensors = _read(folder)
     kind = config.get("peft_type")
     _check_settings(config, str(folder))
-    readers = {
-        "LORA": _read_lora,
-        **dict.fromkeys(TYPES, _read_type),
-        **dict.fromkeys([name.upper() for name in KEYS], _read_product),
-        **dict.fromkeys(PROMPTS.values(), read_prompt),
-    }
-    if kind not in readers:
+    if kind not in _readers():
         raise FormatError(
-            f"{folder} is a PEFT adapter of type {kind!r}; read are {', '.join(readers)}.\n  Convert it with PEFT's convert_to_lora, or merge it there."
+            f"{folder} is a PEFT adapter of type {kind!r}; read are {', '.join(_readers())}.\n  Convert it with PEFT's convert_to_lora, or merge it there."
         )
     known = _HARMLESS | (
         TYPES[kind].known if kind in TYPES else PROMPT_SETTINGS if kind in PROMPTS.values() else set()
@@ -75,7 +69,7 @@ def load_peft(
         raise FormatError(
             f"{folder} uses {unknown}, which would change the numbers and is not read here.\n  Merge it with PEFT instead."
         )
-    how, wanted = readers[kind](model, config, tensors, str(folder))
+    how, wanted = _readers()[kind](model, config, tensors, str(folder))
     if name in adapters(model):
         raise StateError(
             f"an adapter called {name!r} is attached already.\n  Load it under another name, or ad.detach it first."
@@ -103,11 +97,7 @@ def load_peft(
                 raise FormatError(
                     f"{folder}: PEFT computes something else than a weight update on {path} ({adapter.host!r}); it is not read."
                 )
-        if kind in TYPES:
-            wanted |= TYPES[kind].finish(attachment, config, tensors)
-        elif kind in PROMPTS.values():
-            wanted |= fill_prompt(model, attachment, tensors)
-        fill(attachment, _reshaped(attachment, wanted), str(folder))
+        _put(model, attachment, config, tensors, wanted, str(folder))
     except CheckpointError:
         detach(model, name)
         raise
@@ -120,6 +110,51 @@ def load_peft(
         "module names and shapes (PEFT stores no more)",
         config,
     )
+
+
+def put_tensors(
+    model: nn.Module, attachment: Attachment, config: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Set the tensors of an attached adapter from PEFT's.
+
+    Args:
+        model: with the adapter.
+        attachment: of the adapter.
+        config: PEFT's settings, which it was attached by.
+        tensors: by PEFT's keys, as its files have them.
+
+    Raises:
+        CheckpointError: a subclass for each fault; nothing is set then.
+    """
+    own = {k.removeprefix(PREFIX): v for k, v in tensors.items()}
+    _, wanted = _readers()[str(config["peft_type"])](model, config, own, "the state dict")
+    _put(model, attachment, config, own, wanted, "the state dict")
+
+
+def _readers() -> dict[str, Any]:
+    """PEFT's type -> what makes of its settings and tensors ours."""
+    return {
+        "LORA": _read_lora,
+        **dict.fromkeys(TYPES, _read_type),
+        **dict.fromkeys([name.upper() for name in KEYS], _read_product),
+        **dict.fromkeys(PROMPTS.values(), read_prompt),
+    }
+
+
+def _put(
+    model: nn.Module,
+    attachment: Attachment,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    wanted: dict[str, Tensor],
+    source: str,
+) -> None:
+    kind = config["peft_type"]
+    if kind in TYPES:
+        wanted |= TYPES[kind].finish(attachment, config, tensors)
+    elif kind in PROMPTS.values():
+        wanted |= fill_prompt(model, attachment, tensors)
+    fill(attachment, _reshaped(attachment, wanted), source)
 
 
 _NUMBERS = (

@@ -1,0 +1,371 @@
+"""PEFT's models: a model of any kind with adapters of ours, under PEFT's names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+
+import adaptome as ad
+from adaptome.core.errors import CheckpointError, MissingExtraError, StateError
+from adaptome.core.files import atomic_folder
+from adaptome.core.state import attachment_of
+from adaptome.interop.peft_names import CONFIG, TENSORS
+from adaptome.interop.peft_reading import load_peft
+from adaptome.peft import state
+from adaptome.peft.attaching import attach, dtype_of
+from adaptome.peft.config import PeftConfig, TaskType
+from adaptome.peft.tuner import Tuner
+
+
+class Loaded(NamedTuple):
+    """What a load left out: nothing, for one that does not fit is refused."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class PeftModel(nn.Module):
+    """A model with adapters.
+
+    Args:
+        model: any module; its layers get the adapters in place.
+        peft_config: of the first adapter.
+        adapter_name: its name.
+        autocast_adapter_dtype: hold half-precision adapters in float32.
+        low_cpu_mem_usage: for PEFT's signature; loading makes no copy that it would save.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: PeftConfig,
+        adapter_name: str = "default",
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+    ):
+        super().__init__()
+        self.base_model = Tuner(model, {})
+        self.add_adapter(adapter_name, peft_config, autocast_adapter_dtype=autocast_adapter_dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model":
+                raise
+            return getattr(self.base_model, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model."""
+        return self.base_model(*args, **kwargs)
+
+    def get_base_model(self) -> nn.Module:
+        """The model, with its adapters on it."""
+        model: nn.Module = self.base_model.model
+        return model
+
+    # -- adapters --------------------------------------------------------------------------------------------------
+
+    @property
+    def active_peft_config(self) -> PeftConfig:
+        """The configuration of the first adapter that runs."""
+        config: PeftConfig = self.peft_config[self.active_adapters[0]]
+        return config
+
+    @property
+    def peft_type(self) -> Any:
+        """Its type."""
+        return self.active_peft_config.peft_type
+
+    def add_adapter(
+        self,
+        adapter_name: str,
+        peft_config: PeftConfig,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
+        """Attach another adapter, which runs once it is set.
+
+        Raises:
+            TargetError: it matches nothing. MethodError, HostError, StateError: as `ad.attach`.
+        """
+        self.base_model.add(peft_config, adapter_name, None if autocast_adapter_dtype else dtype_of(self))
+
+    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
+        """As the tuner's."""
+        self.base_model.set_adapter(adapter_name, inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """As the tuner's."""
+        self.base_model.delete_adapter(adapter_name)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Run the base alone for the time of the block; the weights too are those of before a merge."""
+        merged = self.base_model.merged_adapters
+        if merged:
+            self.base_model.unmerge_adapter()
+        with ad.disabled(self.base_model.model):
+            yield
+        if merged:
+            self.base_model.merge_adapter(merged)
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """How many numbers train, and how many there are."""
+        report = ad.trainable(self)
+        return report.count, report.total
+
+    def print_trainable_parameters(self) -> None:
+        """Print both, and their ratio."""
+        count, total = self.get_nb_trainable_parameters()
+        print(
+            f"trainable params: {count:,d} || all params: {total:,d} || trainable%: {100 * count / total:.4f}"
+        )
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        **_: Any,
+    ) -> None:
+        """Write each adapter as PEFT does: 'default' into the folder, others into folders in it of their names.
+
+        Raises:
+            StateError: an unknown name, or `safe_serialization=False`: nothing is pickled here.
+            CheckpointError: a folder holds something else.
+        """
+        if not safe_serialization:
+            raise StateError("safe_serialization=False would write a pickle; only safetensors are written.")
+        for name in selected_adapters or list(self.peft_config):
+            folder = Path(save_directory) / ("" if name == "default" else name)
+            save_adapter(self.base_model.model, folder, name, self.peft_config[name])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: nn.Module,
+        model_id: str | os.PathLike[str],
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PeftConfig | None = None,
+        **hub: Any,
+    ) -> PeftModel:
+        """The model with the adapter of a folder, or of a repository of the hub.
+
+        Raises:
+            CheckpointError: a subclass for each fault; the model is then as it was.
+        """
+        folder = _folder(model_id, hub)
+        settings = PeftConfig.from_pretrained(folder) if config is None else config
+        settings.inference_mode = not is_trainable
+        made = _class_of(settings.task_type) if cls is PeftModel else cls
+        wrapper = made.__new__(made)
+        nn.Module.__init__(wrapper)
+        wrapper.base_model = Tuner(model, {})
+        autocast = hub.get("autocast_adapter_dtype", True)
+        wrapper.load_adapter(folder, adapter_name, is_trainable, autocast_adapter_dtype=autocast)
+        wrapper.peft_config[adapter_name] = settings
+        return wrapper
+
+    def load_adapter(
+        self,
+        model_id: str | os.PathLike[str],
+        adapter_name: str,
+        is_trainable: bool = False,
+        autocast_adapter_dtype: bool = True,
+        **hub: Any,
+    ) -> Loaded:
+        """Attach the adapter of a folder; it runs once it is set, the first at once.
+
+        Raises:
+            CheckpointError: a subclass for each fault; the model is then as it was.
+        """
+        folder = _folder(model_id, hub)
+        config = PeftConfig.from_pretrained(folder, inference_mode=not is_trainable)
+        model, running = self.base_model.model, self.base_model.active_adapters
+        read = ad.load if config.kind == "ADAPTOME" else load_peft
+        where = folder / _OWN if config.kind == "ADAPTOME" else folder
+        dtype = None if autocast_adapter_dtype else dtype_of(model)
+        read(model, where, adapter_name, trainable=is_trainable)
+        for module in attachment_of(model, adapter_name).modules() if dtype is not None else ():
+            module.to(dtype)
+        self.peft_config[adapter_name] = config
+        if running:
+            ad.activate(model, running)
+        return Loaded([], [])
+
+
+class PeftModelForCausalLM(PeftModel):
+    """A language model."""
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, labels: Any = None, **kwargs: Any) -> Any:  # fmt: skip
+        """Run the model on what is given. The names are what a Trainer keeps of a data set's columns."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, "labels": labels}  # fmt: skip
+        return self.base_model(**{k: v for k, v in given.items() if v is not None}, **kwargs)
+
+
+class PeftModelForSeq2SeqLM(PeftModelForCausalLM):
+    """A model with an encoder and a decoder."""
+
+
+class PeftModelForSequenceClassification(PeftModel):
+    """A classifier of sequences, whose head trains too."""
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, token_type_ids: Any = None, inputs_embeds: Any = None, labels: Any = None, **kwargs: Any) -> Any:  # fmt: skip
+        """Run the model on what is given. The names are what a Trainer keeps of a data set's columns."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds, "labels": labels}  # fmt: skip
+        return self.base_model(**{k: v for k, v in given.items() if v is not None}, **kwargs)
+
+
+class PeftModelForTokenClassification(PeftModelForSequenceClassification):
+    """A classifier of tokens, whose head trains too."""
+
+
+class PeftModelForFeatureExtraction(PeftModel):
+    """An encoder."""
+
+
+class PeftModelForQuestionAnswering(PeftModel):
+    """A finder of spans, whose head trains too."""
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, token_type_ids: Any = None, start_positions: Any = None, end_positions: Any = None, **kwargs: Any) -> Any:  # fmt: skip
+        """Run the model on what is given. The names are what a Trainer keeps of a data set's columns."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids, "start_positions": start_positions, "end_positions": end_positions}  # fmt: skip
+        return self.base_model(**{k: v for k, v in given.items() if v is not None}, **kwargs)
+
+
+#: PEFT's task -> its class
+CLASSES: dict[str, type[PeftModel]] = {
+    "CAUSAL_LM": PeftModelForCausalLM, "SEQ_2_SEQ_LM": PeftModelForSeq2SeqLM, "SEQ_CLS": PeftModelForSequenceClassification,
+    "TOKEN_CLS": PeftModelForTokenClassification, "QUESTION_ANS": PeftModelForQuestionAnswering, "FEATURE_EXTRACTION": PeftModelForFeatureExtraction,
+}  # fmt: skip
+_OWN = "adaptome"  # the folder, inside PEFT's, of a method that PEFT has not
+
+
+def _class_of(task: str | None) -> type[PeftModel]:
+    return PeftModel if task is None else CLASSES[TaskType(task).value]
+
+
+def get_peft_model(
+    model: nn.Module,
+    peft_config: PeftConfig,
+    adapter_name: str = "default",
+    mixed: bool = False,
+    autocast_adapter_dtype: bool = True,
+    revision: str | None = None,
+    low_cpu_mem_usage: bool = False,
+) -> PeftModel:
+    """The model with a new adapter; the base is frozen.
+
+    Args:
+        model: any module; its layers get the adapters in place.
+        peft_config: PEFT's configuration, or `AdaptomeConfig(method=...)`.
+        adapter_name: its name.
+        mixed: for PEFT's signature; adapters of different types mix in every model here.
+        autocast_adapter_dtype: hold half-precision adapters in float32.
+        revision: of the base, noted in the configuration.
+        low_cpu_mem_usage: for PEFT's signature.
+
+    Raises:
+        TargetError: the targets match nothing. MethodError, HostError: as `ad.attach`.
+    """
+    settings = getattr(model, "config", None)
+    peft_config.base_model_name_or_path = getattr(settings, "_name_or_path", None) or model.__dict__.get(
+        "name_or_path"
+    )
+    peft_config.revision = revision or peft_config.revision
+    return _class_of(peft_config.task_type)(model, peft_config, adapter_name, autocast_adapter_dtype)
+
+
+def inject_adapter_in_model(
+    peft_config: PeftConfig, model: nn.Module, adapter_name: str = "default", low_cpu_mem_usage: bool = False
+) -> nn.Module:
+    """Attach what a configuration says to the model itself, which is returned.
+
+    Raises:
+        TargetError, MethodError, HostError: as `ad.attach`.
+    """
+    attach(model, peft_config, adapter_name, None)
+    return model
+
+
+def get_peft_model_state_dict(
+    model: nn.Module, state_dict: Mapping[str, Tensor] | None = None, adapter_name: str = "default", **_: Any
+) -> dict[str, Tensor]:
+    """The adapter's tensors by PEFT's keys, on the CPU.
+
+    Args:
+        model: a PeftModel.
+        state_dict: for PEFT's signature; the adapter's tensors are read from the model.
+        adapter_name: of the adapter.
+
+    Raises:
+        StateError: no adapter has that name. MergeError: PEFT has no such adapter on a layer.
+    """
+    attachment = attachment_of(model, adapter_name)
+    return state.read(model, attachment, _config(model, adapter_name))
+
+
+def set_peft_model_state_dict(
+    model: nn.Module, peft_model_state_dict: Mapping[str, Tensor], adapter_name: str = "default", **_: Any
+) -> Loaded:
+    """Set the adapter's tensors from what `get_peft_model_state_dict` gave.
+
+    Raises:
+        KeyMismatchError: one is missing, unexpected or misshapen; nothing is set then.
+    """
+    attachment = attachment_of(model, adapter_name)
+    state.write(model, attachment, _config(model, adapter_name), peft_model_state_dict)
+    return Loaded([], [])
+
+
+def _config(model: nn.Module, name: str) -> PeftConfig:
+    configs: dict[str, PeftConfig] | None = getattr(model, "peft_config", None)
+    if not isinstance(model, (PeftModel, Tuner)) or configs is None:
+        raise StateError(f"{type(model).__name__} is no PeftModel: make it one with get_peft_model.")
+    config: PeftConfig = configs[name]
+    return config
+
+
+def save_adapter(model: nn.Module, folder: Path, name: str, config: PeftConfig) -> None:
+    """Write one adapter as a folder of PEFT's; one that starts from the base's weights as a LoRA of twice the rank, which needs no other base."""
+    attachment = attachment_of(model, name)
+    if any("B0" in dict(adapter.named_buffers()) for adapter in attachment.adapters.values()):
+        ad.export(model, folder, name, format="peft-lora", task_type=config.task_type)
+        return
+    tensors = {} if config.kind == "ADAPTOME" else state.read(model, attachment, config)
+    with atomic_folder(folder, only=(TENSORS, CONFIG, "README.md", _OWN)) as staging:
+        if config.kind == "ADAPTOME":
+            ad.save(model, staging / _OWN, name)
+        else:
+            (staging / TENSORS).write_bytes(
+                dump_tensors({k: v.contiguous() for k, v in tensors.items()}, {"format": "pt"})
+            )
+        written = config.to_dict() | {"inference_mode": True}
+        type(config)(**{k: v for k, v in written.items() if k in config.__dict__}).save_pretrained(staging)
+
+
+def _folder(model_id: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path:
+    """The folder itself, or the repository's, fetched."""
+    inside = hub.get("subfolder") or ""
+    if Path(model_id).is_dir():
+        return Path(model_id) / inside
+    if Path(model_id).exists() or len(Path(model_id).parts) != 2:
+        raise CheckpointError(f"{model_id} is no folder, nor the name of a repository.")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise MissingExtraError("huggingface_hub", "hf") from error
+    known = {k: v for k, v in hub.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
+    return (
+        Path(snapshot_download(str(model_id), allow_patterns=["*.json", "*.safetensors"], **known)) / inside
+    )
