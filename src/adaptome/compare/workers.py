@@ -94,15 +94,15 @@ class Cluster:
             if error.name != "ray":
                 raise
             raise MissingExtraError("ray", "ray") from None
-        self.ray = ray
+        self.ray: Any = ray
         self.owned = not ray.is_initialized()
         if self.owned:
-            local = {"num_cpus": (lanes or os.cpu_count() or 1) * cpus, "include_dashboard": False}
+            local: dict[str, Any] = {"num_cpus": (lanes or os.cpu_count() or 1) * cpus, "include_dashboard": False}
             ray.init(address=address, log_to_driver=False, **(local if address == "local" else {}))
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
         self.lanes = lanes or max(1, gpus or int(there.get("CPU", 1)) // cpus)
-        self.needs = {"num_cpus": cpus, "num_gpus": 1 if gpus else 0}
+        self.needs: dict[str, Any] = {"num_cpus": cpus, "num_gpus": 1 if gpus else 0}
 
     def submit(self, function: Callable[..., Any], *given: Any) -> Future[Any]:
         """Hands it to the cluster."""
