@@ -97,7 +97,10 @@ class Cluster:
         self.ray: Any = ray
         self.owned = not ray.is_initialized()
         if self.owned:
-            local: dict[str, Any] = {"num_cpus": (lanes or os.cpu_count() or 1) * cpus, "include_dashboard": False}
+            local: dict[str, Any] = {
+                "num_cpus": (lanes or os.cpu_count() or 1) * cpus,
+                "include_dashboard": False,
+            }
             ray.init(address=address, log_to_driver=False, **(local if address == "local" else {}))
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
