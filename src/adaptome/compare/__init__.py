@@ -8,6 +8,7 @@ What is compared stands in the recipe's `compare` section.
 
 from __future__ import annotations
 
-from adaptome.compare.study import Comparison, Row, compare
+from adaptome.compare.study import Step, compare
+from adaptome.compare.table import Comparison, Pair, Row
 
-__all__ = ["Comparison", "Row", "compare"]
+__all__ = ["Comparison", "Pair", "Row", "Step", "compare"]

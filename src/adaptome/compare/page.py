@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adaptome.report import Bars, Curves, Report, points
+from adaptome.report import Bars, Curves, Dots, Report, Scatter, points
 
 INTERVALS = (
     "Whiskers and ± are 95 % intervals of the mean over the seeds (Student's t). Seeds change the adapters' start and "
@@ -15,8 +15,10 @@ INTERVALS = (
 )
 
 
-def page(comparison: Mapping[str, Any], title: str | None = None) -> Report:
-    """The report of what `Comparison.to_dict` gives."""
+def page(
+    comparison: Mapping[str, Any], title: str | None = None, published: Sequence[Mapping[str, Any]] = ()
+) -> Report:
+    """The report of what `Comparison.to_dict` gives; `published` as `results.read_published` gives it."""
     rows, metric = comparison["rows"], comparison["metric"]
     seeds = len(comparison["seeds"])
     lead = f"{len(rows)} methods on {comparison['task']}, {seeds} seed{'s' * (seeds > 1)} each; {metric} on {comparison['split']}."
@@ -54,12 +56,22 @@ def page(comparison: Mapping[str, Any], title: str | None = None) -> Report:
                 metric: row["mean"],
                 "±": _half(row),
                 "learning rate": row["learning_rate"],
-                "seconds": row["seconds"],
+                "training s": row["seconds"],
+                "ms per step": 1000 * row["step_seconds"],
+                "evaluating s": row["evaluation_seconds"],
             }
             for row in rows
         ],
         caption=f"{metric} on {comparison['split']}, mean over the seeds {', '.join(map(str, comparison['seeds']))}",
-        formats={"of all": ".3%", metric: spec, "±": spec, "learning rate": "g", "seconds": ",.1f"},
+        formats={
+            "of all": ".3%",
+            metric: spec,
+            "±": spec,
+            "learning rate": ".3g",
+            "training s": ",.1f",
+            "ms per step": ",.1f",
+            "evaluating s": ",.1f",
+        },
         best={metric: "max" if comparison["greater_is_better"] else "min"},
     )
     means = {row["label"]: max(row["mean"], 0.0) for row in rows}
@@ -69,6 +81,7 @@ def page(comparison: Mapping[str, Any], title: str | None = None) -> Report:
         Bars("Trained parameters", {row["label"]: row["parameters"] for row in rows}, ",.0f"),
     )
     report.text(INTERVALS)
+    _points_and_pairs(report, comparison, spec)
     curves = {row["label"]: points(row["history"], "loss") for row in rows}
     evaluated = {row["label"]: points(row["history"], "eval_loss") for row in rows}
     report.section("Training", f"The first seed, {comparison['seeds'][0]}.")
@@ -76,7 +89,80 @@ def page(comparison: Mapping[str, Any], title: str | None = None) -> Report:
         Curves("Training loss", curves, "step", "loss"),
         *([Curves("Validation loss", evaluated, "step", "loss")] if any(evaluated.values()) else []),
     )
+    _conditions(report, comparison, published)
     return report
+
+
+def _points_and_pairs(report: Report, comparison: Mapping[str, Any], spec: str) -> None:
+    """Quality against cost, the single seeds, the paired tests, memory and classes."""
+    rows, metric = comparison["rows"], comparison["metric"]
+    ranges = {row["label"]: (row["low"], row["high"]) for row in rows if row["low"] is not None}
+    places = {
+        "parameters": {row["label"]: (float(row["parameters"]), row["mean"]) for row in rows},
+        "seconds": {row["label"]: (float(row["seconds"]), row["mean"]) for row in rows},
+    }
+    report.section("Quality and cost", "The line joins the rows that no other beats with as few parameters.")
+    report.points(
+        Scatter(f"{metric} and trained parameters", places["parameters"], "trained parameters", metric, ranges, comparison["pareto"], log=True),
+        Scatter(f"{metric} and training time", places["seconds"], "seconds of training, evaluation aside", metric, ranges),
+    )  # fmt: skip
+    memory = {row["label"]: row["memory"] / 2**20 for row in rows if row["memory"]}
+    if memory:
+        report.bars(Bars("Peak memory, MiB", memory, ",.0f"))
+    report.section("Seeds", "A dot is a seed; the whisker is the 95 % interval of the mean.")
+    report.points(Dots(metric, {row["label"]: row["values"] for row in rows}, ranges, spec))
+    if comparison["pairs"]:
+        report.table(
+            [
+                {
+                    "pair": f"{p['one']} − {p['other']}",
+                    "difference": p["difference"],
+                    "from": p["low"],
+                    "to": p["high"],
+                    "p": p["p"],
+                    "p (Holm)": p["adjusted"],
+                    "": "tie" if p["tie"] else "told apart",
+                }
+                for p in comparison["pairs"]
+            ],
+            caption="Differences seed by seed: mean, 95 % interval, and p of the paired t test",
+            formats={"difference": "+.4f", "from": "+.4f", "to": "+.4f", "p": ".3g", "p (Holm)": ".3g"},
+        )
+    labels = list(dict.fromkeys(name for row in rows for name in row["classes"]))
+    if labels:
+        report.section(
+            "Classes", "The share of each label's examples that were found, a mean over the seeds."
+        )
+        report.table(
+            [{"label": name, **{row["label"]: row["classes"].get(name) for row in rows}} for name in labels],
+            caption="Recall by label",
+            formats={row["label"]: ".1%" for row in rows},
+        )
+
+
+def _conditions(
+    report: Report, comparison: Mapping[str, Any], published: Sequence[Mapping[str, Any]]
+) -> None:
+    """What the numbers were made with, and those of others."""
+    if published:
+        report.section(
+            "Published results of PEFT",
+            "Other models, data and machines: to be read with their conditions, not to be ranked with the rows above.",
+        )
+        report.table(
+            published,
+            caption="PEFT's method comparison",
+            formats={
+                "trained parameters": ",.0f",
+                "test score": ".3f",
+                "train seconds": ",.0f",
+                "peak MiB": ",.0f",
+            },
+        )
+    if comparison["recipe"]:
+        report.section("Conditions")
+        report.settings(comparison["recipe"], caption="The recipe; what is not there is at its default")
+        report.settings(comparison["versions"], caption="Versions")
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:

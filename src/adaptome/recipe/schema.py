@@ -12,7 +12,7 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from adaptome.core.errors import did_you_mean
-from adaptome.recipe.search import SearchSection
+from adaptome.recipe.search import RangeField, SearchSection
 from adaptome.recipe.section import OpenSection, Section
 
 
@@ -338,8 +338,9 @@ class CompareSection(Section):
     """Methods side by side on the recipe's task: what `adaptome compare` runs, in place of `methods`."""
 
     methods: list[ComparedField] = Field(default_factory=list, description="one row of the table each")
-    budget: int | str | None = Field(
-        default=None, description="the same count for every method that sets none of its own"
+    budget: int | str | list[int | str] | None = Field(
+        default=None,
+        description="the same count for every method that sets none of its own; of a list every method has a row for each",
     )
     seeds: list[int] = Field(
         default_factory=lambda: [0, 1, 2],
@@ -347,6 +348,18 @@ class CompareSection(Section):
         description="every method is trained with each of them",
     )
     metric: str | None = Field(default=None, description="what is compared; default: the task's")
+    trials: int = Field(
+        default=0,
+        ge=0,
+        description="runs by which every row's learning rate is searched for on the validation split; 0: none is",
+    )
+    learning_rates: RangeField | None = Field(
+        default=None,
+        description="where it is searched for; default: a tenth to ten times the row's, by magnitude",
+    )
+    pruner: Literal["median", "halving", "none"] = Field(
+        default="median", description="stop a run of the search early that is behind; the same for every row"
+    )
 
 
 class StartSection(Section):

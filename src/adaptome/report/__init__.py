@@ -3,13 +3,16 @@
 from adaptome.report.charts import Bars, Curves
 from adaptome.report.history import logged, points, smooth
 from adaptome.report.page import Report
+from adaptome.report.scatter import Dots, Scatter
 from adaptome.report.shown import Ranked, Shown, Span, boxed, overlaid
 
 __all__ = [
     "Bars",
     "Curves",
+    "Dots",
     "Ranked",
     "Report",
+    "Scatter",
     "Shown",
     "Span",
     "boxed",

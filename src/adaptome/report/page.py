@@ -13,6 +13,7 @@ from pathlib import Path
 
 from adaptome.core.files import write_atomic
 from adaptome.report import charts, examples, tables
+from adaptome.report.scatter import Dots, Scatter, dots, scatter
 from adaptome.report.shown import Shown
 from adaptome.report.style import STYLE
 
@@ -89,6 +90,11 @@ class Report:
     def bars(self, *panels: charts.Bars) -> Report:
         """Adds bar charts, side by side where the page is wide enough."""
         return self._charts([charts.bars(panel, self._id()) for panel in panels])
+
+    def points(self, *panels: Scatter | Dots) -> Report:
+        """Adds charts of points, side by side where the page is wide enough."""
+        drawn = [scatter(p, self._id()) if isinstance(p, Scatter) else dots(p, self._id()) for p in panels]
+        return self._charts(drawn)
 
     def confusion(self, matrix: Sequence[Sequence[int]], labels: Sequence[str], *, caption: str) -> Report:
         """Adds a confusion matrix: `matrix[i][j]` examples of label i were given label j.
