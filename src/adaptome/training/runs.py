@@ -161,7 +161,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         if measuring.compute_metrics is not None and task.trainer == "trainer":
             measuring.compute_metrics = scored
         metrics = _measured(measuring, task, data[split], split)
-        if task.measures_before:
+        if task.measures_before or measuring.measures:
             metrics |= _without_adapters(measuring, task, data[split], split)
         found = None
         if task.judges or recipe.evaluation.predictions:
@@ -368,9 +368,10 @@ def _measured(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) ->
 
 
 def _without_adapters(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) -> dict[str, float]:
-    """The same metrics of the base alone, as it was before training: <metric>_before."""
+    """The same metrics of the base alone, as it was before training: <metric>_before; without the task's asking, what the terms measure."""
     with ad.disabled(trainer.model):
-        return {f"{name}_before": value for name, value in _measured(trainer, task, data, split).items()}
+        found = _measured(trainer, task, data, split)
+    return {f"{k}_before": v for k, v in found.items() if task.measures_before or k in trainer.measures}
 
 
 def _result(
