@@ -19,7 +19,7 @@ def test_gathering_gives_the_dense_product(alive):
     torch.manual_seed(0)
     W, b, x = torch.randn(7, 20), torch.randn(7), torch.zeros(2, 3, 20)
     x[..., torch.randperm(20)[:alive]] = torch.randn(2, 3, alive)
-    layer = GatheredLinear(W, b)
+    layer = GatheredLinear(W, b, most=0.5)
     torch.testing.assert_close(layer(x), F.linear(x, W, b), rtol=0, atol=1e-5)
     assert layer.saved.dense == 6 * 7 * 20
     assert layer.saved.done == 6 * 7 * (alive if alive <= 10 else 20)
@@ -35,7 +35,7 @@ def test_a_whole_model_runs_the_same_with_fewer_multiplications():
             model.get_submodule(mlp.up[0]).weight[5:] = 0  # 19 of 24 units are dead
         before = {k: id(v) for k, v in model.named_modules()}
         dense = model(IDS).last_hidden_state
-        with gathered_mlps(model) as saved:
+        with gathered_mlps(model, most=0.5) as saved:
             sparse = model(IDS).last_hidden_state
     torch.testing.assert_close(sparse, dense, rtol=0, atol=1e-6)
     assert saved.share >= 19 / 24
