@@ -161,6 +161,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         if measuring.compute_metrics is not None and task.trainer == "trainer":
             measuring.compute_metrics = scored
         metrics = _measured(measuring, task, data[split], split)
+        scores = scored.scores  # measuring without the adapters makes others
         if task.measures_before or measuring.measures:
             metrics |= _without_adapters(measuring, task, data[split], split)
         found = None
@@ -171,7 +172,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
             if recipe.evaluation.predictions and trainer.args.should_save:
                 write_predictions(folder / PREDICTIONS, task, splits[split], data[split], found)
         if trainer.args.should_save and trainer.args.world_size == 1:
-            write_scores(folder, scored.scores)
+            write_scores(folder, scores)
             count = recipe.evaluation.examples
             shown = examples_of(count, task, trainer.model, processor, splits[split], data[split], found) if count else []  # fmt: skip
             write_examples(folder, shown)
