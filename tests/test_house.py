@@ -34,6 +34,7 @@ FLOORS: dict[str, set[str]] = {
     # tools on any model
     "arithmetic": {"core", "forms", "interop"},
     "memory": {"core"},
+    "sparsity": {"core"},
     "example_inputs": {"core"},
     "inspection": {"core", "architectures", "example_inputs", "memory"},
     "interpretation": {"core", "forms", "report"},

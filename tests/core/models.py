@@ -39,6 +39,18 @@ def llama(tie: bool = False, layers: int = 2) -> nn.Module:
     return LlamaForCausalLM(config).eval()
 
 
+def bert(layers: int = 2) -> nn.Module:
+    """A tiny BERT with a head for 3 classes, without dropout."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=layers, num_attention_heads=2, num_labels=3,
+        max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return BertForSequenceClassification(config).eval()
+
+
 def move(model: nn.Module, name: str = "default", seed: int = 5, std: float = 0.2) -> None:
     """Draw an adapter's trained tensors away from their start, as training would."""
     generator = torch.Generator().manual_seed(seed)

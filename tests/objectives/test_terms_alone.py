@@ -181,10 +181,10 @@ def test_density_is_what_zeros_say_and_its_smooth_form_follows_it():
     assert float(density(o)) == pytest.approx(float(exact), rel=1e-5)
     mask = torch.tensor([[1, 1, 0, 0, 0, 0]] * 4)
     assert float(density(o, mask)) == pytest.approx(float((o[:, :2] != 0).double().mean()), rel=1e-5)
-    smooth = get_objective("activation-density")._smooth(o)
+    smooth = get_objective("activation-density").phi(o).mean()
     assert abs(float(smooth) - float(exact)) < 0.02
     point = torch.tensor([0.0, 2e-4], requires_grad=True)
-    get_objective("activation-density")._smooth(point).backward()
+    get_objective("activation-density").phi(point).mean().backward()
     x, eps = 2e-4, 1e-7
     assert point.grad[0] == 0 and float(point.grad[1]) == pytest.approx(
         2 * eps * x / (x * x + eps) ** 2 / 2, rel=1e-4

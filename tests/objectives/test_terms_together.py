@@ -42,7 +42,7 @@ def test_terms_are_weighed_scheduled_and_summed():
 
 def test_what_modules_gave_is_seen_and_no_hook_is_left():
     model = adapted()
-    terms = Terms(model, [term("activation-density")])
+    terms = Terms(model, [term("activation-density", targets="down")])
 
     def hooks():
         return sum(len(m._forward_hooks) for m in model.modules())

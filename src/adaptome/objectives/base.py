@@ -30,12 +30,12 @@ class Watch:
     """Modules whose input or output a term looks at in every forward.
 
     Args:
-        targets: roles or patterns, as methods take them.
+        targets: roles or patterns, as methods take them; or what names them for a model.
         of: their input or their output.
         reduce: applied where the module runs, so that only its result is kept; None keeps the tensor.
     """
 
-    targets: str | Sequence[str]
+    targets: str | Sequence[str] | Callable[[nn.Module], Sequence[str]]
     of: Literal["input", "output"] = "output"
     reduce: Callable[[Tensor], Tensor] | None = None
 
@@ -101,6 +101,10 @@ class Objective(ABC):
     @abstractmethod
     def value(self, outputs: Any, batch: Mapping[str, Any], seen: Seen) -> Tensor:
         """The term, a scalar, without its weight."""
+
+    def measures(self, batch: Mapping[str, Any], seen: Seen) -> dict[str, Tensor]:
+        """What else evaluation is to tell of it, by name: means over the batch's examples, of what has no gradient perhaps."""
+        return {}
 
 
 OBJECTIVES: Parts[Objective] = Parts("objective", "adaptome.objectives")

@@ -143,6 +143,8 @@ class Terms:
         self, model: nn.Module, terms: Sequence[Term], teachers: Mapping[str, nn.Module] | None = None
     ):
         self.model, self.terms, self.teachers = model, list(terms), dict(teachers or {})
+        #: what the terms measured in the last evaluation of the loss
+        self.measured: dict[str, Tensor] = {}
         names = [term.name for term in self.terms]
         for name in names:
             if names.count(name) > 1:
@@ -211,7 +213,8 @@ class Terms:
                 seen.clear()
 
     def _hooked(self, number: int, watch: Watch) -> list[Any]:
-        found = {match.path: match.module for match in resolve(self.model, watch.targets)}
+        targets = watch.targets(self.model) if callable(watch.targets) else watch.targets
+        found = {match.path: match.module for match in resolve(self.model, targets)}
 
         def put(path: str) -> Callable[..., None]:
             def seen(module: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
@@ -270,6 +273,8 @@ class Terms:
             given = {"loss": own} if own is not None and term.objective.name == "model" else outputs
             value = term.objective.value(given, batch, seen)
             values[term.name] = value.detach()
+            if not self.model.training and not torch.is_grad_enabled():
+                self.measured.update(term.objective.measures(batch, seen))
             weight = term.weight * term.schedule.factor(progress)
             weighed = value * (weight if term.objective.per_item else weight * share)
             total = weighed if total is None else total + weighed

@@ -161,7 +161,8 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         if measuring.compute_metrics is not None and task.trainer == "trainer":
             measuring.compute_metrics = scored
         metrics = _measured(measuring, task, data[split], split)
-        if task.measures_before:
+        scores = scored.scores  # measuring without the adapters makes others
+        if task.measures_before or measuring.measures:
             metrics |= _without_adapters(measuring, task, data[split], split)
         found = None
         if task.judges or recipe.evaluation.predictions:
@@ -171,7 +172,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
             if recipe.evaluation.predictions and trainer.args.should_save:
                 write_predictions(folder / PREDICTIONS, task, splits[split], data[split], found)
         if trainer.args.should_save and trainer.args.world_size == 1:
-            write_scores(folder, scored.scores)
+            write_scores(folder, scores)
             count = recipe.evaluation.examples
             shown = examples_of(count, task, trainer.model, processor, splits[split], data[split], found) if count else []  # fmt: skip
             write_examples(folder, shown)
@@ -368,9 +369,10 @@ def _measured(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) ->
 
 
 def _without_adapters(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) -> dict[str, float]:
-    """The same metrics of the base alone, as it was before training: <metric>_before."""
+    """The same metrics of the base alone, as it was before training: <metric>_before; without the task's asking, what the terms measure."""
     with ad.disabled(trainer.model):
-        return {f"{name}_before": value for name, value in _measured(trainer, task, data, split).items()}
+        found = _measured(trainer, task, data, split)
+    return {f"{k}_before": v for k, v in found.items() if task.measures_before or k in trainer.measures}
 
 
 def _result(

@@ -42,6 +42,8 @@ class TermedTrainer(StoredAdapters):
         self.terms, self.aside, self.facts = terms, tuple(aside), facts
         self._extras: dict[str, Any] = {}
         self._sums: dict[str, list[Any]] = {}
+        #: names of what the terms measured in the last evaluation
+        self.measures: list[str] = []
         super().__init__(*args, **kwargs)
 
     # -- a batch, its facts, and what the model takes of it ----------------------------------------------------------
@@ -101,7 +103,9 @@ class TermedTrainer(StoredAdapters):
                 1 / self.current_gradient_accumulation_steps if scaled else 1.0,
                 own,
             )
-        self._note(values, inputs)
+        self._note("train" if training else "eval", values, inputs)
+        self._note("measure", self.terms.measured, inputs)
+        self.terms.measured.clear()
         if not return_outputs:
             return loss
         if isinstance(outputs, Mapping):
@@ -129,9 +133,8 @@ class TermedTrainer(StoredAdapters):
 
     # -- what is told of it --------------------------------------------------------------------------------------------
 
-    def _note(self, values: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> None:
+    def _note(self, kind: str, values: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> None:
         rows = next((len(v) for v in inputs.values() if isinstance(v, Tensor) and v.dim()), 1)
-        kind = "train" if self.model.training else "eval"
         for name, value in values.items():
             total, count = self._sums.get(f"{kind}/{name}", [0.0, 0])
             self._sums[f"{kind}/{name}"] = [total + value.float() * rows, count + rows]
@@ -152,14 +155,16 @@ class TermedTrainer(StoredAdapters):
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, with each term's value as `eval_loss/<name>`."""
+        """The Trainer's, with each term's value as `eval_loss/<name>` and what it measures as `eval_<name>`."""
         prefix = kwargs.get("metric_key_prefix", "eval")
         self._means("eval")
+        self._means("measure")
         result = super().evaluation_loop(*args, **kwargs)
         if self.terms is not None and result.metrics is not None:
-            result.metrics.update(
-                {f"{prefix}_loss/{name}": mean for name, mean in self._means("eval").items()}
-            )
+            values, measured = self._means("eval"), self._means("measure")
+            self.measures = list(measured)
+            result.metrics.update({f"{prefix}_loss/{name}": mean for name, mean in values.items()})
+            result.metrics.update({f"{prefix}_{name}": mean for name, mean in measured.items()})
         return result
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
