@@ -1,6 +1,6 @@
-"""Self-contained HTML reports: tables, curves, bars, confusion matrices and examples in one file, with nothing loaded."""
+"""Self-contained HTML reports: tables, curves, bars, heat maps, confusion matrices and examples in one file, with nothing loaded."""
 
-from adaptome.report.charts import Bars, Curves
+from adaptome.report.charts import Bars, Curves, HeatMap
 from adaptome.report.history import logged, points, smooth
 from adaptome.report.page import Report
 from adaptome.report.shown import Ranked, Shown, Span, boxed, overlaid
@@ -8,6 +8,7 @@ from adaptome.report.shown import Ranked, Shown, Span, boxed, overlaid
 __all__ = [
     "Bars",
     "Curves",
+    "HeatMap",
     "Ranked",
     "Report",
     "Shown",
