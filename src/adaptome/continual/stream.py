@@ -11,7 +11,7 @@ import numpy as np
 
 from adaptome.core.errors import DataError, RecipeError, did_you_mean
 from adaptome.data import Splits
-from adaptome.data.splits import Split
+from adaptome.data.splits import Split, Table
 
 #: classes: each task brings labels of its own; domain: the labels stay, the data changes
 Kind = Literal["class", "domain"]
@@ -181,7 +181,8 @@ def joined(named: Sequence[tuple[str, Splits]], test: str) -> tuple[Splits, Stre
 
 
 def _concatenated(parts: Sequence[Split], names: Sequence[str]) -> tuple[Split, list[tuple[int, ...]]]:
-    first, tables, origins, rows, at = set(parts[0].rows.column_names), [], [], [], 0
+    first, origins, rows, at = set(parts[0].rows.column_names), [], [], 0
+    tables: list[Table] = []
     for name, part in zip(names, parts, strict=True):
         if set(part.rows.column_names) != first:
             raise DataError(
