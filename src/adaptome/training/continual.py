@@ -252,7 +252,7 @@ class Learning:
                         told = trainer.predict(rows_of)
                     found.append((told.predictions, told.label_ids))
                     near = masked(torch.as_tensor(told.predictions), part.classes).numpy()
-                    own = {"task": self.task.metrics(EvalPrediction(near, told.label_ids))}
+                    own = {"task": self.task.metrics(EvalPrediction(near, found[-1][1]))}
                     if not self.strategy.task_known:
                         own["class"] = self.task.metrics(EvalPrediction(*found[-1]))
             for scenario, metrics in own.items():
