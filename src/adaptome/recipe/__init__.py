@@ -27,6 +27,7 @@ from adaptome.recipe.load import (
 from adaptome.recipe.schema import (
     ComparedMethod,
     CompareSection,
+    ContinualSection,
     DataSection,
     EvaluationSection,
     FoldsSection,
@@ -47,6 +48,7 @@ from adaptome.recipe.stages import stages_of
 __all__ = [
     "CompareSection",
     "ComparedMethod",
+    "ContinualSection",
     "DataSection",
     "EvaluationSection",
     "FoldsSection",

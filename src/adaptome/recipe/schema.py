@@ -384,6 +384,69 @@ class StageSection(OpenSection):
     )
 
 
+class StreamTask(Section):
+    """One task of a stream of data sets."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="for tables and folders")
+    data: DataField
+
+
+class StreamSection(Section):
+    """How tasks arrive: by labels of one data set, by the values of a column, or as data sets of their own."""
+
+    by: Literal["labels", "column", "data"] = Field(description="what tells the tasks apart")
+    size: int | None = Field(default=None, ge=1, description="of labels: how many a task")
+    groups: list[list[str | int]] | None = Field(
+        default=None, description="of labels: those of each task, in place of size"
+    )
+    overlap: bool = Field(default=False, description="of labels: one may come in several tasks")
+    column: str | None = Field(default=None, description="of column: its name, e.g. domain")
+    order: Literal["given", "random"] | list[str | int] = Field(
+        default="given", description="of labels: given or random; of column: its values in order"
+    )
+    seed: int = Field(default=0, ge=0, description="of a random order")
+    tasks: list[StreamTask] = Field(
+        default_factory=list, description="of data: each with its name and data section"
+    )
+
+    @model_validator(mode="after")
+    def _belongs(self) -> StreamSection:
+        own = {"labels": ("size", "groups", "overlap", "seed"), "column": ("column",), "data": ("tasks",)}
+        for by, keys in own.items():
+            for key in keys:
+                if by != self.by and getattr(self, key) != type(self).model_fields[key].get_default(
+                    call_default_factory=True
+                ):
+                    raise ValueError(f"{key} belongs to by={by}, and by is {self.by}")
+        if self.by == "labels" and isinstance(self.order, list):
+            raise ValueError("order is given or random; the labels of each task are written in groups")
+        if self.by == "column" and self.column is None:
+            raise ValueError("by=column needs the column's name")
+        if self.order == "random" and self.by != "labels":
+            raise ValueError("order=random belongs to by=labels")
+        return self
+
+
+class StrategySection(OpenSection):
+    """What is done about forgetting; further keys are the strategy's settings."""
+
+    name: str = Field(
+        description="sequential, joint, replay, ewc, gem, a-gem, ogd, lwf, adapter-per-task, lae"
+    )
+
+
+StrategyField = Annotated[
+    StrategySection, BeforeValidator(_named, json_schema_input_type=str | StrategySection)
+]
+
+
+class ContinualSection(Section):
+    """Tasks that arrive one after another, for `adaptome continual`."""
+
+    stream: StreamSection
+    strategy: StrategyField = StrategySection(name="sequential")
+
+
 class Recipe(Section):
     """Model + task + data + methods + objective + training + evaluation + output; and stages, or what to compare."""
 
@@ -410,6 +473,10 @@ class Recipe(Section):
     )
     stages: list[StageSection] = Field(
         default_factory=list, description="runs one after another, each with what differs from the recipe"
+    )
+
+    continual: ContinualSection | None = Field(
+        default=None, description="a stream of tasks and a strategy, for `adaptome continual`"
     )
 
     @model_validator(mode="after")

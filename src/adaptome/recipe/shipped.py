@@ -37,10 +37,11 @@ class ShippedRecipe:
         content = yaml.safe_load(self.text)
         stages = [stage["method"] for stage in content.get("stages", ()) if "method" in stage]
         given = content["compare"]["methods"] if "compare" in content else [content["method"], *stages]
+        streams = any("continual" in part for part in (content, *content.get("stages", ())))
         return {
             "name": self.name,
             "purpose": self.purpose(),
-            "command": "compare" if "compare" in content else "train",
+            "command": "compare" if "compare" in content else "continual" if streams else "train",
             "task": _name(content["task"]),
             "model": _name(content["model"]),
             "methods": list(dict.fromkeys(map(_name, given))),

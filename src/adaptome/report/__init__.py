@@ -1,6 +1,6 @@
-"""Self-contained HTML reports: tables, curves, bars, confusion matrices and examples in one file, with nothing loaded."""
+"""Self-contained HTML reports: tables, curves, bars, heat maps, confusion matrices and examples in one file, with nothing loaded."""
 
-from adaptome.report.charts import Bars, Curves
+from adaptome.report.charts import Bars, Curves, HeatMap
 from adaptome.report.history import logged, points, smooth
 from adaptome.report.page import Report
 from adaptome.report.scatter import Dots, Scatter
@@ -10,6 +10,7 @@ __all__ = [
     "Bars",
     "Curves",
     "Dots",
+    "HeatMap",
     "Ranked",
     "Report",
     "Scatter",

@@ -1,4 +1,4 @@
-"""Line and bar charts as inline SVG: no library, no script; colours come from the page's style sheet."""
+"""Line charts, bar charts and heat maps as inline SVG: no library, no script; colours come from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -49,6 +49,27 @@ class Bars:
     spec: str = ".4g"
     ranges: Mapping[str, tuple[float, float]] | None = None
     one_colour: bool = False
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A table of shares, each cell as dark as its value.
+
+    Args:
+        title: what is shown.
+        values: `values[i][j]` of row i and column j, from 0 to 1; None where there is none.
+        rows, columns: their names, from top and from the left.
+        x, y: what columns and rows are.
+        spec: how a value is written in its cell.
+    """
+
+    title: str
+    values: Sequence[Sequence[float | None]]
+    rows: Sequence[str]
+    columns: Sequence[str]
+    x: str
+    y: str
+    spec: str = ".0%"
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -129,6 +150,43 @@ def bars(panel: Bars, figure: str) -> str:
             )
     told = "; ".join(f"{name} {format(value, panel.spec)}" for name, value in values.items())
     return _figure(figure, panel.title, f"{told}.", drawn, top + row * len(panel.values), "")
+
+
+def heat_map(panel: HeatMap, figure: str) -> str:
+    """The table as a figure; its values stand in the cells where there is room, and always in the description."""
+    left, top, bottom = 96, 4, 58
+    wide = (WIDTH - left) / max(len(panel.columns), 1)
+    high = min(wide, 34.0)
+    drawn, told = [], []
+    for i, (name, row) in enumerate(zip(panel.rows, panel.values, strict=True)):
+        y = top + i * high
+        drawn.append(
+            f'<text x="{left - 6}" y="{y + high / 2 + 4:.1f}" text-anchor="end">{escape(name)}</text>'
+        )
+        for j, value in enumerate(row):
+            if value is None or not math.isfinite(value):
+                continue
+            x, share = left + j * wide, min(max(value, 0.0), 1.0)
+            text = format(value, panel.spec)
+            told.append(f"{name}, {panel.columns[j]}: {text}")
+            drawn.append(
+                f'<rect class="bar c0" fill-opacity="{0.06 + 0.54 * share:.3f}" x="{x + 1:.1f}" y="{y + 1:.1f}" '
+                f'width="{wide - 2:.1f}" height="{high - 2:.1f}"><title>{escape(told[-1])}</title></rect>'
+            )
+            if wide >= 30 and high >= 16:
+                drawn.append(
+                    f'<text x="{x + wide / 2:.1f}" y="{y + high / 2 + 4:.1f}" text-anchor="middle" class="value">{escape(text)}</text>'
+                )
+    base = top + high * len(panel.rows)
+    for j, name in enumerate(panel.columns):
+        x = left + (j + 0.5) * wide
+        drawn.append(
+            f'<text transform="translate({x:.1f} {base + 12:.1f}) rotate(-30)" text-anchor="end">{escape(name)}</text>'
+        )
+    drawn.append(
+        f'<text x="{WIDTH}" y="{base + bottom - 4:.1f}" text-anchor="end" class="name">{escape(panel.y)} by {escape(panel.x)}</text>'
+    )
+    return _figure(figure, panel.title, f"{'; '.join(told)}.", drawn, round(base + bottom), "")
 
 
 def _figure(figure: str, title: str, description: str, drawn: list[str], height: int, legend: str) -> str:

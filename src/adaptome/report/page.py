@@ -96,6 +96,10 @@ class Report:
         drawn = [scatter(p, self._id()) if isinstance(p, Scatter) else dots(p, self._id()) for p in panels]
         return self._charts(drawn)
 
+    def heat_maps(self, *panels: charts.HeatMap) -> Report:
+        """Adds heat maps, side by side where the page is wide enough."""
+        return self._charts([charts.heat_map(panel, self._id()) for panel in panels])
+
     def confusion(self, matrix: Sequence[Sequence[int]], labels: Sequence[str], *, caption: str) -> Report:
         """Adds a confusion matrix: `matrix[i][j]` examples of label i were given label j.
 

@@ -99,7 +99,7 @@ class AudioClassification(SignalClassification):
     def collator(self, processor: Any) -> ClipCollator:
         return ClipCollator(processor)
 
-    def notes(self, made: Mapping[str, Clips], processor: Any) -> list[str]:
+    def told_of(self, made: Mapping[str, Clips], processor: Any) -> list[str]:
         lengths = {name: clips.lengths for name, clips in made.items()}
         return [*_rate_notes(lengths, processor.sampling_rate), *_length_notes(lengths, processor)]
 

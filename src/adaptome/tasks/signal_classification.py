@@ -49,7 +49,7 @@ class SignalClassification(Task):
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Rows with the column and perhaps `labels` -> the model's inputs, and labels [batch]."""
 
-    def notes(self, made: Mapping[str, Any], processor: Any) -> list[str]:
+    def told_of(self, made: Mapping[str, Any], processor: Any) -> list[str]:
         """What the user should know of the data sets, all splits at once."""
         return []
 
@@ -65,7 +65,7 @@ class SignalClassification(Task):
             name: self.dataset(split, numbers(split, name, "label", labels), processor)
             for name, split in splits.items()
         }
-        notes = self.notes(made, processor)
+        notes = self.told_of(made, processor)
         return Prepared(made, self.collator(processor), self.labels, remove_unused_columns=False, notes=notes)
 
     def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:

@@ -28,6 +28,7 @@ _HOME = {
     "plans": "runs",
     "predict": "runs",
     "run": "runs",
+    "run_continual": "continual",
     "run_folds": "folds",
     "run_stages": "stages",
     "write_report": "page",

@@ -71,6 +71,7 @@ class Result:
         seconds: of training, evaluations in between included; of this process when resumed.
         peak_memory_bytes: see `training.memory`.
         notes: what preparing the data changed, and what loading the model found.
+        continual: of a stream: its tasks, and the matrices of scores (see `training.continual`).
     """
 
     folder: str
@@ -87,6 +88,7 @@ class Result:
     seconds: float
     peak_memory_bytes: int
     notes: list[str] = field(default_factory=list)
+    continual: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: the content of metrics.json."""
@@ -118,6 +120,8 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if recipe.stages:
         raise RecipeError("the recipe has stages: carry it out with `adaptome.training.run_stages`.")
+    if recipe.continual is not None:
+        raise RecipeError("the recipe is of a stream: carry it out with `adaptome continual`.")
     folder = Path(recipe.output.folder)
     check_room(recipe, folder)
     peak = PeakMemory()
@@ -126,7 +130,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     task, processor, splits, data = prepared(recipe)
     if data.get("train") is None:
         raise RecipeError("the data has no train split: give data.train, or a data set that has one.")
-    split = _final_split(recipe, data)
+    split = final_split(recipe, data)
     resumed = changed_settings(recipe, folder, task, splits)
     for told in resumed:
         logger.warning("%s", told)
@@ -134,7 +138,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     notes = [*data.notes, *task.loading_notes, *resumed, *attach(recipe, task, model, also)]
     loss = assembled(recipe, task, processor, model, terms)
     make_room(recipe, folder)
-    trainer = _trainer(
+    trainer = trainer_of(
         recipe,
         task,
         processor,
@@ -156,11 +160,11 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         write_adapters(folder / ADAPTER, adapters)
     metrics = {}
     if split:
-        measuring = _trainer(recipe, task, processor, data, trainer.model, [], loss, only=split)
+        measuring = trainer_of(recipe, task, processor, data, trainer.model, [], loss, only=split)
         scored = Scored(task)
         if measuring.compute_metrics is not None and task.trainer == "trainer":
             measuring.compute_metrics = scored
-        metrics = _measured(measuring, task, data[split], split)
+        metrics = measured(measuring, task, data[split], split)
         scores = scored.scores  # measuring without the adapters makes others
         if task.measures_before or measuring.measures:
             metrics |= _without_adapters(measuring, task, data[split], split)
@@ -177,7 +181,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
             shown = examples_of(count, task, trainer.model, processor, splits[split], data[split], found) if count else []  # fmt: skip
             write_examples(folder, shown)
     notes += [note for note in trainer.notes if note not in notes]
-    result = _result(recipe, trainer, metrics, split, history, seconds, peak.bytes(), notes)
+    result = result_of(recipe, trainer, metrics, split, history, seconds, peak.bytes(), notes)
     if trainer.args.should_save:
         write_atomic(folder / METRICS, json.dumps(result.to_dict(), indent=1))
         write_report([folder])
@@ -192,7 +196,7 @@ def plans(recipe: Recipe, sections: Sequence[MethodSection]) -> list[Plan]:
         TargetError, MethodError, HostError: a method does not go with the model.
     """
     task, processor, _, data = prepared(recipe)
-    if _final_split(recipe, data) is None:
+    if final_split(recipe, data) is None:
         raise RecipeError(
             "there is no split to score on: give data.test or data.validation, and evaluation.split."
         )
@@ -245,7 +249,7 @@ def evaluate(folder: str | Path, split: str | None = None, overrides: Sequence[s
     recipe = loaded.recipe
     splits = read(recipe, loaded.task)
     data = loaded.task.prepare(splits, loaded.processor)
-    chosen = split or _final_split(recipe, data)
+    chosen = split or final_split(recipe, data)
     if chosen is None or data.get(chosen) is None:
         there = ", ".join(data.splits)
         raise RecipeError(
@@ -255,8 +259,8 @@ def evaluate(folder: str | Path, split: str | None = None, overrides: Sequence[s
         ad.set_trainable(loaded.model, name)  # the Trainer takes no model of which nothing trains
     task, model, processor = loaded.task, loaded.model, loaded.processor
     loss = assembled(recipe, task, processor, model, terms_of(recipe.objective))
-    trainer = _trainer(recipe, task, processor, data, model, [], loss, only=chosen)
-    metrics = _measured(trainer, task, data[chosen], chosen)
+    trainer = trainer_of(recipe, task, processor, data, model, [], loss, only=chosen)
+    metrics = measured(trainer, task, data[chosen], chosen)
     if task.judges:
         size = trainer.args.per_device_eval_batch_size
         found = predictions_on(task, model, processor, splits[chosen], data[chosen], size)
@@ -283,7 +287,7 @@ def calibration(loaded: Loaded, count: int, split: str = "train") -> list[Any]:
     for name in ad.adapters(model):
         ad.set_trainable(model, name)  # the Trainer takes no model of which nothing trains
     loss = assembled(recipe, task, processor, model, terms_of(recipe.objective))
-    batches = _trainer(recipe, task, processor, data, model, [], loss, only=split).get_eval_dataloader()
+    batches = trainer_of(recipe, task, processor, data, model, [], loss, only=split).get_eval_dataloader()
     return list(itertools.islice(batches, count))
 
 
@@ -295,7 +299,7 @@ def _stopping(recipe: Recipe) -> list[TrainerCallback]:
     return [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
 
 
-def _trainer(
+def trainer_of(
     recipe: Recipe,
     task: Task,
     processor: Any,
@@ -346,7 +350,7 @@ def _trainer(
     return trainer
 
 
-def _final_split(recipe: Recipe, data: Prepared) -> str | None:
+def final_split(recipe: Recipe, data: Prepared) -> str | None:
     asked = recipe.evaluation.split
     if asked == "none":
         return None
@@ -357,7 +361,7 @@ def _final_split(recipe: Recipe, data: Prepared) -> str | None:
     return asked or next((name for name in ("test", "validation") if data.get(name) is not None), None)
 
 
-def _measured(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) -> dict[str, float]:
+def measured(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) -> dict[str, float]:
     """The task's metrics on a split, with the loss, without prefixes."""
     if task.trainer == "sft":
         # the trainer's own loss is a mean over batches; this one is over tokens, however they fall into batches
@@ -371,11 +375,11 @@ def _measured(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) ->
 def _without_adapters(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) -> dict[str, float]:
     """The same metrics of the base alone, as it was before training: <metric>_before; without the task's asking, what the terms measure."""
     with ad.disabled(trainer.model):
-        found = _measured(trainer, task, data, split)
+        found = measured(trainer, task, data, split)
     return {f"{k}_before": v for k, v in found.items() if task.measures_before or k in trainer.measures}
 
 
-def _result(
+def result_of(
     recipe: Recipe,
     trainer: AdapterCheckpoints,
     metrics: dict[str, float],

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from adaptome.core.errors import TrainingError
 from adaptome.core.files import write_atomic
 from adaptome.recipe import Recipe, load_recipe, stages_of
+from adaptome.training.continual import run_continual
 from adaptome.training.folder import METRICS, RECIPE, STAGES, last_checkpoint
 from adaptome.training.page import write_report
 from adaptome.training.runs import Result, run
@@ -81,12 +82,15 @@ def run_stages(
             continue
         if tell is not None:
             tell(f"stage {name} ({number} of {len(stages)})")
-        going_on = resume and last_checkpoint(folder / name) is not None
+        going_on = resume and (last_checkpoint(folder / name) is not None or stage.continual is not None)
         training = stage.training.model_copy(update={"resume": going_on})
         output = stage.output.model_copy(
             update={"overwrite": stage.output.overwrite or (resume and not going_on)}
         )
-        results[name] = run(stage.model_copy(update={"training": training, "output": output}), callbacks)
+        carry_out = run if stage.continual is None else run_continual
+        results[name] = carry_out(
+            stage.model_copy(update={"training": training, "output": output}), callbacks
+        )
     made = StagesResult(str(folder), results)
     write_atomic(folder / RECIPE, recipe.to_yaml(full=True))
     write_atomic(folder / STAGES, json.dumps(made.to_dict(), indent=1))

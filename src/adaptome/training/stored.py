@@ -107,12 +107,18 @@ class StoredAdapters(Trainer):
         else:
             ranks = [random]
         scaler = getattr(self.accelerator, "scaler", None)
+        kept = {type(c).__name__: c.kept() for c in self._keeping()}
         return {
             "optimizer": optimizer_state(self.optimizer, self.model),
             "scheduler": self.lr_scheduler.state_dict(),
             "random": ranks,
             **({} if scaler is None else {"scaler": scaler.state_dict()}),
+            **({"callbacks": kept} if kept else {}),
         }
+
+    def _keeping(self) -> list[Any]:
+        """Callbacks with a state of tensors (`kept`, `restore`); transformers' own way, `state`, holds numbers only."""
+        return [c for c in self.callback_handler.callbacks if hasattr(c, "kept") and hasattr(c, "restore")]
 
     def _write_trainer_state(self, folder: Path) -> None:
         for callback in [*self.callback_handler.callbacks, self.control]:
@@ -144,6 +150,10 @@ class StoredAdapters(Trainer):
             self.lr_scheduler.load_state_dict(read_state(Path(checkpoint), "scheduler"))
             for told in keep_settings(self.optimizer, self.lr_scheduler, given):
                 logger.warning("Resumed with %s.", told)
+            if keeping := self._keeping():
+                kept = read_state(Path(checkpoint), "callbacks")
+                for callback in keeping:
+                    callback.restore(kept[type(callback).__name__])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         scaler = getattr(self.accelerator, "scaler", None)

@@ -49,7 +49,7 @@ class TermedTrainer(StoredAdapters):
     # -- a batch, its facts, and what the model takes of it ----------------------------------------------------------
 
     @contextmanager
-    def _given(self, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def given(self, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """What the model takes of a batch; within the block the adapters are steered by its facts."""
         aside = {k for k in inputs if k in self.aside or k.startswith(SECOND)}
         self._extras = self._prepare_inputs({k: inputs[k] for k in aside}) if aside else {}
@@ -63,14 +63,22 @@ class TermedTrainer(StoredAdapters):
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The Trainer's, on what the model takes of the batch."""
         watching = self.terms.watching() if self.terms is not None else nullcontext()
-        with self._given(inputs) as own, watching:  # the backward may run the forward again
+        with self.given(inputs) as own, watching:  # the backward may run the forward again
             return super().training_step(model, own, *args, **kwargs)
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, on what the model takes of the batch; it keeps labels that stand aside."""
-        with self._given(inputs) as own:
+        with self.given(inputs) as own:
             labels = {k: v for k, v in self._extras.items() if k in self.label_names}
             return super().prediction_step(model, {**own, **labels}, *args, **kwargs)
+
+    def collated(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of examples, as training makes it, on the model's device."""
+        if self.args.remove_unused_columns:
+            self._set_signature_columns_if_needed()
+            kept = {*(self._signature_columns or ()), *self.aside}
+            rows = [{k: v for k, v in row.items() if k in kept} for row in rows]
+        return dict(self._prepare_inputs(self.data_collator(rows)))
 
     # -- the loss ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,82 @@
+r"""The terms that strategies add to a loss: cross-entropy over some of the labels, a pull to earlier weights, a former self as teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptome.continual.loop import Loop
+from adaptome.objectives import Needs, Objective, Seen, Term, TermSettings, column, output
+
+PREVIOUS = "previous"
+
+
+class ClassCrossEntropy(Objective):
+    """The negative log probability of the label among `classes`; logits of all others have no part in it.
+
+    A row whose label is not among them is left out.
+    """
+
+    name = "class-cross-entropy"
+
+    def __init__(self, classes: Sequence[int]):
+        super().__init__(TermSettings())
+        self.classes = list(classes)
+
+    def value(self, outputs: Any, batch: Mapping[str, Any], seen: Seen) -> Tensor:
+        logits = output(outputs, "logits", f"the objective {self.name!r}")
+        labels = column(batch, "labels", f"the objective {self.name!r}").to(logits.device)
+        place = torch.full((logits.shape[-1],), -100, device=logits.device)
+        place[self.classes] = torch.arange(len(self.classes), device=logits.device)
+        chosen, targets = logits[:, self.classes].float(), place[labels]
+        total = nn.functional.cross_entropy(chosen, targets, reduction="sum")
+        return total / (targets != -100).sum().clamp(min=1)
+
+
+class Anchor(Objective):
+    """1/2 sum_k sum_i F_k,i (theta_i - theta_k,i)^2 over the tasks k before this one."""
+
+    name = "ewc"
+
+    def __init__(self, loop: Loop, kept: Sequence[Mapping[str, Any]]):
+        super().__init__(TermSettings())
+        self.loop, self.kept = loop, kept
+
+    def value(self, outputs: Any, batch: Mapping[str, Any], seen: Seen) -> Tensor:
+        parameters = self.loop.parameters
+        total = torch.zeros((), device=next(iter(parameters.values())).device)
+        for task in self.kept:
+            for name, p in parameters.items():
+                fisher, was = task["fisher"][name].to(p), task["values"][name].to(p)
+                total = total + (fisher * (p - was).square()).sum() / 2
+        return total
+
+
+class Former(Objective):
+    """T^2 KL(softmax(o'/T) || softmax(o/T)) over the labels of earlier tasks, o' of the model as it was before this one."""
+
+    name = "lwf"
+
+    def __init__(self, classes: Sequence[int], temperature: float):
+        super().__init__(TermSettings())
+        self.classes, self.temperature = list(classes), temperature
+
+    def needs(self) -> Needs:
+        return Needs(teacher=PREVIOUS)
+
+    def value(self, outputs: Any, batch: Mapping[str, Any], seen: Seen) -> Tensor:
+        T = self.temperature
+        own, led = (output(of, "logits", "the objective 'lwf'").float() for of in (outputs, seen.teacher))
+        if self.classes:
+            own, led = own[..., self.classes], led[..., self.classes]
+        own, led = (logits.flatten(0, -2) for logits in (own, led))
+        p, q = (led / T).log_softmax(-1), (own / T).log_softmax(-1)
+        return T * T * nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
+
+
+def class_term(classes: Sequence[int]) -> Term:
+    """The term over some of the labels."""
+    return Term(ClassCrossEntropy(classes))
