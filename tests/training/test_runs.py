@@ -92,7 +92,7 @@ def test_a_run_leaves_an_adapter_its_metrics_and_itself(tmp_path, tokenizers, ca
     result = run(classify(tmp_path, tokenizers, evaluation={"predictions": True}))
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == [
-        "adapter", "checkpoints", "data.json", "metrics.json", "predictions.jsonl", "recipe.yaml", "task.json",
+        "adapter", "checkpoints", "data.json", "examples.json", "metrics.json", "predictions.jsonl", "recipe.yaml", "report.html", "scores.json", "task.json",
     ]  # fmt: skip
     assert json.loads((out / "metrics.json").read_text()) == json.loads(json.dumps(result.to_dict()))
     assert result.split == "test" and set(result.metrics) == {"loss", "accuracy", "macro_f1", "mcc"}

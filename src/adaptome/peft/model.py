@@ -364,7 +364,7 @@ def _folder(model_id: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise MissingExtraError("huggingface_hub", "hf") from error
+        raise MissingExtraError("huggingface_hub", "train") from error
     known = {k: v for k, v in hub.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
     return (
         Path(snapshot_download(str(model_id), allow_patterns=["*.json", "*.safetensors"], **known)) / inside

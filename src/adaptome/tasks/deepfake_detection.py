@@ -27,6 +27,7 @@ from adaptome.tasks.image_classification import ImageCollator, to_rgb, with_labe
 from adaptome.tasks.inference import evaluating, to_device
 from adaptome.tasks.models import load_image_processor, resolve
 from adaptome.tasks.pairing import Pairing, chosen, paired_share, videos_of
+from adaptome.tasks.scores import Scores, softmax_scores
 from adaptome.tasks.signal_classification import SignalClassification, SignalOptions
 
 MODEL = "feature-classifier"
@@ -167,6 +168,10 @@ class DeepfakeDetection(SignalClassification):
         return ["head"]
 
     # -- scores --------------------------------------------------------------------------------------------------------
+
+    def scores(self, result: Any) -> Scores | None:
+        """Of frames; the labels stand first among what `metrics` gets."""
+        return softmax_scores(result.predictions, result.label_ids[0])
 
     def metrics(self, result: Any) -> dict[str, float]:
         logits = result.predictions[0] if isinstance(result.predictions, tuple) else result.predictions

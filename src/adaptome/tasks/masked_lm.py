@@ -149,6 +149,11 @@ class MaskedLM(Task):
             "token_accuracy": right / counted,
         }
 
+    def inputs(self, rows: Any) -> list[Any]:
+        raise RecipeError(
+            "masked-lm predicts where a text has a mask token, and the rows of its data have none."
+        )
+
     def predict(
         self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32
     ) -> list[Any]:

@@ -34,6 +34,7 @@ APPLIED: dict[str, str] = {
     "training.max_steps": "moves the end, and the learning rate's course to it",
     "training.learning_rate": "holds from the next step on",
     "training.scheduler": "gives the learning rate from the next step on",
+    "training.scheduler_settings": "gives the learning rate from the next step on",
     "training.warmup": "counts from the run's first step; no warm-up begins anew",
     "training.weight_decay": "holds from the next step on",
     "training.loraplus_ratio": "holds from the next step on",

@@ -15,7 +15,7 @@ from adaptome.core.method import Method, option, register
 
 @register(
     "mlp-gate", category="additive", subcategory="layer gating", merge="none", export="none", identity_at_init=False,
-    inference_overhead="none after merge", hosts=("module", "linear"), default_targets="mlp-blocks", source="Runwal et al. 2024, arXiv:2402.01911",
+    inference_overhead="extra modules", hosts=("module", "linear"), default_targets="mlp-blocks", source="Runwal et al. 2024, arXiv:2402.01911",
 )  # fmt: skip
 class MLPGate(Method):
     r"""MLP gate: one trained number for each MLP, by which blocks that contribute little can be found and skipped.

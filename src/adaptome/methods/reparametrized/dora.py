@@ -143,6 +143,8 @@ class _ScaledRows(torch.autograd.Function):
         ctx: Any, V: Tensor, c: Tensor, b: Tensor | None, x: Tensor, z: Tensor | None, B: Tensor, again: Again | None
     ) -> Tensor:  # fmt: skip
         out = V * c if b is None else torch.addcmul(b, V, c)
+        if out.is_inference():  # no backward follows, and its changes are not counted
+            return out
         ctx.again = again if ctx.needs_input_grad[1] else None
         # the output under a count of changes of its own: autograd would refuse a changed one, and the count of the real one is read here
         kept = (V, None, None, None) if ctx.again is None else (out.data, x, z, B)
