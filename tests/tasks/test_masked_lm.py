@@ -69,10 +69,7 @@ def test_long_texts_become_windows_that_lose_nothing(tmp_path, model):
     inner = [i for row in windows[:-1] for i in row[1:-1]]
     assert inner == processor(text, add_special_tokens=False)["input_ids"] and len(windows) == 4
     assert max(data["train"]["length"]) == 20
-    assert (
-        data.loading_notes[0]
-        == "1 texts of train exceed 20 tokens and became several windows (task.max_length)."
-    )
+    assert data.notes[0] == "1 texts of train exceed 20 tokens and became several windows (task.max_length)."
 
 
 def test_the_perplexity_is_of_all_hidden_tokens(tmp_path, model):

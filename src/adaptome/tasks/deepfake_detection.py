@@ -28,6 +28,7 @@ from adaptome.tasks.inference import evaluating, to_device
 from adaptome.tasks.models import load_image_processor, resolve
 from adaptome.tasks.pairing import Pairing, chosen, paired_share, videos_of
 from adaptome.tasks.scores import Scores, softmax_scores
+from adaptome.tasks.showing import Given
 from adaptome.tasks.signal_classification import SignalClassification, SignalOptions
 
 MODEL = "feature-classifier"
@@ -168,6 +169,10 @@ class DeepfakeDetection(SignalClassification):
         return ["head"]
 
     # -- scores --------------------------------------------------------------------------------------------------------
+
+    def given(self, words: Sequence[str]) -> list[Given]:
+        """A folder of frames is one video."""
+        return [Given(word, word) for word in words]
 
     def scores(self, result: Any) -> Scores | None:
         """Of frames; the labels stand first among what `metrics` gets."""
