@@ -173,9 +173,8 @@ def test_adapters_no_gradient_reaches_are_told_after_the_first_backward(tmp_path
     trainer.model.bert.forward = lambda *args, **kwargs: detached(real(*args, **kwargs))
     with pytest.raises(GradientError, match="no gradient reached"):
         trainer.train()
-    assert (
-        trainer.state.global_step < 8
-    )  # in training mode the check waits for layers that are skipped at random
+    # in training mode it looks at eight steps, for layers may be skipped at random
+    assert trainer.state.global_step == 7
 
 
 def detached(output):
