@@ -59,7 +59,7 @@ PEFT_TYPES: tuple[Equivalent, ...] = (
     Equivalent("OSF", "osf", {"rank": "effective_rank"}, "the projection stands in the forward, not on the gradients"),
     Equivalent("PEANUT", "peanut", {"r": "r", "depth": "depth", "scale": "scaling", "activation": "act_fn"}),
     Equivalent("POLY", "poly", {"r": "r", "skills": "n_skills", "splits": "n_splits"}, "tasks by name, not by number: n_tasks is their count"),
-    Equivalent("PREFIX_TUNING", "prefix-tuning", {**_SOFT, "hidden": "encoder_hidden_size"}, "hidden is 0 without prefix_projection"),
+    Equivalent("PREFIX_TUNING", "prefix-tuning", {**_SOFT, "hidden": "encoder_hidden_size", "positions": "'after'"}, "hidden is 0 without prefix_projection"),
     Equivalent("PROMPT_TUNING", "prompt-tuning", _SOFT, "prompt_tuning_init_text: `ad.prompt_from`"),
     Equivalent("PSOFT", "psoft", {"r": "r", "stretch": "psoft_mag_a and psoft_mag_b", "dropout": "psoft_dropout"}, "psoft_alpha cancels; by an exact SVD and an exact Cayley transform"),
     Equivalent("PVERA", "pvera", {"r": "r", "d_initial": "d_initial", "sample": "sample_at_inference", "dropout": "pvera_dropout", "projection_seed": "projection_prng_key"}, "random factors are drawn otherwise"),

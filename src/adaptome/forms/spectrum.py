@@ -3,8 +3,8 @@
 F is a real transform that an FFT computes: the orthonormal DCT, or the real and imaginary parts of the DFT. Two forms of a linear layer:
 through the activations, F_out^T (S (F_in x)), at in + out elements of transforms and n entries of S a token; or with dW formed by FFT, and
 again in the backward, the gradient of the entries through the activations all the same. An element of a transform costs about 140, an entry
-of S about 20 multiplications of a matrix product, an element of dW about 275 (measured on a CPU); so the second is taken for many tokens
-of a small layer. Both keep x alone for the backward.
+of S about 8 multiplications of a matrix product, an element of dW about 275 (measured on a CPU); so the second is taken for many tokens
+of a small layer. Both keep x alone for the backward. Products with S are those of a weighted bag of embeddings, which gathers no copies.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from adaptome.forms.delta import Delta, run_changed
 from adaptome.forms.fused import plain_weight, shaped
 
 #: what an entry of S, an element of a transform, and one of dW cost in multiplications of a matrix product
-ENTRY, TRANSFORM, ELEMENT = 20, 140, 275
-#: numbers that the gathered rows of the product may hold at a time
-CHUNK = 1 << 24
+ENTRY, TRANSFORM, ELEMENT = 8, 140, 275
 
 
 class Fourier:
@@ -195,43 +193,35 @@ def _gradients(
     basis: Fourier, G: Tensor, X: Tensor, sides: tuple[int, int], values: Tensor, p: Tensor, q: Tensor, moving: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """The gradients of the entries of S and of their places, from `K = sum_t (F g_t) (F x_t)^T` at a few cells."""
-    out, width = sides
+    pairs = [(p, q)]
+    if moving:
+        pairs += [(p + 1, q), (p - 1, q), (p, q + 1), (p, q - 1)]
 
-    def read(waves: Tensor, k: Tensor, N: int) -> Tensor:
-        row, factor = basis.place(k.clamp(0, basis.length(N) - 1), N, values)
-        return waves.index_select(0, row) * factor[:, None]
+    def read(k: list[Tensor], N: int) -> Places:
+        return basis.place(torch.cat(k).clamp(0, basis.length(N) - 1), N, values)
 
-    found = []
-    size = max(1, CHUNK // len(p))
-    for g, x in zip(G.split(size, 1), X.split(size, 1), strict=True):
-        at, by = read(g, p, out), read(x, q, width)
-        sums = [(at * by).sum(1)]
-        if moving:
-            sums += [
-                ((read(g, p + 1, out) - read(g, p - 1, out)) * by).sum(1),
-                (at * (read(x, q + 1, width) - read(x, q - 1, width))).sum(1),
-            ]
-        found.append(torch.stack(sums))
-    of_value, *differences = torch.stack(found).sum(0)
-    return of_value, *(moves(values, *differences) if moving else (None, None))
+    (at, height), (by, width) = (read([pair[i] for pair in pairs], sides[i]) for i in (0, 1))
+    found = (_dots(G, X, at, by) * height * width).view(len(pairs), -1)
+    if not moving:
+        return found[0], None, None
+    return found[0], *moves(values, found[1] - found[2], found[3] - found[4])
 
 
 Places = tuple[Tensor, Tensor]
 
 
+def _dots(G: Tensor, X: Tensor, at: Tensor, by: Tensor) -> Tensor:
+    """`sum_t G[at, t] X[by, t]`, without the gathered rows: the gradient of a bag's weights."""
+    dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(G, X, by, at.new_empty(0), at, 0)
+    return dots
+
+
 def _spread(waves: Tensor, source: Places, target: Places, values: Tensor, length: int) -> Tensor:
     """`S F x` from the entries of S, `[length, tokens]`."""
-    weights = (values * source[1] * target[1])[:, None]
-    parts = waves.split(max(1, CHUNK // len(weights)), 1)
-    return torch.cat(
-        [
-            part.new_zeros(length, part.shape[1]).index_add_(
-                0, target[0], part.index_select(0, source[0]) * weights
-            )
-            for part in parts
-        ],
-        1,
-    )
+    row, order = target[0].sort()
+    bags = torch.searchsorted(row, torch.arange(length, device=row.device))
+    weights = (values * source[1] * target[1])[order]
+    return F.embedding_bag(source[0][order], waves, bags, mode="sum", per_sample_weights=weights)
 
 
 # -- the cosine transform of a matrix -----------------------------------------------------------------------------

@@ -496,7 +496,8 @@ class PrefixTuningConfig(_Prompt):
     prefix_projection: bool = False
 
     def method(self) -> tuple[str, dict[str, Any]]:
-        return "prefix-tuning", {"p": self._count(), "hidden": (self.encoder_hidden_size or 0) if self.prefix_projection else 0}  # fmt: skip
+        hidden = (self.encoder_hidden_size or 0) if self.prefix_projection else 0
+        return "prefix-tuning", {"p": self._count(), "hidden": hidden, "positions": "after"}
 
 
 @dataclass
