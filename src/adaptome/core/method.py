@@ -263,7 +263,7 @@ class Method:
         return " ".join(found[1].split()) if found else ""
 
     @classmethod
-    def places(cls) -> tuple[str, ...]:
+    def located(cls) -> tuple[str, ...]:
         """The parts of a model that its default targets are in: attention, MLP, norm, embedding, input, output, block, other."""
         targets = (cls.default_targets,) if isinstance(cls.default_targets, str) else cls.default_targets
         return tuple(dict.fromkeys(part for target in targets for part in PARTS.get(target, ("other",))))
@@ -302,7 +302,7 @@ class Method:
         told = {"summary": cls.summary(), **{k: getattr(cls, k) for k in keys}}
         return {
             **told,
-            "positions": cls.places(),
+            "positions": cls.located(),
             "added_parameters": cls.formula(),
             "budget_solves": cls.size_setting(),
             "options": options,
