@@ -74,4 +74,8 @@ def pairs(adapters: Any) -> list[Any]:
 
 def _by_mask(host: Host) -> bool:
     """Whether a model numbers the tokens that its mask lets be seen, as OPT does."""
-    return any("attention_mask" in arguments(m) for n, m in host.layer.named_modules() if n.rpartition(".")[2] == "embed_positions")
+    return any(
+        "attention_mask" in arguments(m)
+        for n, m in host.layer.named_modules()
+        if n.rpartition(".")[2] == "embed_positions"
+    )

@@ -167,7 +167,6 @@ class CachedPrefix(KeyValuePair):
         kwargs["layer_past"] = Past(kwargs.get("layer_past"), self)
         return frozen(*args, **kwargs)
 
-
     def distances(self, alibi: Tensor, p: int) -> Tensor:
         """The bias `[batch heads, 1, keys]` with that of p keys before it: 0, or as at the places -p to -1."""
         if not self.before:

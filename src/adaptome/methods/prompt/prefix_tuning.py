@@ -114,7 +114,9 @@ class PrefixTuning(FromText):
         rotated = any("rotary" in name.rpartition(".")[2] for name, _ in model.named_modules())
         ids = ids.to(next(model.parameters()).device)[None]
         first = -self.p if self.positions == "own" else 0
-        places = {"position_ids": torch.arange(first, first + self.p, device=ids.device)[None]} if rotated else {}
+        places = (
+            {"position_ids": torch.arange(first, first + self.p, device=ids.device)[None]} if rotated else {}
+        )
         for adapter in adapters.values():
             adapter.recording = True  # type: ignore[assignment]
         try:
