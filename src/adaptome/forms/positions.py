@@ -28,6 +28,12 @@ class Later(Adapter):
         self.p, self.recording = p, False
         self.names = tuple(arguments(host.layer))
         self.padding = padding_index(host.layer)
+        #: whether it numbers the tokens that its mask lets be seen, as OPT does
+        self.by_mask = any(
+            "attention_mask" in arguments(m)
+            for n, m in host.layer.named_modules()
+            if n.rpartition(".")[2] == "embed_positions"
+        )
 
     def made(self) -> dict[str, Tensor]:
         """Nothing: it stores no tensor."""
@@ -51,7 +57,7 @@ class Later(Adapter):
             made: Tensor = self.host.layer.embeddings.create_position_ids_from_input_ids(given, self.padding)
             return made
         mask = kwargs.get("attention_mask")
-        if _by_mask(self.host) and isinstance(mask, Tensor) and mask.dim() == 2:
+        if self.by_mask and isinstance(mask, Tensor) and mask.dim() == 2:
             return (mask.long().cumsum(1) * mask.long() - 1)[:, -length:]
         first = 0 if self.padding is None else self.padding + 1
         return torch.arange(first + seen, first + seen + length, device=given.device)[None]
@@ -70,12 +76,3 @@ def countable(host: Host) -> str | None:
 def pairs(adapters: Any) -> list[Any]:
     """Of a prefix's adapters those that hold keys and values."""
     return [a for a in adapters.values() if isinstance(a, KeyValuePair)]
-
-
-def _by_mask(host: Host) -> bool:
-    """Whether a model numbers the tokens that its mask lets be seen, as OPT does."""
-    return any(
-        "attention_mask" in arguments(m)
-        for n, m in host.layer.named_modules()
-        if n.rpartition(".")[2] == "embed_positions"
-    )
