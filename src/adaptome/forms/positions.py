@@ -54,7 +54,8 @@ class Later(Adapter):
         length, past = given.shape[1], kwargs.get("past_key_values")
         seen = 0 if past is None else past.get_seq_length()
         if self.padding is not None and not given.is_floating_point():
-            made: Tensor = self.host.layer.embeddings.create_position_ids_from_input_ids(given, self.padding)
+            count = self.host.layer.embeddings.create_position_ids_from_input_ids
+            made: Tensor = count(given, self.padding, *([seen] if seen else []))
             return made
         mask = kwargs.get("attention_mask")
         if self.by_mask and isinstance(mask, Tensor) and mask.dim() == 2:
