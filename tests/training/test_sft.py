@@ -106,3 +106,65 @@ def test_examples_that_nothing_is_learned_from_are_counted_and_refused_when_ther
         DataError, match=r"every example of train is longer than 1 tokens .*\n.*task\.max_length"
     ):
         trainer_of(tmp_path / "c", tokenizer, max_length=1)
+
+
+def both(trainer, **inputs):
+    """Ours and TRL's loss of one batch, each with the adapters' gradients and the metrics."""
+    from trl import SFTTrainer
+
+    found = []
+    for kind in (type(trainer), SFTTrainer):
+        trainer.model.zero_grad()
+        trainer._metrics["train"].clear()
+        loss = kind.compute_loss(trainer, trainer.model, dict(inputs), num_items_in_batch=torch.tensor(9))
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in ad.parameters_of(trainer.model).items()}
+        found.append((loss.detach(), gradients, {k: v[-1] for k, v in trainer._metrics["train"].items()}))
+    return found
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_loss_gradients_and_metrics_are_those_of_trls_forward(tmp_path, tokenizer, packing):
+    model = model_of("llama", dropout=0.0)
+    for name, p in ad.parameters_of(model).items():
+        torch.nn.init.normal_(p, std=0.1)
+    trainer = trainer_of(tmp_path, tokenizer, model, packing=packing)
+    trainer.model.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    ours, theirs = both(trainer, **batch)
+    torch.testing.assert_close(ours[0], theirs[0])
+    for name, gradient in theirs[1].items():
+        assert gradient.abs().sum() > 0
+        torch.testing.assert_close(ours[1][name], gradient)
+    steps = {"num_tokens"}
+    assert ours[2].keys() == theirs[2].keys() >= {"entropy", "mean_token_accuracy"} | steps
+    for name in ours[2].keys() - steps:
+        assert ours[2][name] == pytest.approx(theirs[2][name], rel=1e-4)
+    assert theirs[2]["num_tokens"] == 2 * ours[2]["num_tokens"]
+
+
+@pytest.mark.filterwarnings("ignore:`label_smoothing_factor`:FutureWarning")
+def test_label_smoothing_costs_no_second_forward_and_is_the_cross_entropys(tmp_path, tokenizer):
+    model, calls = model_of("llama", dropout=0.0), []
+    trainer = trainer_of(tmp_path, tokenizer, model, label_smoothing_factor=0.2)
+    batch = dict(next(iter(trainer.get_train_dataloader())))
+    model.model.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    loss, outputs = trainer.compute_loss(model.train(), batch, return_outputs=True)
+    assert len(calls) == 1
+    expected = torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), label_smoothing=0.2)  # fmt: skip
+    torch.testing.assert_close(loss, expected)
+
+
+def test_an_adapter_on_the_head_is_trained_and_refused_where_it_would_be_passed_over(tmp_path, tokenizer):
+    from adaptome.training.sft import AdaptomeSFTTrainer
+
+    model = model_of("llama")
+    ad.detach(model)
+    ad.attach(model, "lora", targets="=lm_head")
+    trainer = trainer_of(tmp_path / "a", tokenizer, model, max_steps=2)
+    trainer.train()
+    assert model.lm_head.adaptome["default"].B.abs().sum() > 0
+    assert AdaptomeSFTTrainer.captures_outputs
+    dft = trainer_of(tmp_path / "b", tokenizer, model, max_steps=1, loss_type="dft")
+    with pytest.raises(TrainingError, match="adapter on the head would be passed over"):
+        dft.train()

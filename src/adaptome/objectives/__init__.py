@@ -27,6 +27,7 @@ from adaptome.objectives.base import (
     output,
     register_objective,
 )
+from adaptome.objectives.deferred import deferred_logits
 from adaptome.objectives.terms import PARTS, Schedule, Term, Terms, terms_of
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Terms",
     "Watch",
     "column",
+    "deferred_logits",
     "features",
     "get_objective",
     "objectives",

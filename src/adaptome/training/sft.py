@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from adaptome.core.errors import DataError, MissingExtraError
+import torch
+from torch import nn
+
+from adaptome.core.adapter import Adapted
+from adaptome.core.errors import DataError, MissingExtraError, TrainingError
+from adaptome.objectives.deferred import chunked_loss
 from adaptome.training.trainer import AdapterCheckpoints
 
 try:
@@ -15,7 +20,72 @@ except ImportError as error:
 __all__ = ["AdaptomeSFTTrainer", "SFTConfig"]
 
 
-class AdaptomeSFTTrainer(AdapterCheckpoints, SFTTrainer):
+class OwnForward(SFTTrainer):
+    """TRL's SFTTrainer whose loss comes from the model's own forward, without logits that are kept (`objectives.deferred`).
+
+    TRL's forward multiplies by the head's weight itself: it passes over an adapter there, makes the logits a second time for the backward,
+    and on a CPU scores the positions that count for nothing. It still makes the losses that need more: of experts' routers, and 'dft'.
+    """
+
+    deferring: Any
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As TRL's, with its metrics.
+
+        Raises:
+            TrainingError: a loss that TRL makes itself, and an adapter on the head.
+        """
+        if self._is_theirs():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels, smoothing = inputs["labels"], self.args.label_smoothing_factor
+        counted = labels[:, 1:] != -100
+        items = counted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        with self.deferring(smoothing) as seen:
+            outputs = model(**inputs, use_cache=False, num_items_in_batch=items)
+        loss = outputs.loss
+        if seen is not None and seen.unread:
+            sums = seen.tokens, seen.correct, seen.entropy
+        else:
+            rows, targets = outputs.logits[:, :-1][counted], labels[:, 1:][counted]
+            total, *rest = chunked_loss(rows, targets, lambda z: z, nn.Identity(), smoothing)
+            loss, sums = total / items, (len(targets), *rest)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # gradients are averaged over processes
+        self._measure(inputs, sums)
+        return (loss, outputs) if return_outputs else loss
+
+    def _is_theirs(self) -> bool:
+        """Whether TRL makes the loss."""
+        split = self.accelerator.parallelism_config
+        if split is not None and (split.cp_enabled or split.sp_enabled):
+            return True
+        if self.args.loss_type == "nll" and not self.aux_loss_enabled and self.compute_loss_func is None:
+            return False
+        if isinstance(self.model.get_output_embeddings(), Adapted):
+            raise TrainingError(
+                "this loss is made from the head's weight alone, and an adapter on the head would be passed over.\n"
+                "  Leave the head out of the adapter's targets, or train with loss_type='nll' and without a router's loss."
+            )
+        return True
+
+    def _measure(self, inputs: Any, sums: tuple[Any, ...]) -> None:
+        """Note what TRL logs: tokens so far, their accuracy and entropy."""
+        mode = "train" if self.model.training else "eval"
+        here = torch.tensor([float(value) for value in sums], dtype=torch.float64, device=self.args.device)
+        tokens, correct, entropy = self.accelerator.gather_for_metrics(here[None]).sum(0).tolist()
+        for name, total in (("entropy", entropy), ("mean_token_accuracy", correct)):
+            self._metrics[mode][name].append(total / tokens if tokens else 0.0)
+        if mode == "train":
+            mask = inputs.get("attention_mask")
+            count = inputs["input_ids"].numel() if mask is None else int(mask.sum())
+            shown = torch.tensor([count], device=self.args.device)
+            self._total_train_tokens += int(self.accelerator.gather_for_metrics(shown).sum()) // self.get_tp_size()
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+
+class AdaptomeSFTTrainer(AdapterCheckpoints, OwnForward):
     """TRL's SFTTrainer for a model with adapters attached; its `peft_config` stays unused."""
 
     captures_outputs = True

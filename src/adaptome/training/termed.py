@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import adaptome as ad
+from adaptome.objectives.deferred import Seen, deferred_logits
 from adaptome.objectives.terms import SECOND, Terms
 from adaptome.training.state import read_state
 from adaptome.training.stored import StoredAdapters
@@ -95,7 +96,8 @@ class TermedTrainer(StoredAdapters):
         """The sum of the terms, or the Trainer's loss where there are none."""
         inputs = {k: v for k, v in inputs.items() if k not in self.aside}
         if self.terms is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            with nullcontext() if return_outputs else self.deferring():
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         training = self.model.training
         scaled = training and self.is_scaled(num_items_in_batch)
         items = num_items_in_batch if scaled or not training else None
@@ -119,6 +121,10 @@ class TermedTrainer(StoredAdapters):
         if isinstance(outputs, Mapping):
             outputs = {k: v for k, v in outputs.items() if k not in _LARGE}
         return loss, outputs
+
+    def deferring(self, smoothing: float = 0.0) -> AbstractContextManager[Seen | None]:
+        """Within it a language model keeps no logits for its loss; replicas, which run the head of one device, keep theirs."""
+        return nullcontext() if self.args.n_gpu > 1 else deferred_logits(self.model, smoothing)
 
     def _forward(self, model: nn.Module, inputs: Any, items: Any) -> tuple[Tensor | None, Any]:
         """The model's own loss, where it is one of the terms, and its outputs."""

@@ -232,7 +232,7 @@ class AdapterCheckpoints(TermedTrainer):
         ):
             return
         state = self._random_state()
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.compute_loss_context_manager(), self.deferring():
             model.eval()
             losses: list[Any] = [
                 Trainer.compute_loss(self, model, dict(inputs), num_items_in_batch=n)

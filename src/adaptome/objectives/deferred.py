@@ -1,0 +1,310 @@
+r"""A language model's loss without its logits: they are made a few rows at a time, and only where someone reads them.
+
+    with deferred_logits(model):
+        loss = model(**batch).loss          # batch with labels; as before, in less memory and time
+
+The logits of n tokens over a vocabulary of V are the largest tensor of a training step, n V numbers, and autograd keeps them twice.
+Within the block the head (`get_output_embeddings`) returns a tensor that stands for them. The cross-entropy of transformers' causal language
+models takes it in rows, leaves out those whose label is -100, and while a few rows' logits are there forms their gradient
+
+    dL/dz = softmax(z) - (1 - s) e_y - s / V
+
+and sends it through the head at once: two products with its weight where a frozen head needs one more to make the logits again. Anything
+else that reads the logits gets all of them, as the head alone would have made them, so that no model comes out otherwise.
+The order of work is that of Hsu et al. 2024, Liger Kernel, arXiv:2410.10989, section 3.2, for any head that autograd can run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from adaptome.core.adapter import Adapted
+from adaptome.core.errors import StateError
+
+#: numbers of the logits at hand: large enough for a product that does not wait for memory, small beside a step's activations
+AT_HAND, LEAST_ROWS = 2**22, 64
+
+Head = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Seen:
+    """What the loss saw since the block began, summed over tokens; `unread` where the logits were never made whole."""
+
+    tokens: int = 0
+    correct: Tensor | float = 0.0
+    entropy: Tensor | float = 0.0
+    unread: bool = False
+
+
+@dataclass
+class _Block:
+    """One block of `deferred_logits`: its settings, and what it saw."""
+
+    smoothing: float
+    seen: Seen = field(default_factory=Seen)
+
+
+@contextlib.contextmanager
+def deferred_logits(model: nn.Module, smoothing: float = 0.0) -> Iterator[Seen | None]:
+    """Let a causal language model compute its loss without keeping logits, within the block.
+
+    Args:
+        model: a model of transformers, with adapters or without.
+        smoothing: share of the target spread over the vocabulary.
+
+    Yields:
+        what the loss counts; None where nothing is deferred: there is no such head, or the loss is the model's own.
+    """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    head = head_of(model)
+    if head is None:
+        yield None
+        return
+    block, run = _Block(smoothing), head.forward
+    own: dict[str, Any] = model.__dict__
+    kept = {"_loss_function": own.get("_loss_function")}, {"forward": head.__dict__.get("forward")}
+    plain = model.loss_function
+
+    def defer(hidden: Tensor) -> Tensor:
+        return run(hidden) if _unfit(head, hidden) else DeferredLogits(hidden, run, head, block)
+
+    def loss(logits: Tensor, labels: Tensor | None, vocab_size: int, *args: Any, **kwargs: Any) -> Tensor:
+        if type(logits) is not DeferredLogits or logits.shape[-1] != vocab_size or args:
+            return plain(logits, labels, vocab_size, *args, **kwargs)  # type: ignore[no-any-return, operator]
+        return logits.loss(labels, **kwargs)
+
+    own["_loss_function"] = torch.compiler.disable(loss)
+    head.__dict__["forward"] = torch.compiler.disable(defer)
+    try:
+        yield block.seen
+    finally:
+        for there, before in zip((own, head.__dict__), kept, strict=True):
+            for name, value in before.items():
+                if value is None:
+                    there.pop(name, None)
+                else:
+                    there[name] = value
+
+
+def head_of(model: nn.Module) -> nn.Module | None:
+    """The linear layer that makes the logits, where the model's loss is the plain one of the next token and the layer can run by rows."""
+    found = getattr(model, "get_output_embeddings", lambda: None)()
+    if found is None or not isinstance(getattr(found, "out_features", None), int):
+        return None
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    if getattr(model, "loss_function", None) is not ForCausalLMLoss:
+        return None
+    hooked = found._forward_hooks or found._forward_pre_hooks or found._backward_hooks or found._backward_pre_hooks
+    if hooked or "_hf_hook" in found.__dict__:  # someone wants to see its output, or brings its weight in
+        return None
+    return found if isinstance(found, nn.Module) and _by_rows(found) else None
+
+
+def _by_rows(head: nn.Module) -> bool:
+    """Whether rows of its input can be run by themselves, and all that trains in it is found among its own parameters."""
+    if not isinstance(head, Adapted):
+        return True
+    return not head._overrides and all(
+        getattr(adapter, "fast", False) and adapter.shared is None and not adapter.may_idle for adapter in head._chain
+    )
+
+
+def _unfit(head: nn.Module, hidden: Tensor) -> bool:
+    """Whether this call cannot be put off: shapes alone, transforms, or weights that are elsewhere."""
+    away = any(p.is_meta or hasattr(p, "device_mesh") or p.device != hidden.device for p in head.parameters())
+    return away or hidden.is_meta or torch._C._are_functorch_transforms_active() or type(hidden) is not Tensor
+
+
+#: what asks for no values: it is answered from the tensor's own metadata
+_METADATA = {
+    getattr(Tensor, name).__get__
+    for name in ("shape", "dtype", "device", "layout", "ndim", "is_cuda", "is_cpu", "is_meta", "requires_grad", "is_sparse", "is_quantized")
+} | {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex, Tensor.__len__}  # fmt: skip
+#: maps of each number alone, by one number: models scale and cap their logits by them
+_EACH = {"div", "true_divide", "__truediv__", "mul", "__mul__", "__rmul__", "tanh", "float"}
+
+
+class DeferredLogits(Tensor):
+    """Logits `[..., V]` that no one has read: the head's input, the head, and what each number goes through after it."""
+
+    hidden: Tensor
+    run: Head
+    head: nn.Module
+    block: _Block
+    _made: Tensor | None
+
+    @staticmethod
+    def __new__(
+        cls, hidden: Tensor, run: Head, head: nn.Module, block: _Block, dtype: torch.dtype | None = None
+    ) -> DeferredLogits:
+        width = head.out_features
+        assert isinstance(width, int)
+        made: DeferredLogits = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, (*hidden.shape[:-1], width), dtype=dtype or _dtype(hidden), device=hidden.device
+        )
+        made.hidden, made.run, made.head, made.block, made._made = hidden, run, head, block, None
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _METADATA:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        first = args[0] if args else None
+        if isinstance(first, DeferredLogits) and first._made is None and _of_each(func, args, kwargs):
+            return first._then(lambda z: func(z, *args[1:]))
+        read = torch.utils._pytree.tree_map_only(DeferredLogits, DeferredLogits.whole, (args, kwargs or {}))
+        return func(*read[0], **read[1])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise StateError(
+            f"{func} reads logits that were never made, below what Python sees.\n"
+            "  Run the model outside of deferred_logits."
+        )
+
+    def whole(self) -> Tensor:
+        """All of them, as the head makes them."""
+        if self._made is None:
+            self.block.seen.unread = False
+            self._made = self.run(self.hidden)
+        return self._made
+
+    def _then(self, each: Head) -> DeferredLogits:
+        run, hidden = self.run, self.hidden
+        with torch.no_grad():
+            dtype = each(torch.empty(0, dtype=self.dtype, device=self.device)).dtype
+        return DeferredLogits(hidden, lambda rows: each(run(rows)), self.head, self.block, dtype)
+
+    def loss(
+        self,
+        labels: Tensor | None,
+        num_items_in_batch: Any = None,
+        ignore_index: int = -100,
+        shift_labels: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Transformers' loss of the next token."""
+        if shift_labels is None:
+            assert labels is not None
+            shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+        targets = shift_labels.reshape(-1).to(self.hidden.device)
+        counts = targets != ignore_index
+        rows = self.hidden.reshape(-1, self.hidden.shape[-1])
+        seen, tokens = self.block.seen, int(counts.sum())
+        if tokens < len(targets):
+            rows, targets = rows[counts], targets[counts]
+        total, correct, entropy = chunked_loss(rows, targets, self.run, self.head, self.block.smoothing)
+        seen.tokens += tokens
+        seen.correct, seen.entropy, seen.unread = seen.correct + correct, seen.entropy + entropy, True
+        items = tokens if num_items_in_batch is None else num_items_in_batch
+        return total / (items.to(total.device) if isinstance(items, Tensor) else items)
+
+
+def _dtype(hidden: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _of_each(func: Any, args: Any, kwargs: Any) -> bool:
+    others = args[1:]
+    return (
+        not kwargs
+        and getattr(func, "__name__", "") in _EACH
+        and all(isinstance(other, (int, float)) for other in others)
+    )
+
+
+def chunked_loss(
+    rows: Tensor, targets: Tensor, run: Head, head: nn.Module, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The summed cross-entropy of `run(rows)` against targets, made a few rows at a time.
+
+    Args:
+        rows: `[n, in]`.
+        targets: `[n]`, each in [0, V).
+        run: rows -> logits `[rows, V]`.
+        head: whose parameters that train are those of `run`.
+        smoothing: share of the target spread over all V.
+
+    Returns:
+        the sum, with a derivative by rows and parameters; how many targets are the likeliest; the summed entropy. In at least float32.
+    """
+    trained = [p for p in head.parameters() if p.requires_grad]
+    return _ChunkedLoss.apply(rows, targets, run, smoothing, torch.is_grad_enabled(), *trained)  # type: ignore[no-any-return]
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """The gradients are made in the forward, for the loss of a step is one number; the backward scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, targets: Tensor, run: Head, smoothing: float, learns: bool, *trained: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = [rows.requires_grad, *(True for _ in trained)]
+        learns = learns and any(wanted)
+        exact = torch.promote_types(rows.dtype, torch.float32)
+        sums = torch.zeros(3, dtype=exact, device=rows.device)
+        dx = torch.zeros_like(rows) if learns and rows.requires_grad else None
+        grads = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in trained] if learns else []
+        at, size = 0, LEAST_ROWS
+        while at < len(rows):
+            part = slice(at, at + size)
+            x = rows[part].detach().requires_grad_(dx is not None)
+            with torch.set_grad_enabled(learns):
+                z = run(x)
+            size = max(LEAST_ROWS, AT_HAND // z.shape[-1])
+            measured, dz = fold(z.detach(), targets[part], smoothing, learns)
+            sums += measured
+            if learns:
+                found = iter(torch.autograd.grad(z, [*([x] if dx is not None else []), *trained], dz, allow_unused=True))
+                if dx is not None:
+                    dx[part] = next(found)
+                for total, grad in zip(grads, found, strict=True):
+                    if grad is not None:
+                        total += grad
+            at = part.stop
+        ctx.save_for_backward(dx, *grads)
+        ctx.dtypes = [p.dtype for p in trained]
+        total, correct, entropy = sums.unbind()
+        ctx.mark_non_differentiable(correct, entropy)
+        return total, correct, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
+        dx, *grads = ctx.saved_tensors
+        scaled = ((g * grad).to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True))
+        return None if dx is None else dx * grad.to(dx.dtype), None, None, None, None, *scaled
+
+
+def fold(z: Tensor, targets: Tensor, smoothing: float, learns: bool) -> tuple[Tensor, Tensor | None]:
+    """Of a few rows' logits `[rows, V]`: loss, likeliest targets and entropy, each summed; and the loss's gradient by them."""
+    wide = z.to(torch.promote_types(z.dtype, torch.float32))
+    at = targets[:, None]
+    below = wide - wide.amax(-1, keepdim=True)
+    true, mean = below.gather(-1, at).squeeze(-1), below.mean(-1) if smoothing else 0.0
+    p = below.exp()
+    sums = p.sum(-1)
+    log_sum = sums.log()
+    entropy = log_sum - torch.bmm(p[:, None], below[..., None]).view(-1) / sums
+    losses = log_sum - (1 - smoothing) * true - smoothing * mean
+    hits = true == 0  # among several equal ones the first counts
+    correct = (below[hits].argmax(-1) == targets[hits]).sum().to(losses.dtype)
+    measured = torch.stack([losses.sum(), correct, entropy.sum()])
+    if not learns:
+        return measured, None
+    p /= sums[:, None]
+    if smoothing:
+        p -= smoothing / z.shape[-1]
+    p.scatter_add_(-1, at, p.new_full(at.shape, smoothing - 1))
+    return measured, p.to(z.dtype)
