@@ -265,6 +265,21 @@ HEAD = f"""{{}}
 {"method":20} {"trainable":>11} | {"time":>8} {"products":>8} {"kept":>6} {"faults":>7} | {"time":>8} {"kept":>6}"""
 
 
+def summary(rows: list[dict[str, Any]]) -> str:
+    """How the methods that both have compare: who is faster, and what ours cost above the floor as a share of what PEFT's do."""
+    shared = [row for row in rows if "peft_time" in row]
+    if not shared:
+        return "no method of PEFT's was run"
+    slower = [row["method"] for row in shared if row["ours_time"] > row["peft_time"]]
+    # a cost that noise has taken below the floor counts as a hundredth of it
+    shares = [max(row["ours_time"] - 1, 0.01) / max(row["peft_time"] - 1, 0.01) for row in shared]
+    return (
+        f"{len(shared) - len(slower)} of {len(shared)} shared methods are at least as fast as PEFT's (target: all)"
+        f"{'; slower: ' + ', '.join(slower) if slower else ''}\n"
+        f"overhead above the floor as a share of PEFT's: {statistics.geometric_mean(shares):.2f}, the geometric mean (target 0.6)"
+    )
+
+
 def conditions(args: argparse.Namespace) -> str:
     """What the figures below it were measured with."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
@@ -303,12 +318,17 @@ def main() -> None:
         torch.set_num_threads(threads)
         lines = [] if args.json else HEAD.format(conditions(args)).splitlines()
         print("\n".join(lines), flush=True)
+        rows = []
         for label in labels:
             try:
                 row = measure(label, args, frozen, inputs)
             except AdaptomeError as error:
                 row = {"method": label, "refused": str(error)}
+            rows.append(row)
             lines.append(json.dumps({**row, "threads": threads}) if args.json else text(row))
+            print(lines[-1], flush=True)
+        if not args.json and not args.no_peft:
+            lines.append(summary(rows))
             print(lines[-1], flush=True)
         if args.keep:
             kind = args.device if args.device == "cuda" else f"cpu-{args.shape}-{threads}-threads"

@@ -86,3 +86,16 @@ def test_a_table_for_each_number_of_threads_is_printed_and_kept(step, monkeypatc
         told, *_, row = file.read_text().splitlines()
         assert f"CPU, {threads} threads" in told and "freed memory given back" in told
         assert row.startswith("lora")
+
+
+def test_the_summary_compares_overheads_above_the_floor(step):
+    rows = [
+        {"method": "a", "ours_time": 1.1, "peft_time": 1.4},
+        {"method": "b", "ours_time": 1.4, "peft_time": 1.2},
+        {"method": "c", "ours_time": 1.3},
+        {"method": "d", "refused": "x"},
+    ]
+    told = step.summary(rows)
+    assert "1 of 2 shared methods" in told and "slower: b" in told
+    assert f"{(0.25 * 2) ** 0.5:.2f}, the geometric mean" in told
+    assert step.summary(rows[2:]) == "no method of PEFT's was run"

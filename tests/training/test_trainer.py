@@ -74,6 +74,16 @@ def test_weights_that_became_infinite_are_not_saved(tmp_path):
 # -- the loss ----------------------------------------------------------------------------------------------------
 
 
+def test_a_language_models_loss_keeps_no_logits_and_is_the_same(tmp_path, monkeypatch):
+    trainer = trainer_of(Run(tmp_path, kind="llama"))
+    trainer.model.eval()
+    batch = dict(next(iter(trainer.get_train_dataloader())))
+    expected, outputs = trainer.compute_loss(trainer.model, dict(batch), return_outputs=True)
+    assert type(outputs.logits) is torch.Tensor
+    monkeypatch.setattr("adaptome.objectives.deferred.DeferredLogits.whole", None)
+    assert_close(trainer.compute_loss(trainer.model, dict(batch)), expected)
+
+
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path, kind):
     def gradient(batch, accumulated):

@@ -103,7 +103,9 @@ def head_of(model: nn.Module) -> nn.Module | None:
 
     if getattr(model, "loss_function", None) is not ForCausalLMLoss:
         return None
-    hooked = found._forward_hooks or found._forward_pre_hooks or found._backward_hooks or found._backward_pre_hooks
+    hooked = (
+        found._forward_hooks or found._forward_pre_hooks or found._backward_hooks or found._backward_pre_hooks
+    )
     if hooked or "_hf_hook" in found.__dict__:  # someone wants to see its output, or brings its weight in
         return None
     return found if isinstance(found, nn.Module) and _by_rows(found) else None
@@ -114,7 +116,8 @@ def _by_rows(head: nn.Module) -> bool:
     if not isinstance(head, Adapted):
         return True
     return not head._overrides and all(
-        getattr(adapter, "fast", False) and adapter.shared is None and not adapter.may_idle for adapter in head._chain
+        getattr(adapter, "fast", False) and adapter.shared is None and not adapter.may_idle
+        for adapter in head._chain
     )
 
 
@@ -255,7 +258,11 @@ class _ChunkedLoss(torch.autograd.Function):
         exact = torch.promote_types(rows.dtype, torch.float32)
         sums = torch.zeros(3, dtype=exact, device=rows.device)
         dx = torch.zeros_like(rows) if learns and rows.requires_grad else None
-        grads = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in trained] if learns else []
+        grads = (
+            [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in trained]
+            if learns
+            else []
+        )
         at, size = 0, LEAST_ROWS
         while at < len(rows):
             part = slice(at, at + size)
@@ -266,7 +273,11 @@ class _ChunkedLoss(torch.autograd.Function):
             measured, dz = fold(z.detach(), targets[part], smoothing, learns)
             sums += measured
             if learns:
-                found = iter(torch.autograd.grad(z, [*([x] if dx is not None else []), *trained], dz, allow_unused=True))
+                found = iter(
+                    torch.autograd.grad(
+                        z, [*([x] if dx is not None else []), *trained], dz, allow_unused=True
+                    )
+                )
                 if dx is not None:
                     dx[part] = next(found)
                 for total, grad in zip(grads, found, strict=True):

@@ -52,7 +52,9 @@ class OwnForward(SFTTrainer):
             total, *rest = chunked_loss(rows, targets, lambda z: z, nn.Identity(), smoothing)
             loss, sums = total / items, (len(targets), *rest)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # gradients are averaged over processes
+            loss = loss * (
+                self.accelerator.num_processes // self.get_tp_size()
+            )  # gradients are averaged over processes
         self._measure(inputs, sums)
         return (loss, outputs) if return_outputs else loss
 
@@ -81,7 +83,9 @@ class OwnForward(SFTTrainer):
             mask = inputs.get("attention_mask")
             count = inputs["input_ids"].numel() if mask is None else int(mask.sum())
             shown = torch.tensor([count], device=self.args.device)
-            self._total_train_tokens += int(self.accelerator.gather_for_metrics(shown).sum()) // self.get_tp_size()
+            self._total_train_tokens += (
+                int(self.accelerator.gather_for_metrics(shown).sum()) // self.get_tp_size()
+            )
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
 

@@ -96,8 +96,7 @@ class TermedTrainer(StoredAdapters):
         """The sum of the terms, or the Trainer's loss where there are none."""
         inputs = {k: v for k, v in inputs.items() if k not in self.aside}
         if self.terms is None:
-            with nullcontext() if return_outputs else self.deferring():
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         training = self.model.training
         scaled = training and self.is_scaled(num_items_in_batch)
         items = num_items_in_batch if scaled or not training else None

@@ -12,6 +12,7 @@ What differs from `transformers.Trainer`:
   leaves the random state as it found it; early stopping's count is restored. Transforms that draw random
   numbers while loading data must seed themselves per example;
 - an incomplete or altered checkpoint is never resumed from: the last good one before it is, with a warning;
+- a language model's loss keeps no logits (`objectives.deferred`);
 - a NaN or infinite loss stops the run with the step and the last good checkpoint (`training.finite`);
 - `save_model()` writes the adapter alone, to `<output_dir>/adapter` unless told where.
 """
@@ -19,6 +20,7 @@ What differs from `transformers.Trainer`:
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +273,20 @@ class AdapterCheckpoints(TermedTrainer):
         super().log(logs, start_time)
 
 
-class AdaptomeTrainer(AdapterCheckpoints):
+class DeferredLogitsTrainer(Trainer):
+    """transformers' Trainer whose language models keep no logits for their loss (`objectives.deferred`)."""
+
+    deferring: Any
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The Trainer's; where outputs are asked for, the logits are made at once."""
+        with nullcontext() if return_outputs else self.deferring():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+class AdaptomeTrainer(AdapterCheckpoints, DeferredLogitsTrainer):
     """transformers' Trainer for a model with adapters; see this module's first lines for what differs."""
 
 
