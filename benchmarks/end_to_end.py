@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -130,29 +129,6 @@ def contender(args: argparse.Namespace, config: Any, rows: Any) -> Any:
     return SFTTrainer(model, config, train_dataset=rows, processing_class=read)
 
 
-def matmul_rate(now: Callable[[], float], seconds: float = 1.5) -> float:
-    """Operations per second of a large product on this machine now: the best of those that fit into the time."""
-    import torch
-
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    best, until = 0.0, now() + seconds
-    while now() < until:
-        began = now()
-        a @ b
-        best = max(best, 2 * 1024**3 / (now() - began))
-    return best
-
-
-def matmul_weights(model: Any) -> int:
-    """N: numbers of the frozen weights that a token is multiplied with, the head's among them."""
-    import torch
-
-    linear = [
-        m.weight for m in model.modules() if isinstance(m, torch.nn.Linear) and not m.weight.requires_grad
-    ]
-    return sum(weight.numel() for weight in linear)
-
-
 def child(args: argparse.Namespace) -> dict[str, Any]:
     """One contender's run in this process."""
     import datasets
@@ -160,10 +136,11 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
     from transformers import TrainerCallback
     from trl import SFTConfig
 
+    from adaptome.training.bound import matmul_rate, operations
     from adaptome.training.memory import process_peak
 
     torch.set_num_threads(args.threads)
-    rate = matmul_rate(CLOCKS[args.clock])
+    rate = matmul_rate(seconds=1.5, now=CLOCKS[args.clock])
     ends: list[float] = []
     seen: list[tuple[int, int]] = []
 
@@ -182,8 +159,8 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
             output_dir=folder, max_steps=args.steps, per_device_train_batch_size=args.batch, learning_rate=1e-3,
             max_length=args.length, packing=args.packing, logging_steps=1, save_strategy="no", report_to=[], use_cpu=True,
             bf16=False, gradient_checkpointing=args.gradient_checkpointing, seed=0, disable_tqdm=True, dataloader_pin_memory=False,
-            optim="adamw_torch",
         )  # fmt: skip
+        least = operations(base(args).requires_grad_(False))
         trainer = contender(args, config, datasets.Dataset.from_list(examples(args)))
         trainer.add_callback(Clock())
         collate = trainer.data_collator
@@ -204,7 +181,7 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
     peak = process_peak() or 0
     return {
         "tokens_per_second": real / spent,
-        "share_of_bound": 4 * matmul_weights(trainer.model) * padded / spent / rate,
+        "share_of_bound": least * padded / spent / rate,
         "peak": peak,
         "above": peak - before,
         "model_bytes": frozen,

@@ -100,6 +100,7 @@ def test_a_run_leaves_an_adapter_its_metrics_and_itself(tmp_path, tokenizers, ca
     assert result.split == "test" and set(result.metrics) == {"loss", "accuracy", "macro_f1", "mcc"}
     assert result.method == "lora" and result.trainable_parameters == 4 * 2 * (16 + 16) + 16 * 2 + 2
     assert result.peak_memory_bytes > 1e6 and result.seconds > 0
+    assert 0 < result.share_of_bound < 1
     losses = [entry["loss"] for entry in result.history if "loss" in entry]
     assert losses and losses[-1] < losses[0]
     assert capfd.readouterr().out == ""  # standard output is the caller's

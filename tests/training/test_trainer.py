@@ -460,3 +460,13 @@ def test_the_log_says_what_the_run_did(tmp_path):
     trained(tmp_path)
     state = json.loads((tmp_path / "run" / "checkpoint-12" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"]] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("fsdp, expected", [(False, True), (True, None)])
+def test_a_recipes_adamw_is_one_kernel_but_over_shards(tmp_path, fsdp, expected):
+    from adaptome.training.arguments import _optimizer
+
+    named = _optimizer("adamw_torch", "cpu", fsdp)
+    assert _optimizer("sgd", "cpu", fsdp) == "sgd"
+    trainer = trainer_of(Run(tmp_path, settings=(("optim", named),)))
+    assert bool(trainer.create_optimizer().param_groups[0]["fused"]) is bool(expected)

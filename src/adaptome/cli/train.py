@@ -128,6 +128,8 @@ def _show(result: dict[str, Any], stage: str = "") -> None:
         ("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"),
         ("adapter", result["adapter"]),
     ]
+    if result["share_of_bound"] is not None:
+        rows.insert(-2, ("of the machine's matmul rate", f"{100 * result['share_of_bound']:.0f} %"))
     title = f"{stage + ': ' if stage else ''}{result['task']} with {result['method']}"
     print_table(("", result["split"] or "training"), [(n, _shown(v)) for n, v in rows], title=title)
     print_parts(result["metrics"])

@@ -73,6 +73,7 @@ class Result:
         peak_memory_bytes: see `training.memory`.
         notes: what preparing the data changed, and what loading the model found.
         continual: of a stream: its tasks, and the matrices of scores (see `training.continual`).
+        share_of_bound: how near its steps came to the least work (see `training.bound`); None where that is not counted.
     """
 
     folder: str
@@ -90,6 +91,7 @@ class Result:
     peak_memory_bytes: int
     notes: list[str] = field(default_factory=list)
     continual: dict[str, Any] | None = None
+    share_of_bound: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: the content of metrics.json."""
@@ -409,4 +411,5 @@ def result_of(
         seconds=round(seconds, 3),
         peak_memory_bytes=memory,
         notes=notes,
+        share_of_bound=trainer.pace.share(trainer.model),
     )

@@ -20,6 +20,7 @@ What differs from `transformers.Trainer`:
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from adaptome.core.errors import CheckpointError, TrainingError
 from adaptome.core.files import sweep_staging
 from adaptome.optim import parameter_groups
 from adaptome.training.arguments import CHECKPOINTING
+from adaptome.training.bound import Pace
 from adaptome.training.checkpoint import checkpoints, last_good, verify
 from adaptome.training.finite import FiniteLoss
 from adaptome.training.frozen import hold_base
@@ -78,6 +80,8 @@ class AdapterCheckpoints(TermedTrainer):
         self.args.restore_callback_states_from_checkpoint = True
         if not any(isinstance(callback, AdaptomeCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(AdaptomeCallback())
+        #: tokens and seconds of the steps done
+        self.pace = Pace()
         #: what preparing the data changed, for the user to read
         self.notes: list[str] = []
         self._loss_probed = False
@@ -187,9 +191,11 @@ class AdapterCheckpoints(TermedTrainer):
             drawn.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, **kwargs)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward of the Trainer, whose loss must be finite."""
-        loss = super().training_step(*args, **kwargs)
+        began = time.perf_counter()
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.pace.see(inputs, time.perf_counter() - began)
         self._finite.see(loss, self.state.global_step + 1)
         if self._stops_at_once(loss):
             self._stop_if_not_finite()
