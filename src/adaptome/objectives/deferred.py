@@ -17,21 +17,16 @@ The order of work is that of Hsu et al. 2024, Liger Kernel, arXiv:2410.10989, se
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from adaptome.core.adapter import Adapted
 from adaptome.core.errors import StateError
-
-#: numbers of the logits at hand: large enough for a product that does not wait for memory, small beside a step's activations
-AT_HAND, LEAST_ROWS = 2**22, 64
-
-Head = Callable[[Tensor], Tensor]
+from adaptome.objectives.chunked import Head, chunked_loss
 
 
 @dataclass
@@ -78,7 +73,7 @@ def deferred_logits(model: nn.Module, smoothing: float = 0.0) -> Iterator[Seen |
 
     def loss(logits: Tensor, labels: Tensor | None, vocab_size: int, *args: Any, **kwargs: Any) -> Tensor:
         if type(logits) is not DeferredLogits or logits.shape[-1] != vocab_size or args:
-            return plain(logits, labels, vocab_size, *args, **kwargs)  # type: ignore[no-any-return, operator]
+            return plain(logits, labels, vocab_size, *args, **kwargs)  # type: ignore[operator]
         return logits.loss(labels, **kwargs)
 
     own["_loss_function"] = torch.compiler.disable(loss)
@@ -151,7 +146,7 @@ class DeferredLogits(Tensor):
     ) -> DeferredLogits:
         width = head.out_features
         assert isinstance(width, int)
-        made: DeferredLogits = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: DeferredLogits = Tensor._make_wrapper_subclass(
             cls, (*hidden.shape[:-1], width), dtype=dtype or _dtype(hidden), device=hidden.device
         )
         made.hidden, made.run, made.head, made.block, made._made = hidden, run, head, block, None
@@ -169,7 +164,7 @@ class DeferredLogits(Tensor):
         return func(*read[0], **read[1])
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise StateError(
             f"{func} reads logits that were never made, below what Python sees.\n"
             "  Run the model outside of deferred_logits."
@@ -225,97 +220,3 @@ def _of_each(func: Any, args: Any, kwargs: Any) -> bool:
         and getattr(func, "__name__", "") in _EACH
         and all(isinstance(other, (int, float)) for other in others)
     )
-
-
-def chunked_loss(
-    rows: Tensor, targets: Tensor, run: Head, head: nn.Module, smoothing: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The summed cross-entropy of `run(rows)` against targets, made a few rows at a time.
-
-    Args:
-        rows: `[n, in]`.
-        targets: `[n]`, each in [0, V).
-        run: rows -> logits `[rows, V]`.
-        head: whose parameters that train are those of `run`.
-        smoothing: share of the target spread over all V.
-
-    Returns:
-        the sum, with a derivative by rows and parameters; how many targets are the likeliest; the summed entropy. In at least float32.
-    """
-    trained = [p for p in head.parameters() if p.requires_grad]
-    return _ChunkedLoss.apply(rows, targets, run, smoothing, torch.is_grad_enabled(), *trained)  # type: ignore[no-any-return]
-
-
-class _ChunkedLoss(torch.autograd.Function):
-    """The gradients are made in the forward, for the loss of a step is one number; the backward scales them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, targets: Tensor, run: Head, smoothing: float, learns: bool, *trained: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        wanted = [rows.requires_grad, *(True for _ in trained)]
-        learns = learns and any(wanted)
-        exact = torch.promote_types(rows.dtype, torch.float32)
-        sums = torch.zeros(3, dtype=exact, device=rows.device)
-        dx = torch.zeros_like(rows) if learns and rows.requires_grad else None
-        grads = (
-            [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in trained]
-            if learns
-            else []
-        )
-        at, size = 0, LEAST_ROWS
-        while at < len(rows):
-            part = slice(at, at + size)
-            x = rows[part].detach().requires_grad_(dx is not None)
-            with torch.set_grad_enabled(learns):
-                z = run(x)
-            size = max(LEAST_ROWS, AT_HAND // z.shape[-1])
-            measured, dz = fold(z.detach(), targets[part], smoothing, learns)
-            sums += measured
-            if learns:
-                found = iter(
-                    torch.autograd.grad(
-                        z, [*([x] if dx is not None else []), *trained], dz, allow_unused=True
-                    )
-                )
-                if dx is not None:
-                    dx[part] = next(found)
-                for total, grad in zip(grads, found, strict=True):
-                    if grad is not None:
-                        total += grad
-            at = part.stop
-        ctx.save_for_backward(dx, *grads)
-        ctx.dtypes = [p.dtype for p in trained]
-        total, correct, entropy = sums.unbind()
-        ctx.mark_non_differentiable(correct, entropy)
-        return total, correct, entropy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
-        dx, *grads = ctx.saved_tensors
-        scaled = ((g * grad).to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True))
-        return None if dx is None else dx * grad.to(dx.dtype), None, None, None, None, *scaled
-
-
-def fold(z: Tensor, targets: Tensor, smoothing: float, learns: bool) -> tuple[Tensor, Tensor | None]:
-    """Of a few rows' logits `[rows, V]`: loss, likeliest targets and entropy, each summed; and the loss's gradient by them."""
-    wide = z.to(torch.promote_types(z.dtype, torch.float32))
-    at = targets[:, None]
-    below = wide - wide.amax(-1, keepdim=True)
-    true, mean = below.gather(-1, at).squeeze(-1), below.mean(-1) if smoothing else 0.0
-    p = below.exp()
-    sums = p.sum(-1)
-    log_sum = sums.log()
-    entropy = log_sum - torch.bmm(p[:, None], below[..., None]).view(-1) / sums
-    losses = log_sum - (1 - smoothing) * true - smoothing * mean
-    hits = true == 0  # among several equal ones the first counts
-    correct = (below[hits].argmax(-1) == targets[hits]).sum().to(losses.dtype)
-    measured = torch.stack([losses.sum(), correct, entropy.sum()])
-    if not learns:
-        return measured, None
-    p /= sums[:, None]
-    if smoothing:
-        p -= smoothing / z.shape[-1]
-    p.scatter_add_(-1, at, p.new_full(at.shape, smoothing - 1))
-    return measured, p.to(z.dtype)

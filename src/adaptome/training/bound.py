@@ -36,7 +36,9 @@ def matmul_rate(
 def operations(model: nn.Module) -> int:
     """The least operations a token: 4 for each weight of a frozen linear layer, 6 for each of one that trains."""
     weights = [m._parameters.get("weight") for m in model.modules() if is_linear(m)]
-    return sum(weight.numel() * (6 if weight.requires_grad else 4) for weight in weights if weight is not None)
+    return sum(
+        weight.numel() * (6 if weight.requires_grad else 4) for weight in weights if weight is not None
+    )
 
 
 class Pace:

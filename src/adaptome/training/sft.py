@@ -9,7 +9,7 @@ from torch import nn
 
 from adaptome.core.adapter import Adapted
 from adaptome.core.errors import DataError, MissingExtraError, TrainingError
-from adaptome.objectives.deferred import chunked_loss
+from adaptome.objectives.chunked import chunked_loss
 from adaptome.training.trainer import AdapterCheckpoints
 
 try:
