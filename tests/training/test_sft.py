@@ -144,6 +144,17 @@ def test_loss_gradients_and_metrics_are_those_of_trls_forward(tmp_path, tokenize
     assert theirs[2]["num_tokens"] == 2 * ours[2]["num_tokens"]
 
 
+def test_a_model_that_hands_no_items_on_is_scaled_by_them_all_the_same(tmp_path, tokenizer):
+    model = model_of("llama", dropout=0.0)
+    trainer = trainer_of(tmp_path, tokenizer, model)
+    batch = dict(next(iter(trainer.get_train_dataloader())))
+    expected = trainer.compute_loss(model, dict(batch), num_items_in_batch=torch.tensor(9))
+    trainer.model_accepts_loss_kwargs = False
+    torch.testing.assert_close(
+        trainer.compute_loss(model, dict(batch), num_items_in_batch=torch.tensor(9)), expected
+    )
+
+
 @pytest.mark.filterwarnings("ignore:`label_smoothing_factor`:FutureWarning")
 def test_label_smoothing_costs_no_second_forward_and_is_the_cross_entropys(tmp_path, tokenizer):
     model, calls = model_of("llama", dropout=0.0), []

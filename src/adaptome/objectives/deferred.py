@@ -31,9 +31,16 @@ from adaptome.objectives.chunked import Head, chunked_loss
 
 @dataclass
 class Seen:
-    """What the loss saw since the block began, summed over tokens; `unread` where the logits were never made whole."""
+    """What the loss saw since the block began, summed over tokens.
+
+    Attributes:
+        tokens, correct, entropy: labels that count, those of them that were the likeliest, and the entropy in nats of what was foreseen.
+        items: what the last loss was divided by.
+        unread: whether there was a loss, and nobody made the logits whole.
+    """
 
     tokens: int = 0
+    items: Any = None
     correct: Tensor | float = 0.0
     entropy: Tensor | float = 0.0
     unread: bool = False
@@ -204,7 +211,7 @@ class DeferredLogits(Tensor):
         total, correct, entropy = chunked_loss(rows, targets, self.run, self.head, self.block.smoothing)
         seen.tokens += tokens
         seen.correct, seen.entropy, seen.unread = seen.correct + correct, seen.entropy + entropy, True
-        items = tokens if num_items_in_batch is None else num_items_in_batch
+        items = seen.items = tokens if num_items_in_batch is None else num_items_in_batch
         return total / (items.to(total.device) if isinstance(items, Tensor) else items)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adaptome.core.adapter import Adapted
 from adaptome.core.errors import DataError, MissingExtraError, TrainingError
@@ -28,6 +28,8 @@ class OwnForward(SFTTrainer):
     """
 
     deferring: Any
+    args: Any
+    model: Any
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -42,19 +44,21 @@ class OwnForward(SFTTrainer):
         labels, smoothing = inputs["labels"], self.args.label_smoothing_factor
         counted = labels[:, 1:] != -100
         items = counted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        told = {"num_items_in_batch": items} if self.model_accepts_loss_kwargs else {}
         with self.deferring(smoothing) as seen:
-            outputs = model(**inputs, use_cache=False, num_items_in_batch=items)
-        loss = outputs.loss
+            outputs = model(**inputs, use_cache=False, **told)
+        loss: Tensor = outputs.loss
+        sums: tuple[Any, ...]
         if seen is not None and seen.unread:
             sums = seen.tokens, seen.correct, seen.entropy
+            loss = loss if seen.items is items else loss * (seen.items / items)  # not every model hands it on
         else:
             rows, targets = outputs.logits[:, :-1][counted], labels[:, 1:][counted]
             total, *rest = chunked_loss(rows, targets, lambda z: z, nn.Identity(), smoothing)
             loss, sums = total / items, (len(targets), *rest)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * (
-                self.accelerator.num_processes // self.get_tp_size()
-            )  # gradients are averaged over processes
+            # gradients are averaged over processes
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
         self._measure(inputs, sums)
         return (loss, outputs) if return_outputs else loss
 
