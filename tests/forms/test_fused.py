@@ -126,3 +126,29 @@ def test_in_half_precision_a_small_update_is_not_rounded_away(name):
     x = torch.cat([half, -half], 1)
     expected = x.float() @ adapter.delta().float().T
     assert (model(x) - expected).norm() < 0.02 * expected.norm()
+
+
+def test_layers_that_read_one_activation_keep_it_once():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = nn.Linear(24, 16), nn.Linear(24, 8), nn.Linear(24, 8)
+
+        def forward(self, x):
+            return torch.cat([self.q(x), self.k(x), self.v(x)], -1)
+
+    model = Attention()
+    ad.attach(model, "lora", r=2, dropout=0.5, targets=["q", "k", "v"])
+    kept: dict[int, int] = {}
+
+    def see(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = torch.randn(5, 7, 24, requires_grad=True) * 2
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        model(x).sum().backward()
+    activations = sorted(size for place, size in kept.items() if place not in own)
+    bits, reduced = 5 * 7 * 24 // 8, 4 * 5 * 7 * 2
+    assert activations == sorted([bits] * 3 + [reduced] * 3 + [4 * x.numel()])

@@ -133,6 +133,9 @@ def test_an_adapter_on_the_head_trains_as_before(method, unread):
         nn.init.normal_(parameter, std=0.3)
     seen = same(model, **batch())
     assert (seen is not None and seen.unread) or not unread
+    with ad.steer(task="one"):  # an adapter may look up each sample's rows
+        seen = same(model, **batch())
+    assert seen is None or not seen.unread
 
 
 def test_scales_and_caps_on_the_logits_stay_deferred():
@@ -153,6 +156,9 @@ def test_whoever_reads_the_logits_gets_them():
         torch.testing.assert_close(found.logits + 0, expected.logits)
         torch.testing.assert_close(torch.cat([found.logits[:, -1], found.logits[:, 0]]), torch.cat([expected.logits[:, -1], expected.logits[:, 0]]))  # fmt: skip
         assert not seen.unread
+        wide = model(inputs["input_ids"]).logits.to(torch.float64) / 2
+        assert type(wide) is DeferredLogits and wide.dtype == torch.float64
+        torch.testing.assert_close(wide[0], expected.logits[0].double() / 2)
         unlabelled = model(inputs["input_ids"]).logits.float().softmax(-1)
     torch.testing.assert_close(unlabelled, expected.logits.softmax(-1))
     grads = torch.autograd.grad(unlabelled[..., 5].sum(), model.lm_head.weight)

@@ -66,6 +66,11 @@ def steered(name: str, default: Any = None) -> Any:
     return _facts().get(name, default)
 
 
+def is_steered() -> bool:
+    """Whether any fact is known now."""
+    return bool(_facts())
+
+
 def steered_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Gradient checkpointing's `context_fn`: what is steered now is steered again when the forward is repeated.
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from adaptome.core.adapter import Adapted
 from adaptome.core.errors import StateError
+from adaptome.core.steer import is_steered
 from adaptome.objectives.chunked import Head, chunked_loss
 
 
@@ -124,7 +125,9 @@ def _by_rows(head: nn.Module) -> bool:
 
 
 def _unfit(head: nn.Module, hidden: Tensor) -> bool:
-    """Whether this call cannot be put off: shapes alone, transforms, or weights that are elsewhere."""
+    """Whether this call cannot be put off: shapes alone, transforms, weights that are elsewhere, or facts of samples that have rows of their own."""
+    if isinstance(head, Adapted) and is_steered():
+        return True
     away = any(p.is_meta or hasattr(p, "device_mesh") or p.device != hidden.device for p in head.parameters())
     return away or hidden.is_meta or torch._C._are_functorch_transforms_active() or type(hidden) is not Tensor
 
@@ -221,9 +224,9 @@ def _dtype(hidden: Tensor) -> torch.dtype:
 
 
 def _of_each(func: Any, args: Any, kwargs: Any) -> bool:
-    others = args[1:]
-    return (
-        not kwargs
-        and getattr(func, "__name__", "") in _EACH
-        and all(isinstance(other, (int, float)) for other in others)
-    )
+    name, others = getattr(func, "__name__", ""), args[1:]
+    if kwargs:
+        return False
+    if name == "to":
+        return len(others) == 1 and isinstance(others[0], torch.dtype)
+    return name in _EACH and all(isinstance(other, (int, float)) for other in others)
