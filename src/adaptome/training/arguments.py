@@ -77,7 +77,7 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
 def _optimizer(name: str, device: str, sharded: bool) -> str:
     """The optimizer's name; a paged one, which keeps its state in memory that CUDA manages, only where there is CUDA.
 
-    torch's AdamW runs as one kernel over all tensors, but not over shards: for a hundred small ones a third of the loop's time on a CPU.
+    torch's AdamW runs as one kernel over all tensors, not as a loop over them with several operations each; but not over shards.
     """
     if name.startswith("paged_") and (device == "cpu" or not torch.cuda.is_available()):
         logger.warning(
