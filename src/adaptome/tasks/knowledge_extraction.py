@@ -182,7 +182,7 @@ class KnowledgeExtraction(Task):
         encoded, _ = cloze.encoded(texts, processor, self._length(processor))
         rows = [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
         collate = CueCollator(processor.pad_token_id or 0)
-        return labelled(model, (collate(part) for part in chunks(rows, batch_size)), self.labels or [])
+        return labelled(model, (collate(list(part)) for part in chunks(rows, batch_size)), self.labels or [])
 
 
 _COLUMNS = {"relation": ("head", "tail"), "type": ("mention",)}

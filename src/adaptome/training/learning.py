@@ -77,9 +77,9 @@ class Learning:
             if loop.phase != phases[-1]:
                 self._write(place / AFTER, done)
         self._write(folder / AFTER, scores := self.scorer.row() | done)
-        for place in (CHECKPOINTS, *(phase for phase in phases if phase)):
-            if (folder / place).is_dir():
-                remove_folder(folder / place)
+        for name in (CHECKPOINTS, *(phase for phase in phases if phase)):
+            if (folder / name).is_dir():
+                remove_folder(folder / name)
         return scores
 
     def restored(self, folder: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class TermedTrainer(StoredAdapters):
         facts: the batch -> what its forward and backward are steered by (see `ad.steer`).
     """
 
+    _signature_columns: Any  # None to the type checker, where transformers fills it later
     captures_outputs = False  # whether asking compute_loss for the outputs costs a forward of its own
 
     def __init__(
@@ -81,7 +82,7 @@ class TermedTrainer(StoredAdapters):
         """A batch of examples, as training makes it, on the model's device."""
         if self.args.remove_unused_columns:
             self._set_signature_columns_if_needed()
-            kept = set(self._signature_columns or ())
+            kept: set[str] = set(self._signature_columns or ())
             rows = [{k: v for k, v in row.items() if k in kept} for row in rows]
         return dict(self._prepare_inputs(self.data_collator(rows)))
 
