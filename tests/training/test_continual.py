@@ -110,7 +110,8 @@ def test_a_killed_stream_goes_on_to_the_same_bits(tmp_path, strategy, run, step)
         run_continual(recipe_of(tmp_path / "cut", "sequential", resume=True), [])
     run_continual(recipe_of(tmp_path / "cut", strategy, resume=True), [])
     whole, cut = outcome(tmp_path / "whole"), outcome(tmp_path / "cut")
-    assert whole[1] and whole == cut
+    assert whole == cut
+    assert bool(whole[1]) == (strategy["name"] != "conpet-static")  # which keeps rows, and no tensors
     page = (tmp_path / "cut" / "report.html").read_text()
     assert "class-incremental" in page and "accuracy after each task" in page and "<svg" in page
     assert not list((tmp_path / "cut").glob("*/selector")) and not list((tmp_path / "cut").glob("*/checkpoints"))  # fmt: skip
