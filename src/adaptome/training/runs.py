@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from adaptome.training.folder import (
 from adaptome.training.memory import PeakMemory
 from adaptome.training.objectives import assembled
 from adaptome.training.page import write_report
+from adaptome.training.predicting import predict_by_strategy, run_of, scored_rows
 from adaptome.training.predictions import predictions_on, write_predictions
 from adaptome.training.progress import Progress
 from adaptome.training.resuming import changed_settings, write_data
@@ -131,7 +133,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     if recipe.training.device == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
     if recipe.start is not None and recipe.start.how == "merged":
-        write_merged(Path(recipe.start.run), load_run)
+        write_merged(Path(recipe.start.run), partial(load_run, single=True))
     task, processor, splits, data = prepared(recipe)
     if data.get("train") is None:
         raise RecipeError("the data has no train split: give data.train, or a data set that has one.")
@@ -209,19 +211,20 @@ def plans(recipe: Recipe, sections: Sequence[MethodSection]) -> list[Plan]:
     return [planned(recipe, task, model, section, also) for section in sections]
 
 
-def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+def load_run(folder: str | Path, overrides: Sequence[str] = (), single: bool = False) -> Loaded:
     """The model of a finished run with its adapters, its task and its processor.
 
     Args:
-        folder: the run's output folder.
+        folder: the run's output folder; of a stream's run also a task's, for the run as it was after that task.
         overrides: changes to its recipe, e.g. ["task.num_beams=4"]; the labels stay those it was trained with.
+        single: refuse a stream's run that answers with several sets of adapters, for what takes the model's weights.
 
     Raises:
         TrainingError: the folder holds no finished run.
         RecipeError: a change that is not valid, or to another task.
         CheckpointError: the adapter cannot be used.
     """
-    folder = last_stage(Path(folder))
+    folder, at = run_of(last_stage(Path(folder)))
     missing = [name for name in (RECIPE, TASK, ADAPTER) if not (folder / name).exists()]
     if missing:
         raise TrainingError(
@@ -236,6 +239,8 @@ def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     processor = task.load_processor(spec(recipe))
     model, _, _ = base_model(recipe, task, processor)
     load_adapters(folder / ADAPTER, recipe, model)
+    if recipe.continual is not None:
+        predict_by_strategy(folder, at, recipe, task, model, single)
     model.eval()
     if recipe.training.device == "auto" and torch.cuda.is_available():
         model.to("cuda")
@@ -252,9 +257,13 @@ def evaluate(folder: str | Path, split: str | None = None, overrides: Sequence[s
     """
     loaded = load_run(folder, overrides)
     recipe = loaded.recipe
-    splits = read(recipe, loaded.task)
-    data = loaded.task.prepare(splits, loaded.processor)
-    chosen = split or final_split(recipe, data)
+    if recipe.continual is None:
+        splits = read(recipe, loaded.task)
+        data = loaded.task.prepare(splits, loaded.processor)
+        chosen = split or final_split(recipe, data)
+    else:
+        place = last_stage(Path(folder))
+        splits, data, chosen = scored_rows(place, recipe, loaded.task, loaded.processor, split)
     if chosen is None or data.get(chosen) is None:
         there = ", ".join(data.splits)
         raise RecipeError(
