@@ -2,7 +2,8 @@
 
 import pytest
 
-from adaptome.continual.stream import by_labels, joined
+from adaptome.continual.joining import joined
+from adaptome.continual.stream import by_labels
 from adaptome.core.errors import DataError, RecipeError
 
 NAMES = ["a", "b", "c", "d", "e"]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from adaptome.continual.stream import Stream
 
 Values = dict[str, Tensor]
+#: the batch's column of its rows' numbers, for strategies that ask for it
+ROW = "row"
 
 
 @dataclass
@@ -27,6 +29,8 @@ class Loop:
         seed: of the recipe.
         at: the round that is being trained, or was last.
         rounds: the tasks of every round.
+        phase: the run of training within the round; '' where there is one.
+        batch_size, epochs: of the recipe's training.
         gradient: rows of train, and what to differentiate, -> the mean gradient over `names`, one flat vector: 'loss', or
             'logit' for the logit of the right label. In evaluation mode; the loss is the strategy's own without what it adds.
     """
@@ -39,6 +43,9 @@ class Loop:
     seed: int
     rounds: Sequence[Sequence[int]]
     at: int = 0
+    phase: str = ""
+    batch_size: int = 1
+    epochs: float = 1.0
     gradient: Callable[[Sequence[int], str], Tensor] = field(default=lambda rows, what: torch.zeros(0))
 
     @property
@@ -62,6 +69,14 @@ class Loop:
         """Label numbers of earlier rounds."""
         return list(dict.fromkeys(self.stream.classes([n for r in self.rounds[: self.at] for n in r])))
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Those of the head whose rows are the labels: the last of its layers that has one for each."""
+        found = self.parameters
+        fitting = [name for name in self.heads if found[name].shape[0] == self.labels]
+        last = fitting[-1].rpartition(".")[0] if fitting else ""
+        return tuple(name for name in fitting if name.rpartition(".")[0] == last)
+
     def rows(self) -> list[int]:
         """The training rows of this round's tasks."""
         return [row for n in self.rounds[self.at] for row in self.stream.parts[n].train]
@@ -75,6 +90,19 @@ class Loop:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(values[name])
+
+
+def subset(inputs: Any, rows: Tensor | None, size: int) -> Any:
+    """Arguments of a forward with some of the batch's rows; None for all. What is not one of `size` rows stays."""
+    if rows is None:
+        return inputs
+    if isinstance(inputs, dict):
+        return {k: subset(v, rows, size) for k, v in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(subset(v, rows, size) for v in inputs)
+    if isinstance(inputs, Tensor) and inputs.dim() and len(inputs) == size:
+        return inputs[rows.to(inputs.device)]
+    return inputs
 
 
 def as_of(model: nn.Module, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:

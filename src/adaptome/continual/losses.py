@@ -2,7 +2,7 @@ r"""The terms that strategies add to a loss: cross-entropy over some of the labe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,6 +75,44 @@ class Former(Objective):
         own, led = (logits.flatten(0, -2) for logits in (own, led))
         p, q = (led / T).log_softmax(-1), (own / T).log_softmax(-1)
         return T * T * nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
+
+
+class TaskCrossEntropy(Objective):
+    """The negative log probability of the task that a row's label belongs to; the first outputs stand for the tasks.
+
+    Args:
+        tasks: the labels of each.
+    """
+
+    name = "task-cross-entropy"
+
+    def __init__(self, tasks: Sequence[Sequence[int]]):
+        super().__init__(TermSettings())
+        self.task_of = {c: number for number, classes in enumerate(tasks) for c in classes}
+        self.count = len(tasks)
+
+    def value(self, outputs: Any, batch: Mapping[str, Any], seen: Seen) -> Tensor:
+        logits = output(outputs, "logits", f"the objective {self.name!r}")[:, : self.count]
+        labels = column(batch, "labels", f"the objective {self.name!r}")
+        targets = torch.tensor([self.task_of[int(c)] for c in labels], device=logits.device)
+        return nn.functional.cross_entropy(logits.float(), targets)
+
+
+class SelectedCrossEntropy(ClassCrossEntropy):
+    """The same over logits that several modules give.
+
+    Args:
+        compose: outputs and batch -> logits [rows, labels].
+    """
+
+    name = "selected-cross-entropy"
+
+    def __init__(self, classes: Sequence[int], compose: Callable[[Any, Mapping[str, Any]], Tensor]):
+        super().__init__(classes)
+        self.compose = compose
+
+    def value(self, outputs: Any, batch: Mapping[str, Any], seen: Seen) -> Tensor:
+        return super().value({"logits": self.compose(outputs, batch)}, batch, seen)
 
 
 def class_term(classes: Sequence[int]) -> Term:

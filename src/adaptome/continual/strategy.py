@@ -7,8 +7,7 @@ says in `state` what must survive.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -25,8 +24,10 @@ class StrategySettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    classes: Literal["seen", "present"] = Field(
-        default="seen", description="labels that the cross-entropy is over, where tasks bring labels"
+    classes: Literal["seen", "present", "all"] = Field(
+        default="seen",
+        description="labels that the cross-entropy is over, where tasks bring labels: those of this task and earlier ones, of this task, "
+        "or of all tasks, those to come as well",
     )
 
 
@@ -37,6 +38,10 @@ class Strategy:
     Settings: ClassVar[type[StrategySettings]] = StrategySettings
     #: whether it must be told at prediction time which task a row is of
     task_known: ClassVar[bool] = False
+    #: whether it answers otherwise, and not only among fewer labels, when it is told the task
+    routed: ClassVar[bool] = False
+    #: whether its terms read the numbers of the batch's rows, the column `loop.ROW`
+    numbered: ClassVar[bool] = False
 
     def __init__(self, settings: StrategySettings):
         self.settings: Any = settings
@@ -48,6 +53,10 @@ class Strategy:
         """The tasks of every round of training."""
         return [(n,) for n in range(len(stream.parts))]
 
+    def phases(self, loop: Loop) -> tuple[str, ...]:
+        """The runs of training that a round has, in order; `begin` to `end` is done for each, with its name in `loop.phase`."""
+        return ("",)
+
     def begin(self, loop: Loop) -> None:
         """Before a round's training."""
 
@@ -55,11 +64,16 @@ class Strategy:
         """The rows of a round's training set; a row may come several times."""
         return loop.rows()
 
+    def in_order(self, loop: Loop) -> bool:
+        """Whether `rows` are those of all epochs, batch after batch as they are to be trained on."""
+        return False
+
     def main(self, loop: Loop) -> Term | None:
         """The term in place of the model's own loss; None to keep it."""
         if loop.stream.kind == "domain":
             return None
-        return class_term(loop.seen if self.settings.classes == "seen" else loop.present)
+        asked = {"seen": loop.seen, "present": loop.present, "all": range(loop.labels)}
+        return class_term(asked[self.settings.classes])
 
     def added(self, loop: Loop) -> list[Term]:
         """Terms beside it."""
@@ -76,16 +90,19 @@ class Strategy:
     def end(self, loop: Loop) -> None:
         """After a round's training."""
 
-    def scoring(self, loop: Loop, part: int) -> AbstractContextManager[None]:
-        """In force while a task is scored."""
-        return nullcontext()
+    def place(self, loop: Loop, part: int) -> None:
+        """Put the values into the model that predictions on a task start from; whoever asks puts the others back."""
 
-    def logits(self, loop: Loop, outputs: Any, again: Callable[[Mapping[str, Tensor]], Any]) -> Tensor:
-        """What predictions are made of, while scoring a stream of labels.
+    def logits(self, loop: Loop, outputs: Any, again: Again, part: int | None = None) -> Tensor:
+        """What predictions are made of, for a stream of labels.
 
         Args:
             outputs: of the model.
-            again: values of what trains -> the model's outputs on the same batch with them.
+            again: the model with other values of what trains, on the same batch or some of its rows.
+            part: the task that the rows are of, where it is told (see `routed`).
+
+        Returns:
+            logits [rows, labels], the least there are for labels that were not seen.
         """
         logits: Tensor = masked(outputs["logits"], loop.seen)
         return logits
@@ -96,6 +113,12 @@ class Strategy:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Undo `state`."""
+
+
+class Again(Protocol):
+    """The model's outputs with other values of what trains, on the batch that is being predicted."""
+
+    def __call__(self, values: Mapping[str, Tensor], rows: Tensor | None = None) -> Any: ...
 
 
 STRATEGIES: Parts[Strategy] = Parts("strategy", "adaptome.continual.strategies")

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import datasets
 import numpy as np
 
 from adaptome.core.errors import DataError, RecipeError, did_you_mean
-from adaptome.data import Splits
-from adaptome.data.splits import Split, Table
+from adaptome.data.splits import Split
 
-#: classes: each task brings labels of its own; domain: the labels stay, the data changes
+#: class: each task brings labels of its own; domain: the labels stay, the data changes
 Kind = Literal["class", "domain"]
 
 
@@ -46,13 +44,19 @@ class Stream:
     kind: Kind
     labels: tuple[int, ...] = ()
 
-    def __post_init__(self) -> None:
+    def with_rows(self) -> Stream:
+        """Itself, every task having rows to learn and to be scored on.
+
+        Raises:
+            DataError: it has no task, or one has no rows.
+        """
         if not self.parts:
             raise DataError("continual.stream: the stream is empty. It needs one task or more.")
         for part in self.parts:
             for split in ("train", "test"):
                 if not getattr(part, split):
                     raise DataError(f"continual.stream: task {part.name!r} has no {split} rows.")
+        return self
 
     def classes(self, numbers: Sequence[int]) -> list[int]:
         """The labels of several tasks, in the order they came."""
@@ -84,8 +88,7 @@ def by_labels(
         RecipeError: neither size nor groups, an unknown label, or one in two tasks.
         DataError: rows with several labels, or a task without rows.
     """
-    if any(not isinstance(n, int | np.integer) for part in (train, test) for n in part):
-        raise DataError("continual.stream: by=labels needs one label for each row; here rows have several.")
+    _check_single(train, test)
     if (size is None) == (groups is None):
         raise RecipeError("continual.stream: by=labels needs either size or groups.")
     if groups is None:
@@ -100,7 +103,7 @@ def by_labels(
     for number, group in enumerate(chosen, 1):
         rows = [tuple(i for i, label in enumerate(of) if label in set(group)) for of in (train, test)]
         parts.append(Part(f"task-{number}", rows[0], rows[1], tuple(group)))
-    return Stream(tuple(parts), "class", tuple(int(n) for n in train))
+    return Stream(tuple(parts), "class", tuple(int(n) for n in train)).with_rows()
 
 
 def _number(label: Any, names: Sequence[str]) -> int:
@@ -150,48 +153,42 @@ def by_column(train: Split, test: Split, column: str, order: Sequence[Any] | Non
             f"continual.stream.order and the values of {column!r} differ in {', '.join(odd)}.\n  Values in train: {', '.join(there)}."
         )
     rows = [{v: tuple(i for i, own in enumerate(of) if own == v) for v in values} for of in found]
-    return Stream(tuple(Part(v, rows[0][v], rows[1][v]) for v in values), "domain")
+    return Stream(tuple(Part(v, rows[0][v], rows[1][v]) for v in values), "domain").with_rows()
 
 
-def joined(named: Sequence[tuple[str, Splits]], test: str) -> tuple[Splits, Stream]:
-    """Several data sets as one, and the stream of them.
+def with_classes(stream: Stream, train: Sequence[Any], test: Sequence[Any], names: Sequence[str]) -> Stream:
+    """The tasks of a stream as such that bring the labels of their training rows.
 
     Args:
-        named: a name and the splits of each, which have the same columns.
-        test: the split to score on.
+        train, test: label numbers of all rows.
+        names: of the labels.
 
     Raises:
-        DataError: there is none, one has no such split, or their columns differ.
+        DataError: rows with several labels, a label in two tasks, or one that a task is scored on and does not bring.
     """
-    if not named:
-        raise DataError("continual.stream: the stream is empty. Name the data of one task or more.")
-    rows: dict[str, list[tuple[int, ...]]] = {}
-    made: dict[str, Split] = {}
-    for split in ("train", test):
-        parts = []
-        for name, splits in named:
-            if split not in splits:
-                raise DataError(f"continual.stream: the data of task {name!r} has no {split} split.")
-            parts.append(splits[split])
-        made[split], rows[split] = _concatenated(parts, [name for name, _ in named])
-    tasks = [Part(name, rows["train"][n], rows[test][n]) for n, (name, _) in enumerate(named)]
-    return Splits(made, [note for _, splits in named for note in splits.notes]), Stream(
-        tuple(tasks), "domain"
-    )
+    _check_single(train, test)
+    where: dict[int, str] = {}
+    parts = []
+    for part in stream.parts:
+        own = tuple(sorted({int(train[row]) for row in part.train}))
+        for label in own:
+            if label in where:
+                raise DataError(
+                    f"continual.stream: the label {names[label]!r} is in task {where[label]!r} and in task {part.name!r}.\n"
+                    "  Where they are to be told apart: continual.stream.labels=own. Where tasks share them: continual.stream.labels=shared."
+                )
+            where[label] = part.name
+        for row in part.test:
+            if int(test[row]) not in own:
+                raise DataError(
+                    f"continual.stream: task {part.name!r} is scored on rows with the label {names[int(test[row])]!r}, which it does not bring."
+                )
+        parts.append(Part(part.name, part.train, part.test, own))
+    return Stream(tuple(parts), "class", tuple(int(n) for n in train))
 
 
-def _concatenated(parts: Sequence[Split], names: Sequence[str]) -> tuple[Split, list[tuple[int, ...]]]:
-    first, origins, rows, at = set(parts[0].rows.column_names), [], [], 0
-    tables: list[Table] = []
-    for name, part in zip(names, parts, strict=True):
-        if set(part.rows.column_names) != first:
-            raise DataError(
-                f"continual.stream: task {name!r} has the columns {', '.join(sorted(part.rows.column_names))}; "
-                f"{names[0]!r} has {', '.join(sorted(first))}."
-            )
-        origins.append(part.origin + np.array([len(tables), 0]))
-        tables += part.tables
-        rows.append(tuple(range(at, at + len(part))))
-        at += len(part)
-    joined_rows = datasets.concatenate_datasets([part.rows for part in parts])
-    return Split(joined_rows, tables, np.concatenate(origins)), rows
+def _check_single(*splits: Sequence[Any]) -> None:
+    if any(not isinstance(n, int | np.integer) for labels in splits for n in labels):
+        raise DataError(
+            "continual.stream: tasks that bring labels need one label for each row; here rows have several."
+        )

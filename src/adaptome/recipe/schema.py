@@ -142,6 +142,11 @@ class DataSection(Section):
         "text",
         "conll",
         "triples",
+        "fewrel",
+        "tacred",
+        "fewnerd",
+        "mentions",
+        "ace",
         "frames",
         "imagefolder",
         "audiofolder",
@@ -392,9 +397,9 @@ class StreamTask(Section):
 
 
 class StreamSection(Section):
-    """How tasks arrive: by labels of one data set, by the values of a column, or as data sets of their own."""
+    """How tasks arrive: by labels of one data set, by the values of a column, or as data sets or recipes of their own."""
 
-    by: Literal["labels", "column", "data"] = Field(description="what tells the tasks apart")
+    by: Literal["labels", "column", "data", "recipes"] = Field(description="what tells the tasks apart")
     size: int | None = Field(default=None, ge=1, description="of labels: how many a task")
     groups: list[list[str | int]] | None = Field(
         default=None, description="of labels: those of each task, in place of size"
@@ -408,16 +413,26 @@ class StreamSection(Section):
     tasks: list[StreamTask] = Field(
         default_factory=list, description="of data: each with its name and data section"
     )
+    recipes: list[str] = Field(
+        default_factory=list,
+        description="of recipes: files, or names of those that come with adaptome; the data of each is a task",
+    )
+    labels: Literal["shared", "disjoint", "own"] = Field(
+        default="shared",
+        description="of column, data, recipes: tasks share the labels; each brings labels that no other has; or labels of one name in two "
+        "tasks are two labels",
+    )
 
     @model_validator(mode="after")
     def _belongs(self) -> StreamSection:
-        own = {"labels": ("size", "groups", "overlap", "seed"), "column": ("column",), "data": ("tasks",)}
-        for by, keys in own.items():
-            for key in keys:
-                if by != self.by and getattr(self, key) != type(self).model_fields[key].get_default(
-                    call_default_factory=True
-                ):
-                    raise ValueError(f"{key} belongs to by={by}, and by is {self.by}")
+        own = {
+            "size": ("labels",), "groups": ("labels",), "overlap": ("labels",), "seed": ("labels",), "column": ("column",),
+            "tasks": ("data",), "recipes": ("recipes",), "labels": ("column", "data", "recipes"),
+        }  # fmt: skip
+        for key, where in own.items():
+            default = type(self).model_fields[key].get_default(call_default_factory=True)
+            if self.by not in where and getattr(self, key) != default:
+                raise ValueError(f"{key} belongs to by={' or '.join(where)}, and by is {self.by}")
         if self.by == "labels" and isinstance(self.order, list):
             raise ValueError("order is given or random; the labels of each task are written in groups")
         if self.by == "column" and self.column is None:
@@ -431,7 +446,7 @@ class StrategySection(OpenSection):
     """What is done about forgetting; further keys are the strategy's settings."""
 
     name: str = Field(
-        description="sequential, joint, replay, ewc, gem, a-gem, ogd, lwf, adapter-per-task, lae"
+        description="sequential, joint, replay, ewc, gem, a-gem, ogd, lwf, adapter-per-task, lae, conpet-static, conpet-dynamic"
     )
 
 
@@ -478,6 +493,16 @@ class Recipe(Section):
     continual: ContinualSection | None = Field(
         default=None, description="a stream of tasks and a strategy, for `adaptome continual`"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_of_the_stream(cls, given: Any) -> Any:
+        """A stream of data sets or recipes brings the data."""
+        section = given.get("continual") if isinstance(given, dict) else None
+        stream = section.get("stream") if isinstance(section, dict) else None
+        if isinstance(stream, dict) and stream.get("by") in ("data", "recipes"):
+            return {"data": {}, **given}
+        return given
 
     @model_validator(mode="after")
     def _frozen_from_somewhere(self) -> Recipe:

@@ -53,6 +53,7 @@ class Prepared:
     notes: what preparing changed, for the user to read.
     aside: the batch's columns that objectives and `Task.facts` read, and the model does not take.
     label_names: the batch's columns that `Task.metrics` gets as label_ids; None for what the model calls labels.
+    in_order: train on the rows as they stand, without shuffling them.
     """
 
     splits: dict[str, Any]
@@ -63,6 +64,7 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     aside: tuple[str, ...] = ()
     label_names: tuple[str, ...] | None = None
+    in_order: bool = False
 
     def __getitem__(self, split: str) -> Any:
         return self.splits[split]

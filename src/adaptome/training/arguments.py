@@ -62,7 +62,9 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
         "disable_tqdm": True,  # transformers' bar writes its logs to standard output
         "report_to": _trackers(training.report_to, folder),
     }
-    if training.length_grouping and prepared.length_column:
+    if prepared.in_order:
+        made["train_sampling_strategy"] = "sequential"
+    elif training.length_grouping and prepared.length_column:
         made |= {"train_sampling_strategy": "group_by_length", "length_column_name": prepared.length_column}
     if prepared.label_names is not None:
         made["label_names"] = list(prepared.label_names)

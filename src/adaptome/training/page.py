@@ -10,6 +10,7 @@ from typing import Any
 
 from adaptome.core.errors import TrainingError
 from adaptome.report import Bars, Curves, Report, logged, points, smooth
+from adaptome.report.streams import stream_section
 from adaptome.training.examples import Example, read_examples
 from adaptome.training.folder import METRICS, RECIPE, REPORT, SCORES, STAGES
 
@@ -93,6 +94,8 @@ def page(runs: Sequence[Finished], title: str) -> Report:
         notes = [f"{run.label}: {note}" if len(runs) > 1 else note for note in run.result["notes"]]
         for note in notes:
             report.text(f"Note: {note}")
+    for run in runs:
+        stream_section(report, run.result, run.label if len(runs) > 1 else "")
     _training(report, runs)
     _trust(report, runs)
     for run in runs:

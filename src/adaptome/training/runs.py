@@ -48,6 +48,7 @@ from adaptome.training.folder import (
 from adaptome.training.memory import PeakMemory
 from adaptome.training.objectives import assembled
 from adaptome.training.page import write_report
+from adaptome.training.predicting import predict_by_strategy, run_of, scored_rows
 from adaptome.training.predictions import predictions_on, write_predictions
 from adaptome.training.progress import Progress
 from adaptome.training.resuming import changed_settings, write_data
@@ -208,7 +209,7 @@ def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     """The model of a finished run with its adapters, its task and its processor.
 
     Args:
-        folder: the run's output folder.
+        folder: the run's output folder; of a stream's run also a task's, for the run as it was after that task.
         overrides: changes to its recipe, e.g. ["task.num_beams=4"]; the labels stay those it was trained with.
 
     Raises:
@@ -216,7 +217,7 @@ def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
         RecipeError: a change that is not valid, or to another task.
         CheckpointError: the adapter cannot be used.
     """
-    folder = last_stage(Path(folder))
+    folder, at = run_of(last_stage(Path(folder)))
     missing = [name for name in (RECIPE, TASK, ADAPTER) if not (folder / name).exists()]
     if missing:
         raise TrainingError(
@@ -231,6 +232,8 @@ def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     processor = task.load_processor(spec(recipe))
     model, _, _ = base_model(recipe, task, processor)
     load_adapters(folder / ADAPTER, recipe, model)
+    if recipe.continual is not None:
+        predict_by_strategy(folder, at, recipe, task, model)
     model.eval()
     if recipe.training.device == "auto" and torch.cuda.is_available():
         model.to("cuda")
@@ -247,9 +250,13 @@ def evaluate(folder: str | Path, split: str | None = None, overrides: Sequence[s
     """
     loaded = load_run(folder, overrides)
     recipe = loaded.recipe
-    splits = read(recipe, loaded.task)
-    data = loaded.task.prepare(splits, loaded.processor)
-    chosen = split or final_split(recipe, data)
+    if recipe.continual is None:
+        splits = read(recipe, loaded.task)
+        data = loaded.task.prepare(splits, loaded.processor)
+        chosen = split or final_split(recipe, data)
+    else:
+        place = last_stage(Path(folder))
+        splits, data, chosen = scored_rows(place, recipe, loaded.task, loaded.processor, split)
     if chosen is None or data.get(chosen) is None:
         there = ", ".join(data.splits)
         raise RecipeError(

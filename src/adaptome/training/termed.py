@@ -60,6 +60,11 @@ class TermedTrainer(StoredAdapters):
         finally:
             self._extras = {}
 
+    def _set_signature_columns_if_needed(self) -> None:
+        """The Trainer's, with the columns that stand aside, which it would take for unused."""
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*(self._signature_columns or ()), *self.aside]))
+
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The Trainer's, on what the model takes of the batch."""
         watching = self.terms.watching() if self.terms is not None else nullcontext()
@@ -76,7 +81,7 @@ class TermedTrainer(StoredAdapters):
         """A batch of examples, as training makes it, on the model's device."""
         if self.args.remove_unused_columns:
             self._set_signature_columns_if_needed()
-            kept = {*(self._signature_columns or ()), *self.aside}
+            kept = set(self._signature_columns or ())
             rows = [{k: v for k, v in row.items() if k in kept} for row in rows]
         return dict(self._prepare_inputs(self.data_collator(rows)))
 

@@ -10,7 +10,7 @@ own factors (lora and prefix-tuning: train_scale; adapters: scale=learned). Gao 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -20,13 +20,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
 from adaptome.continual.loop import Loop, masked
-from adaptome.continual.strategy import Strategy, StrategySettings, register_strategy
+from adaptome.continual.strategy import Again, Strategy, StrategySettings, register_strategy
 from adaptome.continual.stream import Stream
 from adaptome.core.errors import RecipeError
 
 
 class LAESettings(StrategySettings):
-    classes: Literal["seen", "present"] = Field(default="present", description="labels of the cross-entropy")
+    classes: Literal["seen", "present", "all"] = Field(
+        default="present", description="labels of the cross-entropy"
+    )
     decay: float = Field(default=0.9999, ge=0, lt=1, description="eta; 0.99 for runs of some hundred steps")
     freeze: float = Field(
         default=0.6, ge=0, lt=1, description="share of a later task's steps that train the head alone"
@@ -71,7 +73,7 @@ class LAE(Strategy):
     def callbacks(self, loop: Loop) -> list[Any]:
         return [_Course(self, loop)] if loop.at else []
 
-    def logits(self, loop: Loop, outputs: Any, again: Callable[[Mapping[str, Tensor]], Any]) -> Tensor:
+    def logits(self, loop: Loop, outputs: Any, again: Again, part: int | None = None) -> Tensor:
         online = masked(outputs["logits"], loop.seen)
         if not self.offline or self.settings.experts == "online":
             return online

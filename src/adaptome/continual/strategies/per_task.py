@@ -5,14 +5,13 @@ Nothing is forgotten, and nothing is shared: what another strategy reaches with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from adaptome.continual.loop import Loop
-from adaptome.continual.strategy import Strategy, StrategySettings, register_strategy
+from adaptome.continual.loop import Loop, masked
+from adaptome.continual.strategy import Again, Strategy, StrategySettings, register_strategy
 
 
 @register_strategy("adapter-per-task")
@@ -34,14 +33,12 @@ class PerTask(Strategy):
     def end(self, loop: Loop) -> None:
         self.tasks.append(loop.values())
 
-    @contextmanager
-    def scoring(self, loop: Loop, part: int) -> Iterator[None]:
-        now = loop.values()
+    def place(self, loop: Loop, part: int) -> None:
         loop.put(self.tasks[part])
-        try:
-            yield
-        finally:
-            loop.put(now)
+
+    def logits(self, loop: Loop, outputs: Any, again: Again, part: int | None = None) -> Tensor:
+        logits: Tensor = outputs["logits"]
+        return logits if part is None else masked(logits, loop.stream.parts[part].classes)
 
     def state(self) -> dict[str, Any]:
         return {"start": self.start, "tasks": self.tasks}
