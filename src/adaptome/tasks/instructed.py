@@ -52,6 +52,7 @@ class Instructed(Task):
     options: InstructedOptions
     later_options = ("max_new_tokens", "num_beams")
     greater_is_better = False
+    ahead = 1
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):
         super().__init__(options, labels)
