@@ -79,14 +79,13 @@ class KnowledgeExtraction(Task):
         tokenizer = load_tokenizer(model)
         if not tokenizer.is_fast:
             raise RecipeError("knowledge-extraction needs a tokenizer that tells offsets (a fast one).")
-        known = tokenizer.get_vocab()
-        for token in (self._mask(tokenizer), *(self._markers(tokenizer))):
-            if token not in known:
+        single = [self._mask(tokenizer), *self._markers(tokenizer)]
+        for token in single:
+            if not _known(tokenizer, token):
                 raise RecipeError(
-                    f"the tokenizer has no token {token!r}.{did_you_mean(token, list(known))}\n"
+                    f"the tokenizer has no token {token!r}.{did_you_mean(token, list(tokenizer.get_vocab()))}\n"
                     "  Name tokens that it has: task.mask_token, task.markers."
                 )
-        single = [self._mask(tokenizer), *self._markers(tokenizer)]
         tokenizer.add_tokens(single, special_tokens=True)  # in the vocabulary already: they are not cut up any more
         return tokenizer
 
@@ -96,8 +95,7 @@ class KnowledgeExtraction(Task):
     def _markers(self, tokenizer: Any) -> Sequence[str]:
         if self.options.markers is not None:
             return self.options.markers
-        known = tokenizer.get_vocab()
-        return next((spare for spare in SPARE if all(token in known for token in spare)), SPARE[0])
+        return next((spare for spare in SPARE if all(_known(tokenizer, token) for token in spare)), SPARE[0])
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 
@@ -259,6 +257,11 @@ class KnowledgeExtraction(Task):
 
 
 _COLUMNS = {"relation": ("head", "tail"), "type": ("mention",)}
+
+
+def _known(tokenizer: Any, token: str) -> bool:
+    found = tokenizer.convert_tokens_to_ids(token)
+    return found is not None and (found != tokenizer.unk_token_id or token == tokenizer.unk_token)
 
 
 def _kind(splits: Splits) -> str:
