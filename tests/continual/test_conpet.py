@@ -59,7 +59,8 @@ def learned(model, tasks=TASKS, **settings):
     """A strategy that went through so many tasks, each phase of which moved everything."""
     strategy, loop = get_strategy("conpet-dynamic", **settings), loop_of(model)
     for loop.at in range(tasks):
-        for loop.phase in strategy.phases(loop):
+        phases = strategy.phases(loop)
+        for loop.phase in phases:
             strategy.begin(loop)
             jitter(model)
             strategy.end(loop)
@@ -70,7 +71,7 @@ def learned(model, tasks=TASKS, **settings):
 
 
 def test_old_tasks_are_drawn_alike_however_large_they_are():
-    old = [list(range(0, 5)), list(range(5, 500)), list(range(500, 540))]
+    old = [list(range(5)), list(range(5, 500)), list(range(500, 540))]
     new = list(range(1000, 1030))
     made = np.array(mixed(new, old, 8, 2500, 1.0, np.random.default_rng(0))).reshape(2500, 8)
     assert ((made >= 1000).sum(1) == 4).all()  # half and half in every batch
@@ -86,9 +87,7 @@ def test_new_rows_come_again_where_they_are_too_few():
     assert ((made == 7).sum(1) == 4).all() and ((made == 1).sum(1) == 2).all()
 
 
-@pytest.mark.parametrize(
-    "limit, counts", [("constant", [10, 10]), ("growing", [20, 30]), ("none", [5, 8])]
-)
+@pytest.mark.parametrize("limit, counts", [("constant", [10, 10]), ("growing", [20, 30]), ("none", [5, 8])])
 def test_the_number_of_batches(limit, counts):
     strategy = get_strategy("conpet-static", batches=10, limit=limit)
     loop = loop_of(Model(), epochs=2.0)
@@ -127,7 +126,8 @@ def test_a_selector_begins_as_the_one_before_with_a_row_more():
     strategy, loop = get_strategy("conpet-dynamic"), loop_of(model)
     assert strategy.phases(loop) == ("module",)
     for loop.at in range(TASKS):
-        for loop.phase in strategy.phases(loop):
+        phases = strategy.phases(loop)
+        for loop.phase in phases:
             before = {k: v.clone() for k, v in strategy.selector.items()}
             strategy.begin(loop)
             if loop.phase == "selector" and loop.at == 1:

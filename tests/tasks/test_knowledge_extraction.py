@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.data.splits import Splits, Table, to_split
 from adaptome.tasks import get_task, task_from_dict
-from adaptome.tasks.knowledge_extraction import CueCollator, label_words
+from adaptome.tasks.clozes import CueCollator
+from adaptome.tasks.knowledge_extraction import label_words
 from tests.tasks.tiny import small, spec
 
 WORDS = "anna lives in paris".split()
