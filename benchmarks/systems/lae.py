@@ -56,9 +56,7 @@ def measure(seed: int, folder: Path) -> dict[str, float]:
         "sequential": varied(stream, folder / "sequential", continual=sequential),
         "frozen encoder": varied(stream, folder / "frozen", methods=["linear-probe"]),
     }
-    found = {
-        name: run_continual(one, callbacks=[]).metrics["class_whole"] for name, one in rows.items()
-    }
+    found = {name: run_continual(one, callbacks=[]).metrics["class_whole"] for name, one in rows.items()}
     splits = load_splits("made:glyphs", split_seed=seed)
     parts = {}
     for name in ("train", "test"):

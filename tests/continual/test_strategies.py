@@ -219,6 +219,14 @@ def test_adapters_rest_for_the_first_share_of_later_tasks():
     assert model.body.weight.requires_grad
 
 
+def test_a_head_alone_has_no_second_expert():
+    model = nn.Module()
+    model.head = nn.Linear(4, 4)
+    loop, strategy = loop_of(model, heads=("head.weight", "head.bias"), at=1), get_strategy("lae")
+    strategy.begin(loop)
+    assert strategy.callbacks(loop) == [] and not strategy.several
+
+
 def test_the_surer_expert_wins():
     online, offline = (
         torch.tensor([[2.0, 0.0, 0.1], [0.0, 0.0, 5.0]]),

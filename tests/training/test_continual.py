@@ -6,12 +6,14 @@ import signal
 
 import pytest
 import torch
+import yaml
 from transformers import TrainerCallback
 
 import adaptome as ad
-from adaptome.core.errors import RecipeError, TrainingError
+from adaptome.core.errors import DataError, MergeError, RecipeError, TrainingError
+from adaptome.data.makers import make
 from adaptome.recipe import load_recipe
-from adaptome.training import run, run_continual
+from adaptome.training import evaluate, load_run, predict, run, run_continual
 from tests.training.killable import KILLED, server
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -39,26 +41,26 @@ def recipe_of(folder, strategy, **training):
 
 
 class Death(TrainerCallback):
-    """Kills the process at a step of the second round; at step 0 while the round is being closed."""
+    """Kills the process at a step of a run of the Trainer; at step 0 when it ends."""
 
-    def __init__(self, step):
-        self.step, self.rounds = step, 0
+    def __init__(self, run, step):
+        self.run, self.step, self.runs = run, step, 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.rounds += 1
+        self.runs += 1
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.rounds == 2 and state.global_step == self.step:
+        if self.runs == self.run and state.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self.rounds == 2 and self.step == 0:
+        if self.runs == self.run and self.step == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def doomed(folder, strategy, step):
+def doomed(folder, strategy, run, step):
     torch.set_num_threads(1)
-    run_continual(recipe_of(folder, strategy), [Death(step)])
+    run_continual(recipe_of(folder, strategy), [Death(run, step)])
 
 
 def outcome(folder):
@@ -74,13 +76,25 @@ def outcome(folder):
     )
 
 
+DYNAMIC = {"name": "conpet-dynamic", "batches": 3}
+
+
 @pytest.mark.parametrize(
-    "strategy, step", [({"name": "lae", "decay": 0.9}, 5), ({"name": "ewc", "samples": 3}, 0)]
+    "strategy, run, step",
+    [
+        ({"name": "lae", "decay": 0.9}, 2, 5),
+        pytest.param({"name": "ewc", "samples": 3}, 2, 0, marks=pytest.mark.slow),
+        (DYNAMIC, 3, 5),  # while the second task's module is being trained
+        pytest.param(DYNAMIC, 2, 5, marks=pytest.mark.slow),  # its selector
+        pytest.param(DYNAMIC, 3, 0, marks=pytest.mark.slow),
+        pytest.param({**DYNAMIC, "active": 2}, 2, 5, marks=pytest.mark.slow),
+        pytest.param({"name": "conpet-static", "batches": 3}, 2, 5, marks=pytest.mark.slow),
+    ],
 )
-def test_a_killed_stream_goes_on_to_the_same_bits(tmp_path, strategy, step):
+def test_a_killed_stream_goes_on_to_the_same_bits(tmp_path, strategy, run, step):
     torch.set_num_threads(1)
     run_continual(recipe_of(tmp_path / "whole", strategy), [])
-    process = server.Process(target=doomed, args=(tmp_path / "cut", strategy, step))
+    process = server.Process(target=doomed, args=(tmp_path / "cut", strategy, run, step))
     process.start()
     process.join()
     assert process.exitcode == KILLED
@@ -95,7 +109,97 @@ def test_a_killed_stream_goes_on_to_the_same_bits(tmp_path, strategy, step):
     run_continual(recipe_of(tmp_path / "cut", strategy, resume=True), [])
     whole, cut = outcome(tmp_path / "whole"), outcome(tmp_path / "cut")
     assert whole[1] and whole == cut
-    assert "<svg" in (tmp_path / "cut" / "report.html").read_text()
+    page = (tmp_path / "cut" / "report.html").read_text()
+    assert "class-incremental" in page and "accuracy after each task" in page and "<svg" in page
+    assert not list((tmp_path / "cut").glob("*/selector")) and not list((tmp_path / "cut").glob("*/checkpoints"))  # fmt: skip
+
+
+# -- a finished run is used as its strategy predicts --------------------------------------------------------------------
+
+
+def test_lae_predicts_by_the_surer_of_both_adapters(tmp_path):
+    made = run_continual(recipe_of(tmp_path, {"name": "lae", "decay": 0.5, "freeze": 0.0}), [])
+    images = make("made:glyphs", 0)["test"].columns["image"][:12]
+    loaded = {how: load_run(tmp_path, [f"continual.strategy.experts={how}"]) for how in ("both", "online", "offline")}  # fmt: skip
+    scores = {
+        how: torch.tensor(
+            [list(one["scores"].values()) for one in run.task.predict(run.model, run.processor, images)]
+        )
+        for how, run in loaded.items()
+    }
+    assert not torch.allclose(scores["online"], scores["offline"])
+    both = torch.maximum(
+        scores["online"], scores["offline"]
+    )  # element by element; predict shows their shares
+    torch.testing.assert_close(scores["both"], both / both.sum(1, keepdim=True))
+    assert evaluate(tmp_path)["accuracy"] == pytest.approx(made.metrics["class_whole"])
+    assert evaluate(tmp_path / "1-task-1")["accuracy"] == pytest.approx(made.continual["whole"][0])
+    assert predict(tmp_path, images)[0]["label"] == loaded["both"].task.predict(
+        loaded["both"].model, loaded["both"].processor, images
+    )[0]["label"]  # fmt: skip
+
+
+def test_conpet_predicts_by_the_modules_that_its_selector_chooses(tmp_path):
+    made = run_continual(recipe_of(tmp_path, DYNAMIC), [])
+    assert evaluate(tmp_path)["accuracy"] == pytest.approx(made.metrics["class_whole"])
+    assert evaluate(tmp_path / "1-task-1")["accuracy"] == pytest.approx(made.continual["whole"][0])
+    assert made.continual["steps"] == [6, 12]  # a selector and a module
+    with pytest.raises(MergeError, match="answers with several sets of adapters"):
+        load_run(tmp_path, single=True)
+    load_run(tmp_path / "1-task-1", single=True)
+    images = make("made:glyphs", 0)["test"].columns["image"][:12]
+    for one in predict(tmp_path, images):
+        assert sum(share > 1e-30 for share in one["scores"].values()) == 10  # one module's labels
+    told = json.loads((tmp_path / "metrics.json").read_text())["history"]
+    steps = [entry["step"] for entry in told]
+    assert steps == sorted(steps) and steps[-1] == 18
+
+
+def test_a_run_with_adapters_of_single_tasks_must_be_told_the_task(tmp_path):
+    made = run_continual(recipe_of(tmp_path, "adapter-per-task"), [])
+    with pytest.raises(RecipeError, match="must be told which task"):
+        load_run(tmp_path)
+    for number in (1, 2):
+        found = evaluate(tmp_path / f"{number}-task-{number}")["accuracy"]
+        assert found == pytest.approx(made.continual["matrices"]["task"][1][number - 1])
+
+
+# -- streams of recipes -------------------------------------------------------------------------------------------------
+
+
+def streamed(tmp_path, labels, kind="image-classification", names=("one", "two")):
+    files = []
+    for seed, name in enumerate(names):
+        own = recipe_of(tmp_path / name, "sequential").model_dump(mode="json", exclude_defaults=True)
+        own |= {"data": {"name": "made:glyphs", "split_seed": seed, "limit": 30}, "task": kind}
+        del own["continual"]
+        files.append(tmp_path / f"{name}.yaml")
+        files[-1].write_text(yaml.safe_dump(own))
+    content = recipe_of(tmp_path / f"run-{labels}", "sequential", max_steps=2).model_dump(mode="json", exclude_defaults=True)  # fmt: skip
+    stream = {"by": "recipes", "recipes": [str(file) for file in files], "labels": labels}
+    del content["data"]
+    return load_recipe({**content, "continual": {"stream": stream, "strategy": "sequential"}})
+
+
+def test_recipes_as_tasks_that_share_their_labels_or_have_their_own(tmp_path):
+    made = run_continual(streamed(tmp_path, "shared"), [])
+    assert set(made.continual["matrices"]) == {"domain"} and made.continual["tasks"] == ["one", "two"]
+    assert evaluate(tmp_path / "run-shared")["accuracy"] == pytest.approx(made.metrics["domain_average"])
+    made = run_continual(streamed(tmp_path, "own"), [])
+    assert set(made.continual["matrices"]) == {"class", "task"}
+    assert [len(classes) for classes in made.continual["classes"]] == [20, 20]
+    assert made.continual["classes"][1][0] == "two: sign 00"
+    with pytest.raises(DataError, match="label 'sign 00' is in task 'one' and in task 'two'"):
+        run_continual(streamed(tmp_path, "disjoint"), [])
+
+
+def test_recipes_that_are_no_tasks_of_the_stream(tmp_path):
+    with pytest.raises(RecipeError, match="is of the task text-classification, the stream's is image-classification"):  # fmt: skip
+        run_continual(streamed(tmp_path, "shared", kind="text-classification"), [])
+    with pytest.raises(DataError, match="the stream is empty"):
+        run_continual(streamed(tmp_path, "shared", names=()), [])
+    with pytest.raises(DataError, match="two tasks are called 'one'"):
+        run_continual(streamed(tmp_path, "shared", names=("one", "one")), [])
 
 
 def test_heads_of_other_tasks_and_resting_adapters_keep_their_bits(tmp_path):

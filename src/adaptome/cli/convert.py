@@ -108,7 +108,7 @@ def _opened(
     if (adapter / "recipe.yaml").is_file():
         from adaptome.training import calibration, load_run
 
-        loaded = load_run(adapter)
+        loaded = load_run(adapter, single=True)
         return loaded.model, ad.active(loaded.model)[0], calibration(loaded, count) if count else None
     from adaptome.interop.opened import open_adapter
 

@@ -96,5 +96,5 @@ def _opened(adapter: Path, base: str | None) -> tuple[Any, Any]:
         return opened.model, opened.processor
     from adaptome.training import load_run
 
-    loaded = load_run(adapter)
+    loaded = load_run(adapter, single=True)
     return loaded.model, loaded.processor

@@ -46,6 +46,11 @@ class Strategy:
     def __init__(self, settings: StrategySettings):
         self.settings: Any = settings
 
+    @property
+    def several(self) -> bool:
+        """Whether answers come of several values of what trains, so that no one set of weights gives them."""
+        return False
+
     def check(self, stream: Stream, training: Any) -> None:
         """Refuse a stream or a recipe's `training` section that does not go with it."""
 

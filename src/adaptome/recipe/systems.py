@@ -56,7 +56,7 @@ class System:
         told = [recipe.about() for recipe in recipes.values()]
         demos = [name for name in recipes if name.endswith("-demo")]
         methods = list(dict.fromkeys([*self.own, *(m for one in told for m in one["methods"])]))
-        offline = [*(f"adaptome train {name}" for name in demos), *([f"python {self.claim}"] if self.claim else [])]  # fmt: skip
+        offline = [*(f"adaptome {one['command']} {one['name']}" for one in told if one["name"] in demos), *([f"python {self.claim}"] if self.claim else [])]  # fmt: skip
         return {
             "name": self.name,
             "title": self.title,

@@ -48,6 +48,4 @@ def stream_section(report: Report, result: Mapping[str, Any], label: str = "") -
 
 def _spec(matrix: list[list[float | None]]) -> str:
     """How values are written: shares in percent."""
-    return (
-        ".0%" if all(0 <= value <= 1 for row in matrix for value in row if value is not None) else ".3g"
-    )
+    return ".0%" if all(0 <= value <= 1 for row in matrix for value in row if value is not None) else ".3g"

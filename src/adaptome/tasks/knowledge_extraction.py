@@ -10,10 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from adaptome.core.errors import DataError, RecipeError, did_you_mean
+from adaptome.core.errors import DataError, RecipeError
 from adaptome.data.readers.knowledge import marked_words
 from adaptome.data.splits import Split, Splits
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, argmax, register_task
+from adaptome.tasks.clozes import Cloze, CueCollator
 from adaptome.tasks.inference import chunks, labelled
 from adaptome.tasks.labels import labels_of_train, numbers
 from adaptome.tasks.lengths import cut_note
@@ -24,13 +25,6 @@ from adaptome.tasks.scores import Scores, softmax_scores
 
 #: an entity's column and its mark in what `predict` takes
 MARKS = {"h": "head", "t": "tail", "m": "mention"}
-PROMPTS = {
-    "relation": "In this sentence, {tail} is the {mask} of {head}.",
-    "type": "In this sentence, {mention} is a {mask}.",
-}
-#: tokens that vocabularies have to spare, for marks around entities: BERT's, and LLaMA's for bytes that no text has
-SPARE = (tuple(f"[unused{n}]" for n in range(1, 5)), tuple(f"<0x0{n}>" for n in range(1, 5)))
-SPARE_MASK = "<0x05>"
 
 
 class KnowledgeExtractionOptions(TaskOptions):
@@ -79,25 +73,12 @@ class KnowledgeExtraction(Task):
         tokenizer = load_tokenizer(model)
         if not tokenizer.is_fast:
             raise RecipeError("knowledge-extraction needs a tokenizer that tells offsets (a fast one).")
-        known = tokenizer.get_vocab()
-        for token in (self._mask(tokenizer), *(self._markers(tokenizer))):
-            if token not in known:
-                raise RecipeError(
-                    f"the tokenizer has no token {token!r}.{did_you_mean(token, list(known))}\n"
-                    "  Name tokens that it has: task.mask_token, task.markers."
-                )
-        single = [self._mask(tokenizer), *self._markers(tokenizer)]
-        tokenizer.add_tokens(single, special_tokens=True)  # in the vocabulary already: they are not cut up any more
+        self._cloze(tokenizer).register(tokenizer)
         return tokenizer
 
-    def _mask(self, tokenizer: Any) -> str:
-        return self.options.mask_token or tokenizer.mask_token or SPARE_MASK
-
-    def _markers(self, tokenizer: Any) -> Sequence[str]:
-        if self.options.markers is not None:
-            return self.options.markers
-        known = tokenizer.get_vocab()
-        return next((spare for spare in SPARE if all(token in known for token in spare)), SPARE[0])
+    def _cloze(self, tokenizer: Any) -> Cloze:
+        asked = self.options
+        return Cloze.of(tokenizer, asked.mask_token, asked.markers, asked.prompt)
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 
@@ -119,70 +100,16 @@ class KnowledgeExtraction(Task):
 
         rows = split.rows.with_format(None)
         columns = {name: rows[name] for name in ("tokens", *_COLUMNS[kind])}
-        texts = []
+        cloze, texts = self._cloze(processor), []
         for number in range(len(split)):
             spans = {name: columns[name][number] for name in _COLUMNS[kind]}
             if isinstance(targets[number], list):
                 raise DataError(f"{split.where(number)}: a row has one label here, and this one has a list.")
-            texts.append(self.written(columns["tokens"][number], spans, processor, split.where(number)))
-        encoded, cut = self._encoded(texts, processor)
+            texts.append(cloze.written(columns["tokens"][number], spans, split.where(number)))
+        encoded, cut = cloze.encoded(texts, processor, self._length(processor))
         encoded["labels"] = targets
         encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
         return datasets.Dataset.from_dict(encoded), cut
-
-    def written(self, tokens: Sequence[str], spans: Mapping[str, Sequence[Sequence[int]]], processor: Any, where: str) -> tuple[str, str]:  # fmt: skip
-        """The sentence with marks, and its cloze.
-
-        Args:
-            spans: column -> places [first, end) of the entity; the cloze names it as it stands in the first.
-
-        Raises:
-            DataError: an entity without a place. RecipeError: the cloze cannot be filled.
-        """
-        marks = self._markers(processor)
-        opening: dict[int, list[str]] = {}
-        closing: dict[int, list[str]] = {}
-        names = {"mask": self._mask(processor)}
-        for name, places in spans.items():
-            if not places:
-                raise DataError(f"{where}: {name} has no place in the sentence.")
-            pair = marks[2:] if name == "tail" else marks[:2]
-            for first, end in places:
-                opening.setdefault(first, []).append(pair[0])
-                closing.setdefault(end, []).append(pair[1])
-            names[name] = " ".join(tokens[places[0][0] : places[0][1]])
-        words: list[str] = []
-        for at in range(len(tokens) + 1):
-            words += [*closing.get(at, ()), *opening.get(at, ())]
-            words += [tokens[at]] if at < len(tokens) else []
-        prompt = self.options.prompt or PROMPTS["type" if "mention" in spans else "relation"]
-        try:
-            cloze = prompt.format(**names)
-        except (KeyError, IndexError, ValueError) as error:
-            raise RecipeError(f"task.prompt={prompt!r}: {error} is none of {', '.join(names)}.") from error
-        if names["mask"] not in cloze:
-            raise RecipeError(f"task.prompt={prompt!r} has no {{mask}}.")
-        return " ".join(words), cloze
-
-    def _encoded(self, texts: Sequence[tuple[str, str]], processor: Any) -> tuple[dict[str, Any], int]:
-        """Token numbers and the mask's place of each text, and how many were cut; what is cut is the end of the sentence."""
-        limit, mask = self._length(processor), processor.convert_tokens_to_ids(self._mask(processor))
-        read = processor([f"{sentence} {cloze}" for sentence, cloze in texts], return_offsets_mapping=True)
-        made: dict[str, Any] = {"input_ids": [], "cue": []}
-        cut = 0
-        for ids, offsets, (sentence, cloze) in zip(
-            read["input_ids"], read["offset_mapping"], texts, strict=True
-        ):
-            begins = next(i for i, (_, end) in enumerate(offsets) if end > len(sentence) + 1)
-            if (more := len(ids) - limit) > 0:
-                cut += 1
-                if more >= begins:
-                    raise DataError(f"task.max_length={limit}: the cloze {cloze!r} alone has more tokens.")
-                ids = [*ids[: begins - more], *ids[begins:]]
-                begins -= more
-            made["input_ids"].append(ids)
-            made["cue"].append(begins + ids[begins:].index(mask))
-        return made, cut
 
     def _length(self, processor: Any) -> int:
         return min(self.options.max_length, processor.model_max_length)
@@ -243,7 +170,7 @@ class KnowledgeExtraction(Task):
 
         Returns a list of {"label", "score", "scores"}.
         """
-        texts = []
+        cloze, texts = self._cloze(processor), []
         for one in inputs:
             try:
                 tokens, spans = marked_words(one, MARKS)
@@ -251,8 +178,8 @@ class KnowledgeExtraction(Task):
                 raise DataError(f"{one!r}: {error}.") from error
             if set(spans) not in ({"head", "tail"}, {"mention"}):
                 raise DataError(f"{one!r}: mark the entities, <h>...</h> and <t>...</t>, or <m>...</m>.")
-            texts.append(self.written(tokens, spans, processor, repr(one)))
-        encoded, _ = self._encoded(texts, processor)
+            texts.append(cloze.written(tokens, spans, repr(one)))
+        encoded, _ = cloze.encoded(texts, processor, self._length(processor))
         rows = [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
         collate = CueCollator(processor.pad_token_id or 0)
         return labelled(model, (collate(part) for part in chunks(rows, batch_size)), self.labels or [])
@@ -282,25 +209,6 @@ def label_words(label: str) -> str:
     ('person political figure', 'per city of birth')
     """
     return " ".join("".join(c if c.isalnum() else " " for c in label).split()) or label
-
-
-class CueCollator:
-    """Rows with `input_ids`, `cue` and perhaps `labels` -> input_ids and attention_mask [batch, length], padded at the end, cue [batch]."""
-
-    def __init__(self, pad: int):
-        self.pad = pad
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        longest = max(len(row["input_ids"]) for row in rows)
-        ids = torch.full((len(rows), longest), self.pad)
-        mask = torch.zeros_like(ids)
-        for n, row in enumerate(rows):
-            size = len(row["input_ids"])
-            ids[n, :size], mask[n, :size] = torch.tensor(row["input_ids"]), 1
-        batch = {"input_ids": ids, "attention_mask": mask, "cue": torch.tensor([row["cue"] for row in rows])}
-        if "labels" in rows[0]:
-            batch["labels"] = torch.tensor([row["labels"] for row in rows])
-        return batch
 
 
 class MaskClassifier(EncoderClassifier):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def run_continual(
     strategy = _strategy(recipe)
     _check_folder(recipe, folder)
     if recipe.start is not None and recipe.start.how == "merged":
-        write_merged(Path(recipe.start.run), load_run)
+        write_merged(Path(recipe.start.run), partial(load_run, single=True))
     learning = Learning(recipe, strategy, [Progress()] if callbacks is None else list(callbacks))
     _make_room(recipe, folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adaptome.continual import Part, Strategy, Stream, get_strategy
 from adaptome.continual.loop import Loop, as_of, subset
-from adaptome.core.errors import RecipeError, TrainingError
+from adaptome.core.errors import MergeError, RecipeError, TrainingError
 from adaptome.core.files import write_atomic
 from adaptome.data import Splits
 from adaptome.recipe import Recipe
@@ -99,7 +99,9 @@ def _names(folder: Path) -> list[str]:
     return [one["name"] for one in _told(folder)["rounds"]]
 
 
-def predict_by_strategy(folder: Path, at: str | None, recipe: Recipe, task: Task, model: nn.Module) -> None:
+def predict_by_strategy(
+    folder: Path, at: str | None, recipe: Recipe, task: Task, model: nn.Module, single: bool = False
+) -> None:
     """Let a run's model predict as its strategy does, from here on.
 
     Args:
@@ -107,9 +109,11 @@ def predict_by_strategy(folder: Path, at: str | None, recipe: Recipe, task: Task
         at: the round after which it is taken; None for the last.
         recipe: its own.
         model: with the recipe's adapters.
+        single: it is to be one set of weights.
 
     Raises:
         TrainingError: the run was not finished.
+        MergeError: it must be one set of weights, and the strategy answers with several.
         RecipeError: the strategy must be told the task.
     """
     assert recipe.continual is not None
@@ -124,6 +128,11 @@ def predict_by_strategy(folder: Path, at: str | None, recipe: Recipe, task: Task
     after = folder / names[number] / AFTER
     restore_adapters(model, after / "adapters")
     strategy.restore(read_state(after, STRATEGY))
+    if single and strategy.several:
+        raise MergeError(
+            f"the run in {folder} answers with several sets of adapters (continual.strategy.name={strategy.name}), which no one set of weights "
+            "stands for.\n  Use the run itself (`adaptome predict`), or learn the stream with a strategy of one, such as replay."
+        )
     parts = tuple(Part(one["name"], (), (), tuple(one["classes"])) for one in told["parts"])
     rounds = [tuple(one["parts"]) for one in told["rounds"]]
     loop = Loop(

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     check_room(recipe, folder)
     peak = PeakMemory()
     if recipe.start is not None and recipe.start.how == "merged":
-        write_merged(Path(recipe.start.run), load_run)
+        write_merged(Path(recipe.start.run), partial(load_run, single=True))
     task, processor, splits, data = prepared(recipe)
     if data.get("train") is None:
         raise RecipeError("the data has no train split: give data.train, or a data set that has one.")
@@ -205,12 +206,13 @@ def plans(recipe: Recipe, sections: Sequence[MethodSection]) -> list[Plan]:
     return [planned(recipe, task, model, section, also) for section in sections]
 
 
-def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+def load_run(folder: str | Path, overrides: Sequence[str] = (), single: bool = False) -> Loaded:
     """The model of a finished run with its adapters, its task and its processor.
 
     Args:
         folder: the run's output folder; of a stream's run also a task's, for the run as it was after that task.
         overrides: changes to its recipe, e.g. ["task.num_beams=4"]; the labels stay those it was trained with.
+        single: refuse a stream's run that answers with several sets of adapters, for what takes the model's weights.
 
     Raises:
         TrainingError: the folder holds no finished run.
@@ -233,7 +235,7 @@ def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     model, _, _ = base_model(recipe, task, processor)
     load_adapters(folder / ADAPTER, recipe, model)
     if recipe.continual is not None:
-        predict_by_strategy(folder, at, recipe, task, model)
+        predict_by_strategy(folder, at, recipe, task, model, single)
     model.eval()
     if recipe.training.device == "auto" and torch.cuda.is_available():
         model.to("cuda")

@@ -87,10 +87,8 @@ def run_stages(
         output = stage.output.model_copy(
             update={"overwrite": stage.output.overwrite or (resume and not going_on)}
         )
-        carry_out = run if stage.continual is None else run_continual
-        results[name] = carry_out(
-            stage.model_copy(update={"training": training, "output": output}), callbacks
-        )
+        own = stage.model_copy(update={"training": training, "output": output})
+        results[name] = run(own, callbacks) if own.continual is None else run_continual(own, callbacks, tell)
     made = StagesResult(str(folder), results)
     write_atomic(folder / RECIPE, recipe.to_yaml(full=True))
     write_atomic(folder / STAGES, json.dumps(made.to_dict(), indent=1))

@@ -62,6 +62,10 @@ class ConPETDynamic(Sampling):
         #: row -> tasks by the present selector, greatest first; of training alone
         self.order: dict[int, list[int]] = {}
 
+    @property
+    def several(self) -> bool:
+        return len(self.modules) > 1
+
     def check(self, stream: Stream, training: Any) -> None:
         super().check(stream, training)
         brought = [c for part in stream.parts for c in part.classes]
@@ -95,7 +99,9 @@ class ConPETDynamic(Sampling):
             return Term(TaskCrossEntropy([p.classes for p in loop.stream.parts[: loop.at + 1]]))
         if loop.at == 0:
             return super().main(loop)
-        return Term(SelectedCrossEntropy(loop.seen, lambda outputs, batch: self.composed(loop, outputs, batch)))
+        return Term(
+            SelectedCrossEntropy(loop.seen, lambda outputs, batch: self.composed(loop, outputs, batch))
+        )
 
     def callbacks(self, loop: Loop) -> list[Any]:
         return [_Kept(self)] if loop.phase == MODULE and loop.at else []
@@ -176,7 +182,9 @@ class ConPETDynamic(Sampling):
             places = (chosen == task).any(1).nonzero().flatten()
             classes = list(loop.stream.parts[task].classes)
             found = again(self._module(loop, task), None if len(places) == len(out) else places)["logits"]
-            made[places.to(made.device)[:, None], torch.tensor(classes, device=made.device)] = found[:, classes]
+            made[places.to(made.device)[:, None], torch.tensor(classes, device=made.device)] = found[
+                :, classes
+            ]
         return made
 
     # -- values --------------------------------------------------------------------------------------------------------

@@ -48,6 +48,10 @@ class LAE(Strategy):
         #: values of the adapters, from the second task on
         self.offline: dict[str, Tensor] = {}
 
+    @property
+    def several(self) -> bool:
+        return self.settings.experts == "both" and bool(self.offline)
+
     def check(self, stream: Stream, training: Any) -> None:
         if stream.kind != "class":
             raise RecipeError("continual.strategy: lae needs a stream by labels: continual.stream.by=labels.")
@@ -71,7 +75,7 @@ class LAE(Strategy):
             self.offline = {k: v for k, v in loop.values().items() if k not in loop.heads}
 
     def callbacks(self, loop: Loop) -> list[Any]:
-        return [_Course(self, loop)] if loop.at else []
+        return [_Course(self, loop)] if loop.at and self.offline else []
 
     def logits(self, loop: Loop, outputs: Any, again: Again, part: int | None = None) -> Tensor:
         online = masked(outputs["logits"], loop.seen)

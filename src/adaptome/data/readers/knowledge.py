@@ -199,7 +199,9 @@ def read_mentions(path: Path, options: ReadOptions) -> Table:
 def read_ace(path: Path, options: ReadOptions) -> Table:
     """One row for each relation of each sentence."""
     made = _Rows(path, ("head", "tail"))
-    form = '{"sentences": [[words]], "relations": [[[head, head, tail, tail, label]]]}, a list for each sentence'
+    form = (
+        '{"sentences": [[words]], "relations": [[[head, head, tail, tail, label]]]}, a list for each sentence'
+    )
     for number, line in _filled(path, options):
         try:
             one, before = json.loads(line), 0
