@@ -90,7 +90,9 @@ def test_alignments_cost_the_least_there_is():
         for steps in alignments(source, target, cost):
             assert all(step.kind != "T" for step in steps)
             prices.add(
-                round(sum(cost(source[s.a], target[s.c]) if s.kind == "S" else s.kind in "ID" for s in steps), 9)
+                round(
+                    sum(cost(source[s.a], target[s.c]) if s.kind == "S" else s.kind in "ID" for s in steps), 9
+                )
             )
         assert prices == {round(cheapest(source, target, cost), 9)}
 
@@ -165,7 +167,9 @@ def test_spaces_count_for_nothing():
 
 def test_traditional_characters_are_put_into_simplified_ones():
     pytest.importorskip("opencc")
-    assert corpus(["他来学校"], ["他去學校"], [["他去学校"]]) == corpus(["他来学校"], ["他去学校"], [["他去学校"]])
+    assert corpus(["他来学校"], ["他去學校"], [["他去学校"]]) == corpus(
+        ["他来学校"], ["他去学校"], [["他去学校"]]
+    )
 
 
 def test_ties_are_pooled_taken_first_or_chosen():

@@ -43,7 +43,11 @@ def test_torn_and_foreign_files_are_refused_by_line(files, tmp_path):
     told, right = files
     text = told.read_text(encoding="utf-8")
     torn = tmp_path / "torn.m2"
-    for cut, match in ((text[: text.index("|||R|||") + 4], "line 3.*Is the file whole"), ("", "no sentence"), ("hello", "line 1")):
+    for cut, match in (
+        (text[: text.index("|||R|||") + 4], "line 3.*Is the file whole"),
+        ("", "no sentence"),
+        ("hello", "line 1"),
+    ):
         torn.write_text(cut, encoding="utf-8")
         with pytest.raises(DataError, match=match):
             read_m2(torn)
@@ -64,11 +68,17 @@ def test_torn_and_foreign_files_are_refused_by_line(files, tmp_path):
 def test_the_command_extracts_and_scores(tmp_path):
     run = CliRunner()
     for name, columns in (("told", [[t] for t in TOLD]), ("right", RIGHT)):
-        lines = ["\t".join((str(n), s, *texts)) for n, (s, texts) in enumerate(zip(SOURCES, columns, strict=True))]
+        lines = [
+            "\t".join((str(n), s, *texts)) for n, (s, texts) in enumerate(zip(SOURCES, columns, strict=True))
+        ]
         (tmp_path / f"{name}.tsv").write_text("\n".join(lines), encoding="utf-8")
-        made = run.invoke(build(), ["m2", "extract", str(tmp_path / f"{name}.tsv"), "-o", str(tmp_path / f"{name}.m2")])
+        made = run.invoke(
+            build(), ["m2", "extract", str(tmp_path / f"{name}.tsv"), "-o", str(tmp_path / f"{name}.m2")]
+        )
         assert made.exit_code == 0, made.output
-    found = run.invoke(build(), ["m2", "score", str(tmp_path / "told.m2"), str(tmp_path / "right.m2"), "--json"])
+    found = run.invoke(
+        build(), ["m2", "score", str(tmp_path / "told.m2"), str(tmp_path / "right.m2"), "--json"]
+    )
     assert f'"tp": {corpus(SOURCES, TOLD, RIGHT).tp}' in found.output
     (tmp_path / "bad.tsv").write_text("1\t只有一句", encoding="utf-8")
     bad = run.invoke(build(), ["m2", "extract", str(tmp_path / "bad.tsv"), "-o", str(tmp_path / "bad.m2")])

@@ -37,7 +37,10 @@ def register(app: typer.Typer) -> None:
 
 def extract(
     file: Annotated[
-        Path, typer.Argument(help="Lines of an id, a sentence and its corrections, parted by tabs.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Lines of an id, a sentence and its corrections, parted by tabs.", show_default=False
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The M2 file to write.", show_default=False)],
     ties: Annotated[
@@ -45,7 +48,9 @@ def extract(
     ] = Ties.pooled,
     thesaurus: Annotated[Path | None, typer.Option(help="ChERRANT's cilin.txt.")] = None,
     confusions: Annotated[Path | None, typer.Option(help="ChERRANT's confusion_dict.txt.")] = None,
-    readings: Annotated[bool, typer.Option("--readings", help="Take readings of characters from pypinyin.")] = False,
+    readings: Annotated[
+        bool, typer.Option("--readings", help="Take readings of characters from pypinyin.")
+    ] = False,
 ) -> None:
     """Write the edits between sentences and their corrections.
 
@@ -73,7 +78,9 @@ def extract(
 
 
 def score(
-    corrections: Annotated[Path, typer.Argument(help="M2 file of a system's corrections.", show_default=False)],
+    corrections: Annotated[
+        Path, typer.Argument(help="M2 file of a system's corrections.", show_default=False)
+    ],
     references: Annotated[
         Path, typer.Argument(help="M2 file of the annotators', of the same sentences.", show_default=False)
     ],

@@ -43,7 +43,9 @@ def alignments(
     return list(islice(_paths(choices, len(source), len(target)), 1 if only else MOST))
 
 
-def _choices(source: Sequence[str], target: Sequence[str], cost: Substitution) -> list[list[list[tuple[str, int]]]]:
+def _choices(
+    source: Sequence[str], target: Sequence[str], cost: Substitution
+) -> list[list[list[tuple[str, int]]]]:
     """For every pair of beginnings, the cheapest last steps: a kind and its tokens."""
     rows, columns = len(source) + 1, len(target) + 1
     total = [[0.0] * columns for _ in range(rows)]
@@ -78,7 +80,9 @@ def _block(
     The search ends where a step back along the diagonal cost nothing: a match.
     """
     length = 2
-    while length <= i and length <= j and total[i - length + 1][j - length + 1] != total[i - length][j - length]:
+    while (
+        length <= i and length <= j and total[i - length + 1][j - length + 1] != total[i - length][j - length]
+    ):
         if sorted(source[i - length : i]) == sorted(target[j - length : j]):
             return length
         length += 1

@@ -20,9 +20,7 @@ from pathlib import Path
 
 from adaptome.core.errors import DataError, MissingExtraError
 
-_CHINESE_MARKS = (
-    "！？｡＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘'‛“”„‟…‧﹏"
-)
+_CHINESE_MARKS = "！？｡＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘'‛“”„‟…‧﹏"
 #: punctuation as ChERRANT knows it: neither the full stop 。 nor 《 is in it
 MARKS = frozenset(_CHINESE_MARKS + string.punctuation)
 

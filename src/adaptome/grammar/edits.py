@@ -20,7 +20,10 @@ from adaptome.grammar.costs import Substitution
 #: one token, whatever the granularity: a part of the sentence that nobody can guess
 MISSING = "[缺失成分]"
 #: marks that do not change places
-_FIXED = string.punctuation + "！？｡＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟–—‘'‛“”„‟…‧."
+_FIXED = (
+    string.punctuation
+    + "！？｡＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟–—‘'‛“”„‟…‧."
+)
 _KINDS = {"T": "W", "D": "R", "I": "M", "S": "S"}
 
 

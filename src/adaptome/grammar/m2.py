@@ -85,10 +85,14 @@ def read_m2(path: Path) -> list[Block]:
             found.append(Block(tuple(line[2:].split()), number))
         elif line.startswith("A "):
             if not found:
-                raise DataError(f"{path}, line {number}: an edit before any sentence (a line that begins with S).")
+                raise DataError(
+                    f"{path}, line {number}: an edit before any sentence (a line that begins with S)."
+                )
             _take(found[-1], line, f"{path}, line {number}")
         elif line.strip() and line[0] != "T":
-            raise DataError(f"{path}, line {number}: expected a line that begins with S, T or A, found {line[:60]!r}.")
+            raise DataError(
+                f"{path}, line {number}: expected a line that begins with S, T or A, found {line[:60]!r}."
+            )
     if not found:
         raise DataError(f"{path}: no sentence; an M2 file has lines that begin with S.")
     return found
@@ -123,7 +127,8 @@ def scored(hypotheses: Path, references: Path) -> Counts:
     total = Counts()
     for one, other in _together(hypotheses, references):
         told, right = (
-            [a for a in (block.annotators or {0: Annotation()}).values() if a is not None] for block in (one, other)
+            [a for a in (block.annotators or {0: Annotation()}).values() if a is not None]
+            for block in (one, other)
         )
         total += chosen(told, right, total)
     return total
@@ -132,7 +137,9 @@ def scored(hypotheses: Path, references: Path) -> Counts:
 def _together(hypotheses: Path, references: Path) -> Iterator[tuple[Block, Block]]:
     told, right = read_m2(hypotheses), read_m2(references)
     if len(told) != len(right):
-        raise DataError(f"{hypotheses} has {len(told)} sentences, {references} {len(right)}: they go together one by one.")
+        raise DataError(
+            f"{hypotheses} has {len(told)} sentences, {references} {len(right)}: they go together one by one."
+        )
     for one, other in zip(told, right, strict=True):
         if len(one.source) != len(other.source):
             raise DataError(

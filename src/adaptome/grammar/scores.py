@@ -105,7 +105,9 @@ def compared(told: Annotation, right: Annotation) -> Counts:
     )
 
 
-def chosen(hypotheses: Sequence[Annotation], references: Sequence[Annotation], before: Counts, beta: float = 0.5) -> Counts:
+def chosen(
+    hypotheses: Sequence[Annotation], references: Sequence[Annotation], before: Counts, beta: float = 0.5
+) -> Counts:
     """A sentence's counts with the reference (and the hypothesis) that does best together with the sentences before.
 
     Without a reference, because nobody could annotate the sentence, it does not count.
@@ -137,7 +139,9 @@ def corpus(
             f"{len(sources)} sentences, {len(hypotheses)} corrections and {len(references)} lists of references: they go together line by line."
         )
     total = Counts()
-    for number, (source, hypothesis, several) in enumerate(zip(sources, hypotheses, references, strict=True), 1):
+    for number, (source, hypothesis, several) in enumerate(
+        zip(sources, hypotheses, references, strict=True), 1
+    ):
         if not several:
             raise DataError(f"sentence {number} has no reference: {source!r}.")
         told = annotations(source, [simplified(hypothesis)], ties, cost, latin)

@@ -40,7 +40,9 @@ class GrammarCorrectionOptions(InstructedOptions):
     confusions: Path | None = Field(default=None, description="ChERRANT's confusion_dict.txt")
     readings: bool = Field(default=False, description="scoring: readings of characters from pypinyin")
     longest: float = Field(
-        default=2.0, gt=1, description="a text longer than this many times its sentence is no correction: the sentence stays"
+        default=2.0,
+        gt=1,
+        description="a text longer than this many times its sentence is no correction: the sentence stays",
     )
 
 
@@ -54,7 +56,15 @@ class GrammarCorrection(Instructed):
 
     Options = GrammarCorrectionOptions
     options: GrammarCorrectionOptions
-    later_options = (*Instructed.later_options, "ties", "latin", "thesaurus", "confusions", "readings", "longest")
+    later_options = (
+        *Instructed.later_options,
+        "ties",
+        "latin",
+        "thesaurus",
+        "confusions",
+        "readings",
+        "longest",
+    )
     texts = ("source", "category")
     judges = True
 
@@ -85,12 +95,16 @@ class GrammarCorrection(Instructed):
     def inputs(self, rows: Any) -> list[Any]:
         return [row["source"] for row in rows]
 
-    def predict(self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 16) -> list[Any]:
+    def predict(
+        self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 16
+    ) -> list[Any]:
         """Each sentence corrected: {"source", "correction", "edits"}.
 
         The first line that is written counts; a sentence stays as it is where nothing is written, or something much longer.
         """
-        texts = self.written(model, processor, [self._asked(one) for one in inputs], batch_size, do_sample=False)
+        texts = self.written(
+            model, processor, [self._asked(one) for one in inputs], batch_size, do_sample=False
+        )
         return [self._told(one, text) for one, text in zip(inputs, texts, strict=True)]
 
     def _told(self, source: str, text: str) -> dict[str, Any]:
@@ -98,7 +112,10 @@ class GrammarCorrection(Instructed):
         kept = line if line and len(line) <= self.options.longest * len(source) + 4 else source
         before, after = (tokens(one, self.options.latin) for one in (source, kept))
         found = edits(before, after, first=True)[0]
-        told = [{"start": e.start, "end": e.end, "was": "".join(before[e.start : e.end]), "becomes": e.text} for e in found]
+        told = [
+            {"start": e.start, "end": e.end, "was": "".join(before[e.start : e.end]), "becomes": e.text}
+            for e in found
+        ]
         return {"source": source, "correction": kept, "edits": told}
 
     def shown(self, one: Any, prediction: Any) -> Shown:
@@ -153,7 +170,13 @@ def read_corrections(split: Split, name: str) -> list[tuple[str, list[str]]]:
         texts = [found] if isinstance(found, str) else found
         if not isinstance(source, str) or not source.strip():
             raise DataError(f"{split.where(row)}: 'source' is {source!r}; expected a sentence.")
-        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-            raise DataError(f"{split.where(row)}: {column!r} is {found!r}; expected a correction or a list of them.")
+        if (
+            not isinstance(texts, list)
+            or not texts
+            or not all(isinstance(t, str) and t.strip() for t in texts)
+        ):
+            raise DataError(
+                f"{split.where(row)}: {column!r} is {found!r}; expected a correction or a list of them."
+            )
         made.append((source.strip(), [text.strip() for text in texts]))
     return made

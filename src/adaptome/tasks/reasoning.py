@@ -92,9 +92,7 @@ class Reasoning(Instructed):
             answers_of = [record["answer"] for record in texts[name]]
             rules = rules_of(sets_of(splits[name]), answers_of, splits[name].where, self._rule())
             notes += [] if self._rule() else guessed(rules)
-        return Prepared(
-            made, self.collator(processor), length_column="length", notes=[*dict.fromkeys(notes)]
-        )
+        return Prepared(made, self.collator(processor), length_column="length", notes=[*dict.fromkeys(notes)])
 
     # -- scores ----------------------------------------------------------------------------------------------------
 

@@ -101,7 +101,9 @@ def _tables(
     for split, each in (("train", train), ("test", test)):
         draw = random.Random(f"{name} {seed} {split}")
         rows = [
-            (*_pair(draw, one, draw.choice((*words_of, one)), right), one.name) for one in groups for _ in range(each)
+            (*_pair(draw, one, draw.choice((*words_of, one)), right), one.name)
+            for one in groups
+            for _ in range(each)
         ]
         draw.shuffle(rows)
         columns = {
