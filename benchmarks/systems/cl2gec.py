@@ -23,7 +23,7 @@ from adaptome.training import load_run, run, run_continual
 DEMO, COPY, FROZEN = "cl2gec-demo", "copying", "frozen base"
 OTHERS = {
     "sequential": "sequential",
-    "ewc": {"name": "ewc", "strength": 300.0, "samples": 100},
+    "ewc": {"name": "ewc", "strength": 3000.0, "samples": 60},
     "ogd": {"name": "ogd", "samples": 60},
     "joint": "joint",
 }

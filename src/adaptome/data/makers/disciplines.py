@@ -1,7 +1,7 @@
 """Chinese sentences of made-up papers with errors of grammar, discipline after discipline.
 
     made:corrections        columns source, references, category: five disciplines, each with an error that its writers make
-    made:corrections-base   the same columns: sentences of daily life, most of them right, for a base that copies
+    made:corrections-base   the same columns: right sentences of daily life, for a base that copies
 
 A discipline's writers err in one way, and a part of their sentences is right. What one discipline corrects stands rightly in another: a
 contract that is counted in 张 should be counted in 份, and a picture the other way round. So a model that learns one after another forgets.
@@ -84,8 +84,8 @@ def corrections(seed: int) -> dict[str, Table]:
 
 @maker("corrections-base")
 def corrections_base(seed: int) -> dict[str, Table]:
-    """1,500 train and 40 test sentences of each of four parts of daily life, with words of the disciplines; nine of ten are right."""
-    return _tables("corrections-base", seed, DAILY, 1500, 40, 0.9, DISCIPLINES)
+    """1,500 train and 40 test sentences of each of four parts of daily life, some with words of the disciplines; all are right."""
+    return _tables("corrections-base", seed, DAILY, 1500, 40, 1.0, DISCIPLINES)
 
 
 def _tables(
