@@ -39,7 +39,9 @@ def varied(recipe: Recipe, strategy: object, folder: Path) -> Recipe:
 
 def measure(seed: int, folder: Path) -> dict[str, float]:
     told = [f"data.split_seed={seed}", f"stages.1.data={{name: 'made:corrections', split_seed: {seed}}}"]
-    recipe = load_recipe(DEMO, [*told, f"training.seed={seed}", "training.device=cpu", f"output={folder}/demo"])
+    recipe = load_recipe(
+        DEMO, [*told, f"training.seed={seed}", "training.device=cpu", f"output={folder}/demo"]
+    )
     (_, base), (_, stream) = stages_of(recipe)
     run(base, callbacks=[])
     rows = {DEMO: stream, **{name: varied(stream, how, folder / name) for name, how in OTHERS.items()}}
@@ -69,7 +71,9 @@ def also(seen: Sequence[Seen]) -> dict[str, bool]:
         ),
     }
     for name in KEEPS:
-        told[f"{name}: BWT above sequential's"] = all_of(lambda one, n=name: one[f"{n}: bwt"] > one["sequential: bwt"])
+        told[f"{name}: BWT above sequential's"] = all_of(
+            lambda one, n=name: one[f"{n}: bwt"] > one["sequential: bwt"]
+        )
         told[f"{name}: learns the new at 0.95 of sequential or more"] = all_of(
             lambda one, n=name: one[f"{n}: when new"] >= 0.95 * one["sequential: when new"]
         )

@@ -18,7 +18,7 @@ from adaptome.core.errors import DataError
 from adaptome.core.files import write_atomic
 from adaptome.grammar.costs import Substitution
 from adaptome.grammar.edits import Edit, edits, tokens
-from adaptome.grammar.scores import HOPELESS, RIGHT, Annotation, Counts, chosen, simplified
+from adaptome.grammar.scores import HOPELESS, RIGHT, Annotation, Counts, simplified, total
 
 NOTHING = "-NONE-"
 
@@ -124,14 +124,12 @@ def scored(hypotheses: Path, references: Path) -> Counts:
     Raises:
         DataError: a file cannot be read, or they are not of the same sentences; names the line.
     """
-    total = Counts()
-    for one, other in _together(hypotheses, references):
-        told, right = (
-            [a for a in (block.annotators or {0: Annotation()}).values() if a is not None]
-            for block in (one, other)
-        )
-        total += chosen(told, right, total)
-    return total
+    return total((_annotations(one), _annotations(other)) for one, other in _together(hypotheses, references))
+
+
+def _annotations(one: Block) -> list[Annotation]:
+    """Of those who could annotate it; where no edit stands at all, nothing is changed."""
+    return [found for found in (one.annotators or {0: Annotation()}).values() if found is not None]
 
 
 def _together(hypotheses: Path, references: Path) -> Iterator[tuple[Block, Block]]:

@@ -9,7 +9,7 @@ one with more TP, fewer FP, fewer FN. So the order of the sentences counts. Zhan
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,6 +117,46 @@ def chosen(
     return max(pairs, default=Counts(), key=lambda c: (round((c + before).f(beta), 4), c.tp, -c.fp, -c.fn))
 
 
+#: a sentence's annotations: of the correction, and of its references
+Pair = tuple[list[Annotation], list[Annotation]]
+
+
+def annotated(
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    ties: Ties = "pooled",
+    cost: Substitution | None = None,
+    latin: Literal["characters", "words"] = "characters",
+) -> list[Pair]:
+    """Each sentence's annotations; the arguments are those of `corpus`.
+
+    Raises:
+        DataError: lists of different lengths, or a sentence without a reference.
+    """
+    if not len(sources) == len(hypotheses) == len(references):
+        raise DataError(
+            f"{len(sources)} sentences, {len(hypotheses)} corrections and {len(references)} lists of references: they go together line by line."
+        )
+    made = []
+    for number, (source, hypothesis, several) in enumerate(
+        zip(sources, hypotheses, references, strict=True), 1
+    ):
+        if not several:
+            raise DataError(f"sentence {number} has no reference: {source!r}.")
+        told = annotations(source, [simplified(hypothesis)], ties, cost, latin)
+        made.append((told, annotations(source, [simplified(text) for text in several], ties, cost, latin)))
+    return made
+
+
+def total(pairs: Iterable[Pair]) -> Counts:
+    """The counts of sentences in their order."""
+    found = Counts()
+    for told, right in pairs:
+        found += chosen(told, right, found)
+    return found
+
+
 def corpus(
     sources: Sequence[str],
     hypotheses: Sequence[str],
@@ -132,19 +172,6 @@ def corpus(
         references: the corrections of each by one annotator or several; put into simplified characters, as hypotheses are.
 
     Raises:
-        DataError: lists of different lengths, or a sentence without a reference.
+        DataError: as `annotated`.
     """
-    if not len(sources) == len(hypotheses) == len(references):
-        raise DataError(
-            f"{len(sources)} sentences, {len(hypotheses)} corrections and {len(references)} lists of references: they go together line by line."
-        )
-    total = Counts()
-    for number, (source, hypothesis, several) in enumerate(
-        zip(sources, hypotheses, references, strict=True), 1
-    ):
-        if not several:
-            raise DataError(f"sentence {number} has no reference: {source!r}.")
-        told = annotations(source, [simplified(hypothesis)], ties, cost, latin)
-        right = annotations(source, [simplified(text) for text in several], ties, cost, latin)
-        total += chosen(told, right, total)
-    return total
+    return total(annotated(sources, hypotheses, references, ties, cost, latin))

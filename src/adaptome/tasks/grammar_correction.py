@@ -11,7 +11,8 @@ from torch import nn
 
 from adaptome.core.errors import DataError, did_you_mean
 from adaptome.data.splits import Split, Splits
-from adaptome.grammar import Substitution, corpus, edits, tokens
+from adaptome.grammar import Substitution, edits, tokens
+from adaptome.grammar.scores import Pair, annotated, total
 from adaptome.report.shown import Shown, Span
 from adaptome.tasks.base import Prepared, register_task
 from adaptome.tasks.instructed import Instructed, InstructedOptions
@@ -131,22 +132,17 @@ class GrammarCorrection(Instructed):
     def judge(self, split: Split, predictions: list[Any]) -> dict[str, float]:
         """precision, recall and f0.5 over the split, and f0.5 of every category."""
         rows = read_corrections(split, "evaluated")
+        sources, references = [source for source, _ in rows], [texts for _, texts in rows]
         told = [prediction["correction"] for prediction in predictions]
         cost = Substitution.from_files(self.options.thesaurus, self.options.confusions, self.options.readings)
-
-        def scored(numbers: Sequence[int]) -> dict[str, float]:
-            sources, references = [rows[n][0] for n in numbers], [rows[n][1] for n in numbers]
-            return corpus(
-                sources, [told[n] for n in numbers], references, self.options.ties, cost, self.options.latin
-            ).to_dict()
-
-        found = scored(range(len(rows)))
+        pairs = annotated(sources, told, references, self.options.ties, cost, self.options.latin)
+        found = total(pairs).to_dict()
         metrics = {key: float(found[key]) for key in ("precision", "recall", "f0.5")}
         if "category" in split.rows.column_names:
-            of: dict[str, list[int]] = {}
-            for number, category in enumerate(split.rows["category"]):
-                of.setdefault(str(category), []).append(number)
-            metrics |= {f"f0.5_{category}": scored(numbers)["f0.5"] for category, numbers in of.items()}
+            of: dict[str, list[Pair]] = {}
+            for category, pair in zip(split.rows["category"], pairs, strict=True):
+                of.setdefault(str(category), []).append(pair)
+            metrics |= {f"f0.5_{category}": total(own).f() for category, own in of.items()}
         return metrics
 
 
