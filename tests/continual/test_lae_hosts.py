@@ -55,6 +55,23 @@ def test_they_begin_as_the_backbone_and_then_learn(build, config, targets):
     assert trained and any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
 
 
+def test_beside_a_block_of_convolutions_the_maps_are_convolutions_of_one_pixel():
+    torch.manual_seed(0)
+    model = convnext(depths=[1, 1], hidden_sizes=[4, 6], num_stages=2).eval().double()
+    block = model.encoder.stages[0].layers[0]
+    x = torch.rand(2, 4, 4, 4, dtype=torch.float64)  # as many rows and columns as channels
+    plain = block(x).detach()
+    ad.attach(model, "parallel", targets=["encoder.stages.0.layers.0"], **ADAPTER)
+    p = {name.rpartition(".")[2]: q for name, q in model.named_parameters() if q.requires_grad}
+    with torch.no_grad():
+        for q in p.values():
+            q.add_(torch.randn_like(q))
+    conv = torch.nn.functional.conv2d
+    z = torch.nn.functional.gelu(conv(x, p["D"][:, :, None, None], p["d"]))
+    expected = plain + p["s"] * conv(z, p["U"][:, :, None, None], p["u"])
+    torch.testing.assert_close(block(x), expected)
+
+
 def test_low_rank_keys_and_values_merge_and_leave_the_queries():
     torch.manual_seed(0)
     size = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}

@@ -29,11 +29,11 @@ def test_conpet_trains_as_many_numbers_as_the_paper_at_full_size():
 
 
 def data_sets(folder):
-    one = {"tokens": WORDS, "h": ["x", "", [[0, 1]]], "t": ["y", "", [[5]]]}
+    spans = {"h": ["x", "", [[0, 1]]], "t": ["y", "", [[5]]]}
     for name in ("fewrel", "fewnerd", "ontonotes"):
         (folder / name).mkdir()
     for number, name in enumerate(("train_wiki", "val_wiki")):
-        told = {f"P{16 * number + n}": [one] * 20 for n in range(8)}
+        told = {f"P{8 * number + n}": [{"tokens": [*WORDS, str(n), str(i)], **spans} for i in range(20)] for n in range(8)}  # fmt: skip
         (folder / f"fewrel/{name}.json").write_text(json.dumps(told))
     for name in ("train", "dev", "test"):
         types = [f"a-{n}" for n in range(14)]
@@ -56,8 +56,9 @@ def test_a_recipe_of_the_paper_learns_two_tasks(name, steps, tmp_path, monkeypat
 
 
 def test_the_demonstration_of_conpet_in_a_few_steps(tmp_path):
-    few = ["stages.0.training.max_steps=1", "stages.1.training.max_steps=1", "data.limit=80"]
-    recipe = load_recipe("conpet-demo", [*few, f"output={tmp_path}"])
+    few = [f"stages.{n}.training.max_steps=1" for n in (0, 1)] + ["evaluation.batch_size=100"]
+    data = "stages.1.data={name: 'made:relations', limit: 200}"
+    recipe = load_recipe("conpet-demo", [*few, data, f"output={tmp_path}"])
     assert [stage.continual is not None for _, stage in stages_of(recipe)] == [False, True]
     made = run_stages(recipe, []).last
     assert len(made.continual["tasks"]) == 5 and made.continual["steps"] == [1, 2, 2, 2, 2]

@@ -10,6 +10,8 @@ import yaml
 from transformers import TrainerCallback
 
 import adaptome as ad
+from adaptome.continual.loop import ROW
+from adaptome.continual.losses import SelectedCrossEntropy
 from adaptome.core.errors import DataError, MergeError, RecipeError, TrainingError
 from adaptome.data.makers import make
 from adaptome.recipe import load_recipe
@@ -139,8 +141,17 @@ def test_lae_predicts_by_the_surer_of_both_adapters(tmp_path):
     )[0]["label"]  # fmt: skip
 
 
-def test_conpet_predicts_by_the_modules_that_its_selector_chooses(tmp_path):
+def test_conpet_predicts_by_the_modules_that_its_selector_chooses(tmp_path, monkeypatch):
+    seen, value = [], SelectedCrossEntropy.value
+
+    def watched(self, outputs, batch, looked):
+        seen.append(sum(int(label) >= 10 for label in batch["labels"]))
+        assert len(batch[ROW]) == 8
+        return value(self, outputs, batch, looked)
+
+    monkeypatch.setattr(SelectedCrossEntropy, "value", watched)
     made = run_continual(recipe_of(tmp_path, DYNAMIC), [])
+    assert seen == [4] * 6  # half new and half old in every batch, as they were drawn
     assert evaluate(tmp_path)["accuracy"] == pytest.approx(made.metrics["class_whole"])
     assert evaluate(tmp_path / "1-task-1")["accuracy"] == pytest.approx(made.continual["whole"][0])
     assert made.continual["steps"] == [6, 12]  # a selector and a module
@@ -171,7 +182,7 @@ def streamed(tmp_path, labels, kind="image-classification", names=("one", "two")
     files = []
     for seed, name in enumerate(names):
         own = recipe_of(tmp_path / name, "sequential").model_dump(mode="json", exclude_defaults=True)
-        own |= {"data": {"name": "made:glyphs", "split_seed": seed, "limit": 30}, "task": kind}
+        own |= {"data": {"name": "made:glyphs", "split_seed": seed, "limit": 200}, "task": kind}
         del own["continual"]
         files.append(tmp_path / f"{name}.yaml")
         files[-1].write_text(yaml.safe_dump(own))

@@ -89,7 +89,7 @@ def mixed(
     made: list[int] = []
     for _ in range(batches):
         tasks = draw.integers(len(old), size=kept)
-        rows = [old[task][draw.integers(len(old[task]))] for task in tasks]
-        rows += [new[i] for i in draw.choice(len(new), fresh, replace=len(new) < fresh)]
+        rows = [old[int(t)][int(draw.integers(len(old[int(t)])))] for t in tasks]
+        rows += [new[int(i)] for i in draw.choice(len(new), fresh, replace=len(new) < fresh)]
         made += [int(rows[i]) for i in draw.permutation(batch)]
     return made

@@ -111,6 +111,7 @@ class Bottleneck(Inserted):
         super().__init__(host, how, scale, drop, shared)
         self.activation, self.dropout = ACTIVATIONS[activation], dropout
         self.precision, self.outer = precision, ACTIVATIONS[outer]
+        self.channels_first = host.kind == "module" and _convolves(host.layer, fan_in)
         self.D = nn.Parameter(torch.empty(size, fan_in))
         self.U = nn.Parameter(torch.zeros(fan_out, size))
         self.d = nn.Parameter(torch.zeros(size)) if bias else None
@@ -132,8 +133,20 @@ class Bottleneck(Inserted):
             return super().bypass(h.to(torch.promote_types(h.dtype, torch.float32))).to(h.dtype)
 
     def network(self, h: Tensor) -> Tensor:
+        if (
+            self.channels_first and h.dim() == 4
+        ):  # [batch, channels, height, width]: the maps are convolutions of one pixel
+            return self._network(h.movedim(1, -1)).movedim(-1, 1)
+        return self._network(h)
+
+    def _network(self, h: Tensor) -> Tensor:
         z = self.activation(affine(F.dropout(h, self.dropout, self.training), self.D, self.d))
         return self.outer(affine(z, self.U, self.u))
+
+
+def _convolves(module: nn.Module, width: int) -> bool:
+    """Whether a block's activations of this width are what its convolutions take, as ConvNeXt's and ResNet's are."""
+    return any(isinstance(m, nn.Conv2d) and m.in_channels == width for m in module.modules())
 
 
 def affine(h: Tensor, W: Tensor, b: Tensor | None) -> Tensor:

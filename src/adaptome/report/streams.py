@@ -32,7 +32,15 @@ def stream_section(report: Report, result: Mapping[str, Any], label: str = "") -
         own = {k.partition("_")[2]: v for k, v in result["metrics"].items() if k.startswith(f"{scenario}_")}
         report.facts({name: f"{value:.3f}" for name, value in own.items()})
         report.heat_maps(
-            HeatMap(f"{metric} after each task", matrix, rounds, tasks, "scored on", "after", _spec(matrix))
+            HeatMap(
+                f"{metric} after each task",
+                matrix,
+                rounds,
+                tasks,
+                "task scored on",
+                "last task learned",
+                _spec(matrix),
+            )
         )
         if len(matrix) > 1:
             lines = {

@@ -72,13 +72,11 @@ class Scorer:
             return {"domain": found}
         metrics = {}
         untold = None if strategy.task_known else self._predicted(part.test, None)
-        if untold is None or strategy.routed:
-            metrics["task"] = self._among(self._predicted(part.test, number), part.classes)
-        else:
-            metrics["task"] = self._among(untold, part.classes)
         if untold is not None:
             metrics["class"] = self.task.metrics(untold)
             pooled.append(untold)
+        told = self._predicted(part.test, number) if untold is None or strategy.routed else untold
+        metrics["task"] = self._among(told, part.classes)
         return metrics
 
     def _judged(self, rows: Sequence[int]) -> dict[str, float]:

@@ -75,7 +75,8 @@ class LAE(Strategy):
             self.offline = {k: v for k, v in loop.values().items() if k not in loop.heads}
 
     def callbacks(self, loop: Loop) -> list[Any]:
-        return [_Course(self, loop)] if loop.at and self.offline else []
+        adapters = set(loop.names) - set(loop.heads)
+        return [_Course(self, loop)] if loop.at and adapters else []
 
     def logits(self, loop: Loop, outputs: Any, again: Again, part: int | None = None) -> Tensor:
         online = masked(outputs["logits"], loop.seen)
