@@ -4,13 +4,16 @@
     python benchmarks/step.py lora dora --rounds 15
     python benchmarks/step.py vpt adaptformer --shape vit
     python benchmarks/step.py clip-adapter coop --shape clip
+    python benchmarks/step.py --threads 1 2 --keep benchmarks/results
+    python benchmarks/step.py lora --give-back              # as a script that does not call keep_freed_memory
     python benchmarks/step.py --shape llama-3.2-1b --device cuda --dtype bfloat16 [--compile]
 
 The floor is the step whose only gradients are those of activations: no adapter, frozen weights. Every round runs floor, ours and PEFT's in
 turn, so that the machine's drift falls on all alike; medians are printed as multiples of the floor. Saved bytes are the distinct
 storages that autograd keeps for the backward, parameters and buffers left out (on CUDA the peak of allocated memory). `products` is the
 method's own arithmetic beside them: the operations of all matrix products, convolutions and attentions in a step, in the same multiples.
-Transforms, gathers and elementwise work are not in it.
+Transforms, gathers and elementwise work are not in it. `faults` are page faults of a step of ours: memory that
+the C library gave back and took again, which `adaptome.training.keep_freed_memory`, called here and by recipes on a CPU, does without.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ import argparse
 import copy
 import datetime
 import json
+import resource
 import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +44,7 @@ from transformers import (
 
 import adaptome as ad
 from adaptome.core.errors import AdaptomeError
+from adaptome.training import keep_freed_memory
 
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 8000},
@@ -162,6 +168,11 @@ def seconds(model: nn.Module, inputs: dict[str, Any]) -> float:
     return time.perf_counter() - start
 
 
+def faults() -> int:
+    """Page faults of this process so far that needed no disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def products(model: nn.Module, inputs: dict[str, Any]) -> int:
     """Operations of a step's matrix products, convolutions and attentions."""
     in_place = {
@@ -217,14 +228,19 @@ def measure(
         for model in runs.values():
             step(model, inputs)  # type: ignore[arg-type]
         times: dict[str, list[float]] = {key: [] for key in runs}
+        faulted: dict[str, list[int]] = {key: [] for key in runs}
         for _ in range(args.rounds):
             for key, model in runs.items():
+                before = faults()
                 times[key].append(seconds(model, inputs))  # type: ignore[arg-type]
+                faulted[key].append(faults() - before)
     floor = times["floor"]
     row: dict[str, Any] = {
         "method": label,
         "floor_ms": 1e3 * statistics.median(floor),
         "floor_mb": bytes_kept["floor"] / 2**20,
+        "floor_faults": statistics.median(faulted["floor"]),
+        "ours_faults": statistics.median(faulted["ours"]),
         "ours_products": operations["ours"] / operations["floor"],
         "trainable": ad.trainable(models["ours"]).count,
     }
@@ -241,7 +257,12 @@ def text(row: dict[str, Any]) -> str:
     theirs = (
         f"{row['peft_time']:8.2f} {row['peft_bytes']:6.2f}" if "peft_time" in row else f"{'-':>8} {'-':>6}"
     )
-    return f"{row['method']:20} {row['trainable']:11,} | {row['ours_time']:8.2f} {row['ours_products']:8.2f} {row['ours_bytes']:6.2f} | {theirs}"
+    return f"{row['method']:20} {row['trainable']:11,} | {row['ours_time']:8.2f} {row['ours_products']:8.2f} {row['ours_bytes']:6.2f} {row['ours_faults']:7,.0f} | {theirs}"
+
+
+HEAD = f"""{{}}
+{"multiples of the floor":20} {"":11} | {"ours":>32} | {"PEFT":>15}
+{"method":20} {"trainable":>11} | {"time":>8} {"products":>8} {"kept":>6} {"faults":>7} | {"time":>8} {"kept":>6}"""
 
 
 def conditions(args: argparse.Namespace) -> str:
@@ -251,7 +272,8 @@ def conditions(args: argparse.Namespace) -> str:
         torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )
     how = "compiled" if args.compile else "eager"
-    return f"{datetime.date.today()}, {device}, {args.dtype}, {args.shape}, {how}, {args.rounds} rounds; {versions}"
+    memory = "" if args.device == "cuda" else f", freed memory {'kept' if args.kept else 'given back'}"
+    return f"{datetime.date.today()}, {device}, {args.dtype}, {args.shape}, {how}, {args.rounds} rounds{memory}; {versions}"
 
 
 def main() -> None:
@@ -266,23 +288,32 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--no-peft", action="store_true")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", help="a table for each number of threads; default: torch's own"
+    )
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write each table into a file there too")
+    parser.add_argument("--give-back", action="store_true", help="leave the C library's allocator as it is")
     args = parser.parse_args()
+    args.kept = args.device != "cuda" and not args.give_back and keep_freed_memory()
     known = ad.list_methods()
     labels = args.methods or [c for c in CASES if CASES[c][0] in known] + [m for m in known if m not in CASES]
     dtype = getattr(torch, args.dtype)
     frozen, inputs = base(args.shape, args.device, dtype), batch(args.shape, args.device, dtype)
-    if not args.json:
-        print(conditions(args))
-        print(f"{'multiples of the floor':20} {'':11} | {'ours':>24} | {'PEFT':>15}")
-        print(
-            f"{'method':20} {'trainable':>11} | {'time':>8} {'products':>8} {'kept':>6} | {'time':>8} {'kept':>6}"
-        )
-    for label in labels:
-        try:
-            row = measure(label, args, frozen, inputs)
-        except AdaptomeError as error:
-            row = {"method": label, "refused": str(error)}
-        print(json.dumps(row) if args.json else text(row), flush=True)
+    for threads in args.threads or [torch.get_num_threads()]:
+        torch.set_num_threads(threads)
+        lines = [] if args.json else HEAD.format(conditions(args)).splitlines()
+        print("\n".join(lines), flush=True)
+        for label in labels:
+            try:
+                row = measure(label, args, frozen, inputs)
+            except AdaptomeError as error:
+                row = {"method": label, "refused": str(error)}
+            lines.append(json.dumps({**row, "threads": threads}) if args.json else text(row))
+            print(lines[-1], flush=True)
+        if args.keep:
+            kind = args.device if args.device == "cuda" else f"cpu-{args.shape}-{threads}-threads"
+            name = f"{datetime.date.today()}-{kind}.txt"
+            (args.keep / name).write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -281,7 +281,7 @@ def about(cls: Class) -> str:
         "name": f"`{cls.name}`",
         "family": ", ".join(filter(None, (cls.category, cls.subcategory))),
         "kinds of models": ", ".join(cls.models),
-        "parts of the model": ", ".join(cls.positions()),
+        "parts of the model": ", ".join(cls.located()),
         "merge": MERGE[cls.merge],
         "export as LoRA": EXPORT[cls.export],
         "starts as the base": yes[cls.identity_at_init],

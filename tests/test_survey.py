@@ -144,10 +144,10 @@ def test_a_query_of_the_registry_tells_the_surveys_columns(name):
 
 
 def test_positions_and_formulas_come_from_targets_and_documentation():
-    assert METHODS["lora"].positions() == ("attention", "MLP")
-    assert METHODS["ia3"].positions() == ("attention", "MLP")
-    assert METHODS["norm-tuning"].positions() == ("norm",)
-    assert METHODS["petalface"].positions() == ("attention",)
+    assert METHODS["lora"].located() == ("attention", "MLP")
+    assert METHODS["ia3"].located() == ("attention", "MLP")
+    assert METHODS["norm-tuning"].located() == ("norm",)
+    assert METHODS["petalface"].located() == ("attention",)
     assert METHODS["lora"].formula().startswith("r (in + out) per layer")
     assert METHODS["diffora"].formula().endswith("110,592 for 6 shared pairs")
     assert {n for n, m in METHODS.items() if m.per_sample_routing} >= {"moe-lora", "petalface", "divcontrol"}

@@ -68,3 +68,21 @@ def test_clip_methods_are_timed_on_a_model_of_two_towers(step, monkeypatch):
         assert row["trainable"] > 0 and row["ours_time"] > 0 and "peft_time" not in row
     adapted = step.ours(step.base("clip", "cpu", torch.float32), ad.get_method("clip-adapter"))
     assert list(ad.adapters(adapted)["default"].adapters) == ["visual_projection"]
+
+
+def test_a_table_for_each_number_of_threads_is_printed_and_kept(step, monkeypatch, capsys, tmp_path):
+    before = torch.get_num_threads()
+    arguments = ["lora", "--no-peft", "--rounds", "1", "--give-back", "--threads", "1", "2", "--keep", str(tmp_path)]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["step.py", *arguments])
+    try:
+        step.main()
+    finally:
+        torch.set_num_threads(before)
+    printed = capsys.readouterr().out
+    files = sorted(tmp_path.iterdir())
+    assert [file.name[10:] for file in files] == ["-cpu-small-1-threads.txt", "-cpu-small-2-threads.txt"]
+    assert printed == "".join(file.read_text() for file in files)
+    for threads, file in enumerate(files, 1):
+        told, *_, row = file.read_text().splitlines()
+        assert f"CPU, {threads} threads" in told and "freed memory given back" in told
+        assert row.startswith("lora")

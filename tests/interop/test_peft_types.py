@@ -90,6 +90,7 @@ CASES = {
     "fourierft": (llama, "fourierft", {"n": 20}, ["q", "down"], peft.FourierFTConfig(n_frequency=20, scaling=90.0, target_modules=["q_proj", "down_proj"], n_frequency_pattern={"down_proj": 31})),
     "fourierft by layer": (llama, "fourierft", {"n": 20, "per_layer": {"down": {"n": 7}}}, ["q", "down"], None),
     "boft": (llama, "boft", {"size": 4, "factors": 1, "scale": True}, ["q", "down"], peft.BOFTConfig(boft_block_size=4, target_modules=["q_proj", "down_proj"])),
+    "boft dropout": (llama, "boft", {"size": 4, "factors": 1, "scale": True, "dropout": 0.5}, ["q"], peft.BOFTConfig(boft_block_size=4, boft_dropout=0.5, target_modules=["q_proj"])),
     "boft blocks": (llama, "boft", {"size": 2, "factors": 1}, ["q"], peft.BOFTConfig(boft_block_size=0, boft_block_num=4, target_modules=["q_proj", "down_proj"])),
     "boft conv": (Convolution, "boft", {"size": 4, "factors": 1, "scale": True}, "conv", peft.BOFTConfig(boft_block_size=4, target_modules=["conv"])),
 }  # fmt: skip

@@ -63,6 +63,8 @@ CASES = {
     "boft by number": ("BOFTConfig", {"target_modules": QV, "boft_block_size": 0, "boft_block_num": 4}),
     "oft": ("OFTConfig", {"target_modules": QV, "oft_block_size": 8}),
     "oft by number": ("OFTConfig", {"target_modules": QV, "oft_block_size": 0, "r": 4}),
+    "oft bounded": ("OFTConfig", {"target_modules": QV, "oft_block_size": 8, "coft": True, "eps": 0.05, "module_dropout": 0.5}),
+    "boft dropout": ("BOFTConfig", {"target_modules": QV, "boft_dropout": 0.5}),
     "adalora": ("AdaLoraConfig", {"target_modules": QV, "total_step": 10}),
     "norms": ("LNTuningConfig", {"target_modules": ["input_layernorm"]}),
 }  # fmt: skip

@@ -100,8 +100,8 @@ def _hosts(
     heads: Mapping[str, Any],
 ) -> tuple[list[Host], tuple[str, ...]]:
     """The hosts, and what is to be told of how they were chosen."""
-    wanted = targets if targets is not None else method.default_targets
-    if not (targets or method.default_targets):  # a method of no layer
+    wanted = targets if targets is not None else method.targets_by_default()
+    if not (targets or method.targets_by_default()):  # a method of no layer
         if not heads:
             raise TargetError(
                 f"{method.name} trains what `train` names and nothing else, and nothing is named.\n  Name the head: train='classifier'."

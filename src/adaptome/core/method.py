@@ -150,6 +150,10 @@ class Method:
         """Settings under which it fits this host, where the defaults do not: a size that divides the layer's width."""
         return {}
 
+    def targets_by_default(self) -> str | tuple[str, ...]:
+        """What is adapted where no targets are named: `default_targets`, unless a setting asks for more."""
+        return self.default_targets
+
     def penalty(self, adapters: Mapping[str, Adapter], shared: nn.Module | None) -> Any:
         """A term to add to the loss (a scalar tensor), or None."""
         return None
@@ -259,7 +263,7 @@ class Method:
         return " ".join(found[1].split()) if found else ""
 
     @classmethod
-    def positions(cls) -> tuple[str, ...]:
+    def located(cls) -> tuple[str, ...]:
         """The parts of a model that its default targets are in: attention, MLP, norm, embedding, input, output, block, other."""
         targets = (cls.default_targets,) if isinstance(cls.default_targets, str) else cls.default_targets
         return tuple(dict.fromkeys(part for target in targets for part in PARTS.get(target, ("other",))))
@@ -298,7 +302,7 @@ class Method:
         told = {"summary": cls.summary(), **{k: getattr(cls, k) for k in keys}}
         return {
             **told,
-            "positions": cls.positions(),
+            "positions": cls.located(),
             "added_parameters": cls.formula(),
             "budget_solves": cls.size_setting(),
             "options": options,

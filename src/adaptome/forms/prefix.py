@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ class KeyValuePair(Adapter):
         shared: an MLP's trunk, or None.
         train_scale: train a factor of K and one of V.
         compensate: let the prefix's share of the attention be 1, beside the tokens'.
+        before: let a bias by distance (ALiBi) see the prefix before the tokens, and not at the first one.
     """
 
     def __init__(
@@ -57,9 +59,10 @@ class KeyValuePair(Adapter):
         shared: nn.Module | None = None,
         train_scale: bool = False,
         compensate: bool = False,
+        before: bool = False,
     ):
         super().__init__(host, shared)
-        self.compensate = compensate
+        self.compensate, self.before = compensate, before
         _, count, width = heads(_inner(host))
         self.p, self.shape, self.recording = p, (p, 2, count, width), False
         if shared is None:
@@ -160,9 +163,19 @@ class CachedPrefix(KeyValuePair):
             raise HostError(f"{self.host.name} was called without its causal mask, which a prefix extends.")
         kwargs["attention_mask"] = visible(mask, p)
         if kwargs.get("alibi") is not None:
-            kwargs["alibi"] = F.pad(kwargs["alibi"], (p, 0))
+            kwargs["alibi"] = self.distances(kwargs["alibi"], p)
         kwargs["layer_past"] = Past(kwargs.get("layer_past"), self)
         return frozen(*args, **kwargs)
+
+    def distances(self, alibi: Tensor, p: int) -> Tensor:
+        """The bias `[batch heads, 1, keys]` with that of p keys before it: 0, or as at the places -p to -1."""
+        if not self.before:
+            return F.pad(alibi, (p, 0))
+        module: Any = _inner(self.host)
+        build = sys.modules[getattr(type(module), "_base", type(module)).__module__].build_alibi_tensor
+        own = build(alibi.new_ones(1, p + 1), module.num_heads, alibi.dtype)  # 0 to p times each head's slope
+        own = (own - own[..., p:])[..., :p]
+        return torch.cat([own.repeat(len(alibi) // module.num_heads, 1, 1), alibi], -1)
 
 
 class Past:

@@ -41,7 +41,7 @@ class InputPrompts(Adapter):
         #: sequences of one length, one after another, in what ProphetNet's decoder returns for the tokens after the next
         self.streams = {1, getattr(host.layer, "ngram", 1)}
         #: where positions start in models that number them from their padding index (RoBERTa), else None
-        self.padding = _padding(host.layer)
+        self.padding = padding_index(host.layer)
 
     @abstractmethod
     def prompts(self) -> Tensor:
@@ -183,7 +183,8 @@ def _needs_tokens(kind: type[nn.Module]) -> bool:
     ].default is inspect.Parameter.empty
 
 
-def _padding(layer: nn.Module) -> int | None:
+def padding_index(layer: nn.Module) -> int | None:
+    """The padding index from which a model numbers its positions (RoBERTa); None where they start at 0."""
     embeddings = getattr(layer, "embeddings", None)
     numbered = hasattr(embeddings, "create_position_ids_from_input_ids")
     return int(embeddings.padding_idx) if numbered else None  # type: ignore[union-attr]

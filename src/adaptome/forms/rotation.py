@@ -20,13 +20,14 @@ class Rotation(Reparametrization):
 
     Args:
         host: where it sits.
+        dropout: share of blocks that a training pass leaves unturned where activations are turned.
     """
 
-    def __init__(self, host: Host):
+    def __init__(self, host: Host, dropout: float = 0.0):
         super().__init__(host)
-        self.fast = host.kind == "linear"
+        self.fast, self.dropout = host.kind == "linear", dropout
 
-    def blocks(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
+    def blocks(self, dtype: torch.dtype, dropout: float = 0.0) -> list[tuple[Tensor, Tensor | None]]:
         """The factors of R, first applied first: blocks `[*, in / b, b, b]` and the order in which they take the inputs."""
         raise TypeError(f"{type(self).__name__} defines no blocks.")
 
@@ -34,7 +35,7 @@ class Rotation(Reparametrization):
         """`R x` for x `[..., in]`, under autocast in its type: the backward, outside of it, must meet one type."""
         if autocasting(x) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        for R, order in self.blocks(x.dtype):
+        for R, order in self.blocks(x.dtype, self.dropout if self.training else 0.0):
             x = _Rotated.apply(x, R, order)
         return x
 
@@ -75,6 +76,27 @@ def cayley_series(Q: Tensor, terms: int) -> Tensor:
     for _ in range(terms - 1):
         inverse = eye + exact @ inverse
     return inverse + exact @ inverse
+
+
+def within(upper: Tensor, eps: float) -> Tensor:
+    """Entries `[*, n, b (b - 1) / 2]` of skew matrices of which none has a Frobenius norm above `eps / sqrt(n)`: longer ones are cut to it."""
+    norm = 2**0.5 * upper.detach().norm(dim=-1, keepdim=True)
+    most = eps / upper.shape[-2] ** 0.5
+    return upper * torch.where(norm > most, most / norm, 1.0)
+
+
+def dropped(R: Tensor, p: float, alone: bool = False) -> Tensor:
+    """Rotations `[*, n, b, b]` of which a share p, drawn anew, is the identity; with `alone`, of one of the `[*, m, n, b, b]` factors.
+
+    Where `p n` is no whole number, the number of blocks is drawn from the two beside it, so that p is the mean.
+    """
+    n, device = R.shape[-3], R.device
+    count = (p * n + torch.rand((), device=device)).floor()
+    left = torch.rand(n, device=device).argsort() < count
+    if alone:
+        m = R.shape[-4]
+        left = left & (torch.arange(m, device=device) == torch.randint(m, (1,), device=device))[:, None]
+    return torch.where(left[..., None, None], torch.eye(R.shape[-1], dtype=R.dtype, device=device), R)
 
 
 def turned(x: Tensor, R: Tensor, order: Tensor | None) -> Tensor:

@@ -122,7 +122,7 @@ def plain_prompt(model: nn.Module, name: str = "default") -> None:
         root,
         method.plain(),
         name,
-        targets=list(values),
+        targets=[f"={path}" for path in values],
         train=attachment.train,
         dtype=attachment.dtype,
         seed=attachment.seed,

@@ -3,8 +3,8 @@
 F is a real transform that an FFT computes: the orthonormal DCT, or the real and imaginary parts of the DFT. Two forms of a linear layer:
 through the activations, F_out^T (S (F_in x)), at in + out elements of transforms and n entries of S a token; or with dW formed by FFT, and
 again in the backward, the gradient of the entries through the activations all the same. An element of a transform costs about 140, an entry
-of S about 20 multiplications of a matrix product, an element of dW about 275 (measured on a CPU); so the second is taken for many tokens
-of a small layer. Both keep x alone for the backward.
+of S about 8 multiplications of a matrix product, an element of dW about 200 (measured on a CPU); so the second is taken for many tokens
+of a small layer. Both keep x alone for the backward. Products with S are those of a weighted bag of embeddings, which gathers no copies.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from adaptome.forms.delta import Delta, run_changed
 from adaptome.forms.fused import plain_weight, shaped
 
 #: what an entry of S, an element of a transform, and one of dW cost in multiplications of a matrix product
-ENTRY, TRANSFORM, ELEMENT = 20, 140, 275
-#: numbers that the gathered rows of the product may hold at a time
-CHUNK = 1 << 24
+ENTRY, TRANSFORM, ELEMENT = 8, 140, 200
 
 
 class Fourier:
@@ -66,7 +64,7 @@ class Cosine(Fourier):
     """The orthonormal DCT-II, by the FFT of the folded signal (Makhoul 1980): coordinate k is a turned frequency k or N - k."""
 
     def analyse(self, x: Tensor) -> Tensor:
-        V = torch.fft.rfft(x.index_select(-1, _folded(x.shape[-1], x))) * _twiddle(x.shape[-1], x)
+        V = torch.fft.rfft(x.index_select(-1, _folded(x.shape[-1], x))).mul_(_twiddle(x.shape[-1], x))
         return torch.view_as_real(V).flatten(-2).t().contiguous()
 
     def synthesise(self, waves: Tensor, N: int) -> Tensor:
@@ -115,12 +113,12 @@ class SparseSpectrum(Delta):
             return run_changed(self, frozen, x)
         rows, columns, values = self.entries()
         y: Tensor = _Formed.apply(
-            x, *plain, values * (self.scale * self.strength), rows, columns, self.basis, self._update
+            x, *plain, values * (self.scale * self.strength), rows, columns, self.basis, self._changed
         )
         return y
 
-    def _update(self) -> Tensor:
-        return self.strength * self.delta()
+    def _changed(self, W: Tensor) -> Tensor:
+        return torch.add(W, self.delta(), alpha=self.strength).to(W.dtype)
 
     def product(self, x: Tensor) -> Tensor:
         rows, columns, values = self.entries()
@@ -129,21 +127,21 @@ class SparseSpectrum(Delta):
 
 
 class _Formed(torch.autograd.Function):
-    """`x (W + dW)^T + b`, forming dW again in the backward, and saving x and the entries."""
+    """`x (W + dW)^T + b`, forming W + dW again in the backward, and saving x and the entries."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, values: Tensor, rows: Tensor, columns: Tensor, basis: Fourier,
-        update: Callable[[], Tensor],
+        changed: Callable[[Tensor], Tensor],
     ) -> Tensor:  # fmt: skip
-        ctx.basis, ctx.update = basis, update
+        ctx.basis, ctx.changed = basis, changed
         ctx.save_for_backward(x, W, values, cells(rows), cells(columns))
-        return shaped(F.linear(x.reshape(-1, x.shape[-1]), (W + update()).to(W.dtype), b), x.shape[:-1])
+        return shaped(F.linear(x.reshape(-1, x.shape[-1]), changed(W), b), x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, W, values, p, q = ctx.saved_tensors
-        gx = grad @ (W + ctx.update()).to(W.dtype) if ctx.needs_input_grad[0] else None
+        gx = grad @ ctx.changed(W) if ctx.needs_input_grad[0] else None
         G, X = (ctx.basis.analyse(t.flatten(0, -2).to(values.dtype)) for t in (grad, x))
         found = _gradients(
             ctx.basis, G, X, (grad.shape[-1], x.shape[-1]), values, p, q, ctx.needs_input_grad[4]
@@ -195,43 +193,35 @@ def _gradients(
     basis: Fourier, G: Tensor, X: Tensor, sides: tuple[int, int], values: Tensor, p: Tensor, q: Tensor, moving: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """The gradients of the entries of S and of their places, from `K = sum_t (F g_t) (F x_t)^T` at a few cells."""
-    out, width = sides
+    pairs = [(p, q)]
+    if moving:
+        pairs += [(p + 1, q), (p - 1, q), (p, q + 1), (p, q - 1)]
 
-    def read(waves: Tensor, k: Tensor, N: int) -> Tensor:
-        row, factor = basis.place(k.clamp(0, basis.length(N) - 1), N, values)
-        return waves.index_select(0, row) * factor[:, None]
+    def read(k: list[Tensor], N: int) -> Places:
+        return basis.place(torch.cat(k).clamp(0, basis.length(N) - 1), N, values)
 
-    found = []
-    size = max(1, CHUNK // len(p))
-    for g, x in zip(G.split(size, 1), X.split(size, 1), strict=True):
-        at, by = read(g, p, out), read(x, q, width)
-        sums = [(at * by).sum(1)]
-        if moving:
-            sums += [
-                ((read(g, p + 1, out) - read(g, p - 1, out)) * by).sum(1),
-                (at * (read(x, q + 1, width) - read(x, q - 1, width))).sum(1),
-            ]
-        found.append(torch.stack(sums))
-    of_value, *differences = torch.stack(found).sum(0)
-    return of_value, *(moves(values, *differences) if moving else (None, None))
+    (at, height), (by, width) = (read([pair[i] for pair in pairs], sides[i]) for i in (0, 1))
+    found = (_dots(G, X, at, by) * height * width).view(len(pairs), -1)
+    if not moving:
+        return found[0], None, None
+    return found[0], *moves(values, found[1] - found[2], found[3] - found[4])
 
 
 Places = tuple[Tensor, Tensor]
 
 
+def _dots(G: Tensor, X: Tensor, at: Tensor, by: Tensor) -> Tensor:
+    """`sum_t G[at, t] X[by, t]`, without the gathered rows: the gradient of a bag's weights."""
+    dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(G, X, by, at.new_empty(0), at, 0)
+    return dots
+
+
 def _spread(waves: Tensor, source: Places, target: Places, values: Tensor, length: int) -> Tensor:
     """`S F x` from the entries of S, `[length, tokens]`."""
-    weights = (values * source[1] * target[1])[:, None]
-    parts = waves.split(max(1, CHUNK // len(weights)), 1)
-    return torch.cat(
-        [
-            part.new_zeros(length, part.shape[1]).index_add_(
-                0, target[0], part.index_select(0, source[0]) * weights
-            )
-            for part in parts
-        ],
-        1,
-    )
+    row, order = target[0].sort()
+    bags = torch.searchsorted(row, torch.arange(length, device=row.device))
+    weights = (values * source[1] * target[1])[order]
+    return F.embedding_bag(source[0][order], waves, bags, mode="sum", per_sample_weights=weights)
 
 
 # -- the cosine transform of a matrix -----------------------------------------------------------------------------
@@ -258,7 +248,7 @@ class CosineMatrix(torch.autograd.Function):
         S = added.new_zeros(lead.numel() * out * half).index_add_(
             0, (index + first).flatten(), added.flatten()
         )
-        v = torch.fft.irfft2(S.view(*lead, out, half), s=(out, width))
+        v = real_inverse(S.view(*lead, out, half), width)
         return v.index_select(-2, _unfolded(out, v)).index_select(-1, _unfolded(width, v))
 
     @staticmethod
@@ -266,7 +256,7 @@ class CosineMatrix(torch.autograd.Function):
         values, p, q = ctx.saved_tensors
         M, N = grad.shape[-2:]
         G = grad.index_select(-2, _folded(M, grad)).index_select(-1, _folded(N, grad))
-        V = torch.fft.rfft2(G).flatten(-2)
+        V = torch.fft.fft(torch.fft.rfft(G), dim=-2).flatten(-2)
 
         def at(row: Tensor, column: Tensor) -> Tensor:
             """`(C G D^T)[row, column]`."""
@@ -278,6 +268,11 @@ class CosineMatrix(torch.autograd.Function):
             return at(p, q), None, None, None, None
         places = moves(values, at(p + 1, q) - at(p - 1, q), at(p, q + 1) - at(p, q - 1))
         return at(p, q), *places, None, None
+
+
+def real_inverse(S: Tensor, width: int) -> Tensor:
+    """`torch.fft.irfft2` of half spectra `[*, out, width // 2 + 1]`, one side after the other: on a CPU in half the time."""
+    return torch.fft.irfft(torch.fft.ifft(S, dim=-2), n=width)
 
 
 def _waves(p: Tensor, q: Tensor, M: int, N: int, like: Tensor) -> tuple[Tensor, Tensor]:

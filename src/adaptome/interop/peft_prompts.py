@@ -1,7 +1,8 @@
 """PEFT's prompt learning, both ways: one tensor `prompt_embeddings`, prompts `[p, d]` or a prefix's keys and values `[p, layers 2 heads width]`.
 
 PEFT stores what a network has made of a prompt, and not the network. Its models return the prompts' places too, before those of the tokens.
-In a prefix it counts the tokens' positions from p, ours from 0: where positions are rotations the keys are turned by p to make up for it.
+In a prefix it counts the tokens' positions from p. Ours does with positions='after', which a folder is read as; a prefix whose tokens are
+counted from 0 is written too where positions are rotations: its keys are turned by p.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from adaptome.core.adapter import Adapter
 from adaptome.core.errors import FormatError, KeyMismatchError, MergeError
 from adaptome.core.state import Attachment, root_of
+from adaptome.forms.positions import pairs as own_pairs
 
 KEY = "prompt_embeddings"
 #: method -> PEFT's type
@@ -52,7 +54,8 @@ def prompt_form(
     if any(a.strength != 1.0 for a in adapters.values()):
         raise MergeError("PEFT has no prompt with a weight; ad.activate it with weight 1.")
     if attachment.method.name == "prefix-tuning":
-        value, count = _prefix(root, adapters)
+        method: Any = attachment.method
+        value, count = _prefix(root, adapters, turn=method.positions == "own")
     else:
         [adapter] = adapters.values()
         if adapter.first:
@@ -67,20 +70,21 @@ def prompt_form(
     return {KEY: value.contiguous()}, config
 
 
-def _prefix(root: nn.Module, adapters: Mapping[str, Any]) -> tuple[Tensor, int]:
+def _prefix(root: nn.Module, adapters: Mapping[str, Any], turn: bool) -> tuple[Tensor, int]:
     ordered = _by_layer(root, adapters)
     p = ordered[0].p
     pairs = []
     for adapter in ordered:
         K, V = adapter.values()
-        pairs += [turned(root, adapter, K.detach().float(), p), V.detach().float()]
+        K = K.detach().float()
+        pairs += [turned(root, adapter, K, p) if turn else K, V.detach().float()]
     stacked = torch.stack(pairs, 0)  # [2 layers, heads, p, width]
     return stacked.permute(2, 0, 1, 3).flatten(1).cpu(), p
 
 
 def _by_layer(root: nn.Module, adapters: Mapping[str, Adapter]) -> list[Any]:
     layers = getattr(getattr(root, "config", None), "num_hidden_layers", None)
-    ordered = sorted(adapters.values(), key=lambda a: -1 if a.host.index is None else a.host.index)
+    ordered = sorted(own_pairs(adapters), key=lambda a: -1 if a.host.index is None else a.host.index)
     if [a.host.index for a in ordered] != list(range(layers or 0)):
         raise MergeError(
             f"PEFT has a prefix in every one of the {layers} layers, and this one is in {[a.host.index for a in ordered]}."
@@ -116,7 +120,9 @@ def read_prompt(
         "method": "prefix-tuning" if prefix else "prompt-tuning", "p": value.shape[0],
         "train": sorted({f"={k.rpartition('.')[0]}" for k in heads}),
     }  # fmt: skip
-    if not prefix:
+    if prefix:
+        how |= {"positions": "after"}
+    else:
         how |= {"place": "front", "init": "normal"}
     return how, heads
 
@@ -143,7 +149,7 @@ def fill_prompt(model: nn.Module, attachment: Attachment, tensors: dict[str, Ten
     pairs = value.view(p, 2 * len(ordered), heads, width).permute(1, 2, 0, 3)
     found: dict[str, Tensor] = {}
     for layer, adapter in enumerate(ordered):
-        found[f"{adapter.host.name}.K"] = turned(root, adapter, pairs[2 * layer].float(), -p)
+        found[f"{adapter.host.name}.K"] = pairs[2 * layer].float()
         found[f"{adapter.host.name}.V"] = pairs[2 * layer + 1].float()
     return found
 

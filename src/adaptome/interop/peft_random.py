@@ -19,11 +19,14 @@ class OFTType(PeftType):
     method = "oft"
     keys: ClassVar = {"Q": "oft_R.weight"}
     known = frozenset({
-        "block_share", "eps", "init_weights", "module_dropout", "num_cayley_neumann_terms", "oft_block_size", "use_cayley_neumann",
+        "block_share", "coft", "eps", "init_weights", "module_dropout", "num_cayley_neumann_terms", "oft_block_size", "use_cayley_neumann",
     })  # fmt: skip
 
     def once(self, config: dict[str, Any]) -> dict[str, Any]:
-        return {"block_share": bool(config.get("block_share")), "series": self._series(config)}
+        return {
+            "block_share": bool(config.get("block_share")), "series": self._series(config), "dropout": config.get("module_dropout", 0.0),
+            "coft": bool(config.get("coft")), "eps": config.get("eps", 6e-5),
+        }  # fmt: skip
 
     def _series(self, config: dict[str, Any]) -> int:
         if not config.get("use_cayley_neumann", True):
@@ -56,13 +59,13 @@ class OFTType(PeftType):
     def config(self, attachment: Attachment) -> dict[str, Any]:
         adapters: dict[str, Any] = attachment.adapters
         method: Any = attachment.method
-        if len({(a.b, a.series, len(a.Q) == 1) for a in adapters.values()}) > 1 or method.series == 1:
+        if len({(a.b, a.series, a.eps, len(a.Q) == 1) for a in adapters.values()}) > 1 or method.series == 1:
             raise MergeError(
                 "PEFT has one size for all layers, and series of 2 terms at least. Export as peft-lora, or merge."
             )
         return {
-            "peft_type": "OFT", "r": 0, "oft_block_size": method.size, "block_share": method.block_share, "coft": False, "bias": "none",
-            "use_cayley_neumann": bool(method.series), "num_cayley_neumann_terms": method.series + 2, "module_dropout": 0.0,
+            "peft_type": "OFT", "r": 0, "oft_block_size": method.size, "block_share": method.block_share, "coft": method.coft, "eps": method.eps, "bias": "none",
+            "use_cayley_neumann": bool(method.series), "num_cayley_neumann_terms": method.series + 2, "module_dropout": method.dropout,
             "fan_in_fan_out": all(isinstance(a.host, Conv1DHost) for a in adapters.values()),
         }  # fmt: skip
 

@@ -159,7 +159,7 @@ def _put(
 
 _NUMBERS = (
     "r", "lora_alpha", "alpha", "lora_dropout", "vera_dropout", "n_frequency", "scaling", "random_loc_seed", "projection_prng_key", "d_initial",
-    "init_r", "decompose_factor", "num_virtual_tokens",
+    "init_r", "decompose_factor", "num_virtual_tokens", "module_dropout", "eps", "boft_dropout",
 )  # fmt: skip
 
 

@@ -346,7 +346,7 @@ class BOFTType(PeftType):
     kinds = ("linear", "conv")
 
     def once(self, config: dict[str, Any]) -> dict[str, Any]:
-        return {"scale": True}
+        return {"scale": True, "dropout": config.get("boft_dropout", 0.0)}
 
     def common(self, per_layer: list[dict[str, Any]]) -> dict[str, Any]:
         return {**per_layer[0], "size": math.gcd(*(own["size"] for own in per_layer))} if per_layer else {}
@@ -377,7 +377,7 @@ class BOFTType(PeftType):
         first = next(iter(adapters.values()))
         return {
             "peft_type": "BOFT", "boft_block_size": first.b, "boft_block_num": 0, "boft_n_butterfly_factor": first.m,
-            "boft_dropout": 0.0, "bias": "none", "fan_in_fan_out": _transposed(attachment),
+            "boft_dropout": first.dropout, "bias": "none", "fan_in_fan_out": _transposed(attachment),
         }  # fmt: skip
 
 

@@ -373,8 +373,6 @@ class BOFTConfig(Targeted):
 
     def check(self) -> None:
         super().check()
-        if self.boft_dropout:
-            raise MethodError("BOFTConfig: boft_dropout is not here.")
         if bool(self.boft_block_num) == bool(self.boft_block_size):
             raise MethodError(
                 f"BOFTConfig: give either boft_block_size or boft_block_num, the other 0; they are {self.boft_block_size} and {self.boft_block_num}."
@@ -385,6 +383,7 @@ class BOFTConfig(Targeted):
             "size": self.boft_block_size or 2,
             "factors": self.boft_n_butterfly_factor,
             "scale": True,
+            "dropout": self.boft_dropout,
         }
 
     def layer(self, path: str, module: nn.Module | None) -> dict[str, Any]:
@@ -409,8 +408,6 @@ class OFTConfig(Targeted):
 
     def check(self) -> None:
         super().check()
-        if self.coft or self.module_dropout:
-            raise MethodError("OFTConfig: coft and module_dropout are not here.")
         if bool(self.r) == bool(self.oft_block_size):
             raise MethodError(
                 f"OFTConfig: give either r or oft_block_size, the other 0; they are {self.r} and {self.oft_block_size}."
@@ -420,7 +417,10 @@ class OFTConfig(Targeted):
 
     def method(self) -> tuple[str, dict[str, Any]]:
         terms = self.num_cayley_neumann_terms - 2 if self.use_cayley_neumann else 0
-        return "oft", {"size": self.oft_block_size or 2, "block_share": self.block_share, "series": terms}
+        return "oft", {
+            "size": self.oft_block_size or 2, "block_share": self.block_share, "series": terms, "dropout": self.module_dropout,
+            "coft": self.coft, "eps": self.eps,
+        }  # fmt: skip
 
     def layer(self, path: str, module: nn.Module | None) -> dict[str, Any]:
         return _width(self, path, module, self.r)
@@ -496,7 +496,8 @@ class PrefixTuningConfig(_Prompt):
     prefix_projection: bool = False
 
     def method(self) -> tuple[str, dict[str, Any]]:
-        return "prefix-tuning", {"p": self._count(), "hidden": (self.encoder_hidden_size or 0) if self.prefix_projection else 0}  # fmt: skip
+        hidden = (self.encoder_hidden_size or 0) if self.prefix_projection else 0
+        return "prefix-tuning", {"p": self._count(), "hidden": hidden, "positions": "after"}
 
 
 @dataclass

@@ -23,6 +23,7 @@ _HOME = {
     "StagesResult": "stages",
     "calibration": "runs",
     "evaluate": "runs",
+    "keep_freed_memory": "allocator",
     "last_checkpoint": "folder",
     "load_run": "runs",
     "plans": "runs",

@@ -24,6 +24,7 @@ from adaptome.objectives import Terms, terms_of
 from adaptome.recipe import MethodSection, Recipe, load_recipe
 from adaptome.tasks import Prepared, Task, task_from_dict
 from adaptome.training.adapters import gathered_adapters, write_adapters
+from adaptome.training.allocator import keep_freed_memory
 from adaptome.training.arguments import training_arguments
 from adaptome.training.building import (
     attach,
@@ -127,6 +128,8 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     folder = Path(recipe.output.folder)
     check_room(recipe, folder)
     peak = PeakMemory()
+    if recipe.training.device == "cpu" or not torch.cuda.is_available():
+        keep_freed_memory()
     if recipe.start is not None and recipe.start.how == "merged":
         write_merged(Path(recipe.start.run), partial(load_run, single=True))
     task, processor, splits, data = prepared(recipe)

@@ -35,13 +35,11 @@ class AdaptomeSFTTrainer(AdapterCheckpoints, SFTTrainer):
         before: Any = given.get(f"{name}_dataset")
         after: Any = getattr(self, f"{name}_dataset")
         packed = args.packing if args.eval_packing is None or name == "train" else args.eval_packing
-        if packed or not all(
-            hasattr(rows, "__len__") and not isinstance(rows, dict) for rows in (before, after)
-        ):
+        if not all(hasattr(rows, "__len__") and not isinstance(rows, dict) for rows in (before, after)):
             return []
         split, limit = {"train": "train", "eval": "the evaluation split"}[name], args.max_length
-        dropped = len(before) - len(after)
-        if dropped and not len(after):
+        dropped = 0 if packed else len(before) - len(after)
+        if len(before) and not (len(after) and (not packed or _learned(after))):
             raise DataError(
                 f"every example of {split} is longer than {limit} tokens before what it learns begins: nothing is left to train on.\n"
                 "  Raise task.max_length (max_length of SFTConfig), or shorten the prompts."
@@ -56,3 +54,11 @@ class AdaptomeSFTTrainer(AdapterCheckpoints, SFTTrainer):
 
     def _send_telemetry(self) -> None:
         """Send nothing: TRL reports each run to its makers."""
+
+
+def _learned(rows: Any) -> bool:
+    """Whether a token of packed rows counts towards the loss."""
+    for name, ignored in (("labels", -100), ("completion_mask", 0)):
+        if name in (rows.column_names or ()):
+            return any(value != ignored for row in rows[name] for value in row)
+    return True

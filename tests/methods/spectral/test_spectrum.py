@@ -96,13 +96,15 @@ def test_every_route_and_its_gradients_are_the_dense_ones(method, fan_in, fan_ou
     torch.testing.assert_close(model(x), expected)
 
 
-def test_tokens_are_taken_in_parts_when_many(monkeypatch):
-    model, a = adapted(linear(), ad.FourierFT(n=30))
-    shake(model)
-    a.many, x = math.inf, batch(11, 12)
-    whole = torch.autograd.grad(model(x).square().sum(), a.c)
-    monkeypatch.setattr(spectrum, "CHUNK", 200)
-    torch.testing.assert_close(torch.autograd.grad(model(x).square().sum(), a.c), whole)
+def test_products_with_a_sparse_spectrum_take_places_in_any_order_and_twice():
+    generator = torch.Generator().manual_seed(0)
+    G, X, values = (torch.randn(*shape, generator=generator) for shape in ((7, 5), (6, 5), (9,)))
+    rows, columns = torch.tensor([3, 0, 3, 6, 0, 0, 5, 3, 3]), torch.tensor([1, 5, 1, 0, 0, 5, 2, 4, 1])
+    torch.testing.assert_close(spectrum._dots(G, X, rows, columns), (G[rows] * X[columns]).sum(1))
+    S = torch.zeros(7, 6).index_put((rows, columns), values, accumulate=True)
+    ones = torch.ones(9)
+    made = spectrum._spread(X, (columns, ones), (rows, 2 * ones), values, 7)
+    torch.testing.assert_close(made, 2 * S @ X)
 
 
 def test_no_route_keeps_a_matrix_for_the_backward():

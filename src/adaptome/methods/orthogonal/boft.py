@@ -11,7 +11,7 @@ from adaptome.core.adapter import Frozen
 from adaptome.core.errors import MethodError
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, nearest_divisor, option, register
-from adaptome.forms.rotation import Rotation, cayley, skew, turned
+from adaptome.forms.rotation import Rotation, cayley, dropped, skew, turned
 from adaptome.methods.orthogonal.oft import indivisible
 
 #: widest groups whose factors are multiplied before they turn anything
@@ -39,6 +39,8 @@ class BOFT(Method):
     forward     the factors mix groups of w = b 2^(m-1) inputs, so up to w = 64 their product is made first, one w x w block a group, and
                 turns the activations: in w products a token against the layer's in out (in b m for one after the other); x
                 alone is kept. s keeps the layer's output
+    dropout     a training pass leaves a random share of the blocks of one factor, drawn too, unturned in a linear layer; a weight that is
+                read is turned whole
     special     m = 1 without scale is OFT
     merge       exact
     source      Liu et al. 2023, arXiv:2311.06243, section 4
@@ -47,6 +49,9 @@ class BOFT(Method):
     size: int = option(4, at_least=2, help="b, the width of a block")
     factors: int = option(2, at_least=1, help="m, how many rotations are multiplied")
     scale: bool = option(False, help="train a factor for every output too, as the authors' code does")
+    dropout: float = option(
+        0.0, at_least=0, below=1, help="share of one factor's blocks left unturned in training"
+    )
 
     def validate(self) -> None:
         if self.factors > 1 and self.size % 2:
@@ -82,13 +87,14 @@ class BOFTAdapter(Rotation):
     """Q and s of one layer."""
 
     def __init__(self, method: BOFT, host: Host):
-        super().__init__(host)
+        super().__init__(host, method.dropout)
         self.b, self.m = b, m = method.size, method.factors
         self.Q = nn.Parameter(torch.zeros(*host.lead, m, host.fan_in // b, b * (b - 1) // 2))
         self.s = nn.Parameter(torch.ones(*host.lead, host.fan_out)) if method.scale else None
 
-    def blocks(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
+    def blocks(self, dtype: torch.dtype, dropout: float = 0.0) -> list[tuple[Tensor, Tensor | None]]:
         R = cayley(skew(self.Q, self.b))
+        R = dropped(R, dropout, alone=True) if dropout else R
         width = self.b * 2 ** (self.m - 1)
         fused = width <= FUSED
         if fused:  # [*, m, groups, blocks of a group, b, b]

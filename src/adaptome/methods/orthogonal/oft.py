@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, nearest_divisor, option, register
-from adaptome.forms.rotation import Rotation, cayley, cayley_series, skew
+from adaptome.forms.rotation import Rotation, cayley, cayley_series, dropped, skew, within
 
 
 @register(
@@ -29,6 +29,10 @@ class OFT(Method):
                 [1, b (b - 1) / 2] turns all blocks alike
     init        Q = 0, R = I: starts as the base
     series      k > 0: R_i = (I + Q_i) (I + Q_i + ... + Q_i^k) without a solver, as in OFTv2 and PEFT (k = 3 there): orthogonal up to Q^(k + 1)
+    coft        every |Q_i| <= eps / sqrt(how many Q_i), Frobenius: longer ones are cut to it, in the function, and in training before each
+                pass in Q itself (projected gradient descent)
+    dropout     a training pass leaves a random share of a linear layer's blocks unturned; a weight that is read is turned whole. PEFT 0.21
+                has the setting and never applies it
     parameters  in (b - 1) / 2 per layer: 4,063,232 for LLaMA-2-7B, q and v, b = 32; b (b - 1) / 2 with `block_share`
     forward     R turns the activations: in b products a token against the layer's in out; other kinds than linear read W R
     keeps       R^T R = I, so W W^T, the norms of W's rows and its singular values (without `series`)
@@ -50,6 +54,10 @@ class OFT(Method):
         0, at_least=0, help="k, the terms of the Cayley-Neumann series for the inverse; 0 inverts exactly"
     )
 
+    coft: bool = option(False, help="keep every block near the identity: |Q_i| <= eps / sqrt(blocks)")
+    eps: float = option(6e-5, above=0, help="the bound of coft")
+    dropout: float = option(0.0, at_least=0, below=1, help="share of blocks left unturned in training")
+
     def admits(self, host: Host) -> str | None:
         return super().admits(host) or indivisible(host, self.size, "size")
 
@@ -68,14 +76,27 @@ class OFTAdapter(Rotation):
     """Q of one layer."""
 
     def __init__(self, method: OFT, host: Host):
-        super().__init__(host)
+        super().__init__(host, method.dropout)
         self.b, self.series = method.size, method.series
+        self.eps = method.eps if method.coft else None
         self.Q = nn.Parameter(torch.zeros(*host.lead, method.rotations(host), self.b * (self.b - 1) // 2))
 
-    def blocks(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
-        Q = skew(self.Q, self.b)
+    def bounded(self) -> Tensor:
+        """Q, with `coft` inside its bound."""
+        if self.eps is None:
+            return self.Q
+        Q = within(self.Q, self.eps)
+        if not (self.training and torch.is_grad_enabled()):
+            return Q
+        with torch.no_grad():
+            self.Q.copy_(Q)
+        return self.Q
+
+    def blocks(self, dtype: torch.dtype, dropout: float = 0.0) -> list[tuple[Tensor, Tensor | None]]:
+        Q = skew(self.bounded(), self.b)
         R = cayley_series(Q, self.series) if self.series else cayley(Q)
-        return [(R.to(dtype).expand(*R.shape[:-3], self.host.fan_in // self.b, -1, -1), None)]
+        R = R.to(dtype).expand(*R.shape[:-3], self.host.fan_in // self.b, -1, -1)
+        return [(dropped(R, dropout) if dropout else R, None)]
 
 
 def indivisible(host: Host, width: int, setting: str) -> str | None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptome.core.adapter import Adapter
-from adaptome.core.errors import MethodError, StateError
+from adaptome.core.errors import HostError, MethodError, StateError
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
-from adaptome.forms import prefix
+from adaptome.forms import positions, prefix
 from adaptome.forms.soft import FromText, check_length
 
 
 @register(
     "prefix-tuning", category="prompt", subcategory="soft", merge="none", export="none", identity_at_init=False, budget_setting="p",
-    inference_overhead="longer sequence", hosts=("module",), default_targets="attention-blocks",
+    inference_overhead="longer sequence", hosts=("module", "backbone"), default_targets="attention-blocks",
     source="Li and Liang 2021, arXiv:2101.00190; Liu et al. 2021, arXiv:2110.07602",
 )  # fmt: skip
 class PrefixTuning(FromText):
@@ -31,9 +31,10 @@ class PrefixTuning(FromText):
     when        generation with a frozen decoder and one small prefix a task
     shapes      K, V [kv heads, p, head width]; q, k, v as the attention has them, after rotation and the cache
     positions   the tokens keep theirs, and the cache holds tokens alone: `generate`, beams, static caches, sliding windows and packed rows
-                work as before. K is added as it is, not rotated
+                work as before. K is added as it is, not rotated. With 'after' the tokens are counted from p, as PEFT and LLM-Adapters do:
+                the transformer itself is a target too, for its `position_ids`, and with ALiBi the prefix stands before the tokens
     init        N(0, std^2); `ad.prompt_from(model, text, tokenizer)` sets K and V to what the model computes for words, at positions -p to -1
-                where positions are rotations, so that it starts as the model with these words before the text. None of them is the base
+                where positions are rotations (with 'after', 0 to p - 1 whatever they are), so that it starts as the model with these words before the text. None of them is the base
     scales      `train_scale`: a factor of K and one of V, which start at 1; with `compensate` LAE's prefix (Gao et al. 2023, arXiv:2303.10070)
     hidden      > 0: K, V = U_l tanh(W E + b) + u_l with E [p, hidden] and W shared by all layers; `ad.plain_prompt(model)` drops it after training
     parameters  2 p (kv heads) (head width) per attention, and 2 with `train_scale`: 7,864,320 for LLaMA-2-7B, p = 30; 221,184 for AST, p = 12
@@ -51,7 +52,20 @@ class PrefixTuning(FromText):
         False, help="the prefix's weights sum to 1 by themselves, and leave the tokens theirs"
     )
 
+    positions: Literal["own", "after"] = option(
+        "own", help="'after': count the tokens' positions from p, as PEFT and LLM-Adapters do"
+    )
+
+    def targets_by_default(self) -> str | tuple[str, ...]:
+        return ("attention-blocks", "backbones") if self.positions == "after" else "attention-blocks"
+
     def admits(self, host: Host) -> str | None:
+        if host.kind == "backbone":
+            return (
+                "its attentions have the prefix; it is a target with positions='after' alone"
+                if self.positions == "own"
+                else super().admits(host) or positions.countable(host)
+            )
         own_way = self.compensate and prefix.through_cache(host)
         return super().admits(host) or (
             f"{type(host.layer).__name__} computes its scores by a way of its own; set compensate=False"
@@ -60,6 +74,8 @@ class PrefixTuning(FromText):
         )
 
     def parameters(self, host: Host) -> int:
+        if host.kind == "backbone":
+            return 0
         places = self.hidden + 1 if self.hidden else self.p
         return 2 * prefix.prefix_width(host) * places + 2 * self.train_scale
 
@@ -67,11 +83,19 @@ class PrefixTuning(FromText):
         return self.hidden * (self.p + self.hidden + 1)
 
     def shared(self, hosts: Sequence[Host]) -> nn.Module | None:
+        if self.positions == "after" and not any(host.kind == "backbone" for host in hosts):
+            raise HostError(
+                "prefix-tuning with positions='after' counts the positions of a whole transformer, and no target is one.\n"
+                "  Add 'backbones' to the targets, or leave targets out."
+            )
         return Trunk(self) if self.hidden else None
 
     def adapter(self, host: Host, shared: nn.Module | None = None) -> Adapter:
+        after = self.positions == "after"
+        if host.kind == "backbone":
+            return positions.Later(host, self.p)
         kind = prefix.CachedPrefix if prefix.through_cache(host) else prefix.Prefix
-        return kind(host, self.p, self.std, self.hidden, shared, self.train_scale, self.compensate)
+        return kind(host, self.p, self.std, self.hidden, shared, self.train_scale, self.compensate, after)
 
     def plain(self) -> Method:
         """The method that stores what the MLP makes."""
@@ -89,7 +113,10 @@ class PrefixTuning(FromText):
             )
         rotated = any("rotary" in name.rpartition(".")[2] for name, _ in model.named_modules())
         ids = ids.to(next(model.parameters()).device)[None]
-        places = {"position_ids": torch.arange(-self.p, 0, device=ids.device)[None]} if rotated else {}
+        first = -self.p if self.positions == "own" else 0
+        places = (
+            {"position_ids": torch.arange(first, first + self.p, device=ids.device)[None]} if rotated else {}
+        )
         for adapter in adapters.values():
             adapter.recording = True  # type: ignore[assignment]
         try:

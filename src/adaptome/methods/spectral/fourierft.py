@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
-from adaptome.forms.spectrum import FOURIER, SparseSpectrum
+from adaptome.forms.spectrum import FOURIER, SparseSpectrum, real_inverse
 
 
 @register(
@@ -106,7 +106,7 @@ class FourierFTAdapter(SparseSpectrum):
         S = values.new_zeros(*self.host.lead, M * (N // 2 + 1)).index_add(
             -1, self.get_buffer("cells"), values
         )
-        return torch.fft.irfft2(S.to(values.dtype.to_complex()).unflatten(-1, (M, N // 2 + 1)), s=(M, N))
+        return real_inverse(S.to(values.dtype.to_complex()).unflatten(-1, (M, N // 2 + 1)), N)
 
 
 @functools.lru_cache(maxsize=16)

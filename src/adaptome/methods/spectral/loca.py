@@ -136,8 +136,8 @@ class LoCAAdapter(SparseSpectrum):
 
     def delta(self) -> Tensor:
         sides = self.host.fan_out, self.host.fan_in
-        made: Tensor = CosineMatrix.apply(self.coefficients, *self.coordinates(), *sides)
-        return self.scale * made
+        made: Tensor = CosineMatrix.apply(self.scale * self.coefficients, *self.coordinates(), *sides)
+        return made
 
     @torch.no_grad()
     def keep(self) -> None:
