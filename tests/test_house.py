@@ -26,10 +26,11 @@ FLOORS: dict[str, set[str]] = {
     "report": {"core"},
     "architectures": {"core"},
     "graphs": {"core"},
+    "grammar": {"core"},
     "models": {"core", "graphs"},
     "decoding": {"core"},
     "objectives": {"core"},
-    "tasks": {"core", "data", "decoding", "graphs", "models", "quantization", "report"},
+    "tasks": {"core", "data", "decoding", "grammar", "graphs", "models", "quantization", "report"},
     "continual": {"core", "data", "objectives", "tasks"},
     # tools on any model
     "arithmetic": {"core", "forms", "interop"},
@@ -49,7 +50,7 @@ FLOORS: dict[str, set[str]] = {
     "compare": {LIBRARY, "core", "recipe", "report", "tasks", "training"},
     "quickstart": {LIBRARY, "core", "data", "recipe", "report", "tasks", "training"},
     "cli": {
-        LIBRARY, "compare", "continual", "core", "data", "equivalents", "inspection", "interop", "interpretation", "models", "objectives", "quantization", "quickstart", "recipe", "report", "tasks",
+        LIBRARY, "compare", "continual", "core", "data", "equivalents", "grammar", "inspection", "interop", "interpretation", "models", "objectives", "quantization", "quickstart", "recipe", "report", "tasks",
         "training",
     },
     "__main__": {"cli"},

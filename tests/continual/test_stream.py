@@ -144,3 +144,16 @@ def test_a_stream_of_data_sets_needs_no_data_of_its_own():
     assert made.data.name is None and load_recipe(made.model_dump(mode="json")) == made
     with pytest.raises(RecipeError, match="data"):
         load_recipe({"task": "image-classification", "method": "lora"})
+
+
+def test_columns_in_random_order_and_by_likeness():
+    texts = {"law": "法院判决合同", "farm": "农民种植小麦", "court": "法院审理判决", "field": "农民收割小麦"}
+    rows = {"domain": list(texts) * 3, "text": list(texts.values()) * 3}
+    split = to_split([Table("t.jsonl", rows, range(12))], "train")
+    names = [[p.name for p in by_column(split, split, "domain", how, 1).parts] for how in ("given", "similar", "random")]  # fmt: skip
+    assert names[0] == list(texts)
+    assert names[1] == ["law", "court", "farm", "field"] or names[1] == ["law", "court", "field", "farm"]
+    assert sorted(names[2]) == sorted(texts) and names[2] == [p.name for p in by_column(split, split, "domain", "random", 1).parts]  # fmt: skip
+    bare = to_split([Table("t.jsonl", {"domain": ["a", "b"], "label": [0, 1]}, range(2))], "train")
+    with pytest.raises(DataError, match="order=similar needs a column of texts"):
+        by_column(bare, bare, "domain", "similar")

@@ -13,7 +13,7 @@ from adaptome.cli import main
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.data import load_splits
 from adaptome.recipe import load_recipe
-from adaptome.tasks import get_task, reasoning
+from adaptome.tasks import get_task, instructed
 from adaptome.training import evaluate, predict, run
 from tests.tasks.tiny import jsonl, small, spec, splits_of
 
@@ -458,7 +458,7 @@ def test_a_run_is_scored_by_its_answers_and_again_by_eval_and_predict(tmp_path, 
     assert "boolq/test.jsonl, line 1" in lines[0]["where"]
     assert evaluate(tmp_path / "out") == pytest.approx(result.metrics)
     given = []
-    monkeypatch.setattr(reasoning, "generate", lambda *a, **k: given.append(k) or ["true"] * len(a[2]))
+    monkeypatch.setattr(instructed, "generate", lambda *a, **k: given.append(k) or ["true"] * len(a[2]))
     told = evaluate(tmp_path / "out", overrides=["task.max_new_tokens=1", "task.num_beams=2"])
     assert (given[0]["max_new_tokens"], given[0]["num_beams"]) == (1, 2) and told["accuracy_boolq"] == 0.6
     monkeypatch.undo()

@@ -31,6 +31,7 @@ class Loop:
         rounds: the tasks of every round.
         phase: the run of training within the round; '' where there is one.
         batch_size, epochs: of the recipe's training.
+        ahead: positions that a logit stands before its label, 1 in a causal language model.
         gradient: rows of train, and what to differentiate, -> the mean gradient over `names`, one flat vector: 'loss', or
             'logit' for the logit of the right label. In evaluation mode; the loss is the strategy's own without what it adds.
     """
@@ -46,6 +47,7 @@ class Loop:
     phase: str = ""
     batch_size: int = 1
     epochs: float = 1.0
+    ahead: int = 0
     gradient: Callable[[Sequence[int], str], Tensor] = field(default=lambda rows, what: torch.zeros(0))
 
     @property

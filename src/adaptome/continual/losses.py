@@ -56,13 +56,16 @@ class Anchor(Objective):
 
 
 class Former(Objective):
-    """T^2 KL(softmax(o'/T) || softmax(o/T)) over the labels of earlier tasks, o' of the model as it was before this one."""
+    """T^2 KL(softmax(o'/T) || softmax(o/T)) over the labels of earlier tasks, o' of the model as it was before this one.
+
+    Where every token has a label, at those that count. `ahead` as in `Loop`.
+    """
 
     name = "lwf"
 
-    def __init__(self, classes: Sequence[int], temperature: float):
+    def __init__(self, classes: Sequence[int], temperature: float, ahead: int = 0):
         super().__init__(TermSettings())
-        self.classes, self.temperature = list(classes), temperature
+        self.classes, self.temperature, self.ahead = list(classes), temperature, ahead
 
     def needs(self) -> Needs:
         return Needs(teacher=PREVIOUS)
@@ -72,9 +75,32 @@ class Former(Objective):
         own, led = (output(of, "logits", "the objective 'lwf'").float() for of in (outputs, seen.teacher))
         if self.classes:
             own, led = own[..., self.classes], led[..., self.classes]
+        labels = batch.get("labels")
+        if own.dim() == 3 and labels is not None and labels.shape == own.shape[:2]:
+            own, led = (counting(logits, labels, self.ahead)[0] for logits in (own, led))
         own, led = (logits.flatten(0, -2) for logits in (own, led))
         p, q = (led / T).log_softmax(-1), (own / T).log_softmax(-1)
         return T * T * nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
+
+
+def counting(logits: Tensor, labels: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    """The logits [n, labels] of the tokens that count, and their labels [n].
+
+    Args:
+        logits: [rows, tokens, labels]. labels: [rows, tokens], -100 where none counts.
+        ahead: as in `Loop`.
+    """
+    if ahead:
+        logits, labels = logits[:, :-ahead], labels[:, ahead:]
+    there = labels.to(logits.device) != -100
+    return logits[there], labels.to(logits.device)[there]
+
+
+def right_logits(logits: Tensor, labels: Tensor, ahead: int = 0) -> Tensor:
+    """The logits of the right labels [n]: of the rows, or of the tokens that count."""
+    if labels.dim() == 2:
+        logits, labels = counting(logits, labels, ahead)
+    return logits.gather(1, labels[:, None])[:, 0]
 
 
 class TaskCrossEntropy(Objective):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from adaptome.continual.ordering import Order, arranged
 from adaptome.core.errors import DataError, RecipeError, did_you_mean
 from adaptome.data.splits import Split
 
@@ -128,11 +129,14 @@ def _check_groups(groups: Sequence[Sequence[int]], names: Sequence[str], overlap
             where[label] = number
 
 
-def by_column(train: Split, test: Split, column: str, order: Sequence[Any] | None = None) -> Stream:
+def by_column(
+    train: Split, test: Split, column: str, order: Sequence[Any] | Order = "given", seed: int = 0
+) -> Stream:
     """Tasks that are the values of a column: domains, sources, dates.
 
     Args:
-        order: the values in order; default: as they first come in train.
+        order: the values in order, or how they are arranged (see `ordering`); given: as they first come in train.
+        seed: draws a random order.
 
     Raises:
         DataError: no such column; RecipeError: a value of `order` that no row has, or one that `order` leaves out.
@@ -146,7 +150,9 @@ def by_column(train: Split, test: Split, column: str, order: Sequence[Any] | Non
             )
         found.append([str(value) for value in split.rows.with_format(None)[column]])
     there = list(dict.fromkeys(found[0]))
-    values = there if order is None else [str(value) for value in order]
+    values = (
+        arranged(there, order, seed, train, column) if isinstance(order, str) else [str(v) for v in order]
+    )
     if sorted(values) != sorted(there):
         odd = sorted(set(values) ^ set(there)) or [v for v in values if values.count(v) > 1]
         raise RecipeError(

@@ -406,8 +406,9 @@ class StreamSection(Section):
     )
     overlap: bool = Field(default=False, description="of labels: one may come in several tasks")
     column: str | None = Field(default=None, description="of column: its name, e.g. domain")
-    order: Literal["given", "random"] | list[str | int] = Field(
-        default="given", description="of labels: given or random; of column: its values in order"
+    order: Literal["given", "random", "similar"] | list[str | int] = Field(
+        default="given",
+        description="given or random; of column also similar (each the nearest to the one before, by its texts) or the values in order",
     )
     seed: int = Field(default=0, ge=0, description="of a random order")
     tasks: list[StreamTask] = Field(
@@ -426,7 +427,7 @@ class StreamSection(Section):
     @model_validator(mode="after")
     def _belongs(self) -> StreamSection:
         own = {
-            "size": ("labels",), "groups": ("labels",), "overlap": ("labels",), "seed": ("labels",), "column": ("column",),
+            "size": ("labels",), "groups": ("labels",), "overlap": ("labels",), "seed": ("labels", "column"), "column": ("column",),
             "tasks": ("data",), "recipes": ("recipes",), "labels": ("column", "data", "recipes"),
         }  # fmt: skip
         for key, where in own.items():
@@ -437,8 +438,10 @@ class StreamSection(Section):
             raise ValueError("order is given or random; the labels of each task are written in groups")
         if self.by == "column" and self.column is None:
             raise ValueError("by=column needs the column's name")
-        if self.order == "random" and self.by != "labels":
-            raise ValueError("order=random belongs to by=labels")
+        if self.order == "random" and self.by not in ("labels", "column"):
+            raise ValueError("order=random belongs to by=labels and by=column")
+        if self.order == "similar" and self.by != "column":
+            raise ValueError("order=similar belongs to by=column")
         return self
 
 

@@ -91,6 +91,7 @@ class Task(ABC):
     later_options: ClassVar[tuple[str, ...]] = ()  # options that evaluation and prediction alone read
     judges: ClassVar[bool] = False  # scores need readable predictions too: see `judge`
     takes: ClassVar[frozenset[str]] = frozenset()  # endings of the files that `predict` takes; empty: texts
+    ahead: ClassVar[int] = 0  # positions that a logit stands before its label: 1 in a causal language model
     measures_before: ClassVar[bool] = False  # a run measures the base too, as <metric>_before
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):

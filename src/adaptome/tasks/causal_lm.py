@@ -64,6 +64,7 @@ class CausalLM(Task):
     chats = ("messages", "prompt", "completion")
     later_options = ("max_new_tokens",)
     greater_is_better = False
+    ahead = 1
 
     @property
     def primary_metric(self) -> str:

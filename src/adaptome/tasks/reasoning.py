@@ -2,61 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import nn
 
-from adaptome.core.errors import DataError, RecipeError
+from adaptome.core.errors import RecipeError
 from adaptome.data.splits import Split, Splits
 from adaptome.report.shown import Shown, Span
 from adaptome.tasks.answers import Choice, Letter, Number, Rule, Text, guessed, rules_of
-from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
-from adaptome.tasks.inference import chunks
-from adaptome.tasks.language import (
-    counts,
-    generate,
-    language_model,
-    language_tokenizer,
-    left_padded,
-    likelihood,
-)
-from adaptome.tasks.lengths import cut_note
-from adaptome.tasks.reasoning_prompts import IGNORED, Template, prompt_of, tokenised
+from adaptome.tasks.base import Prepared, TaskOptions, register_task
+from adaptome.tasks.instructed import Instructed, InstructedOptions
 from adaptome.tasks.reasoning_rows import asked_by, contamination, masked_numbers, read_rows, sets_of
 from adaptome.tasks.showing import given_text
 
 logger = logging.getLogger(__name__)
 
 
-class ReasoningOptions(TaskOptions):
-    max_length: int = Field(
-        default=256, ge=8, description="tokens of an example, prompt and answer; the rest is cut"
-    )
-    template: Template = Field(
-        default="alpaca",
-        description="alpaca-indented: with the 16 spaces that LLM-Adapters' released checkpoints were trained with; "
-        "chat: the tokenizer's own",
-    )
-    train_on_inputs: bool = Field(
-        default=True, description="the loss is over the whole sequence, not the answer alone"
-    )
+class ReasoningOptions(InstructedOptions):
     read: Literal["auto", "number", "letter", "choice", "text"] = Field(
         default="auto",
         description="how an answer is read out of the text; auto: as the data set's paper, else by its answers",
     )
     choices: list[str] | None = Field(
         default=None, min_length=2, description="read: choice: the answers there are"
-    )
-    max_new_tokens: int = Field(default=256, ge=1, description="generated at most")
-    num_beams: int = Field(
-        default=1, ge=1, description="1: greedy; LLM-Adapters evaluates with 4, four times as slow"
     )
     sample: bool = Field(default=False, description="draw the tokens instead of taking the likeliest")
     temperature: float | None = Field(default=None, gt=0, description="with sample only")
@@ -77,7 +49,7 @@ class ReasoningOptions(TaskOptions):
 
 
 @register_task("reasoning")
-class Reasoning(Task):
+class Reasoning(Instructed):
     """Columns: instruction or question, input and options (may be absent), output (the text to learn), answer (what it is scored by).
 
     The options of a multiple-choice question are shown after it, lettered as in LLM-Adapters' AQuA files. Without an output
@@ -88,15 +60,12 @@ class Reasoning(Task):
     """
 
     Options = ReasoningOptions
-    later_options = ("max_new_tokens", "num_beams")
     options: ReasoningOptions
-    greater_is_better = False
     texts = ("instruction", "question", "options", "input", "output", "answer", "dataset")
     judges = True
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):
         super().__init__(options, labels)
-        self._positions = False  # whether the model is told positions; known once it is loaded
         given = [key for key in ("temperature", "top_p", "top_k") if getattr(options, key) is not None]
         if given and not self.options.sample:
             raise RecipeError(
@@ -106,27 +75,8 @@ class Reasoning(Task):
             raise RecipeError("task.read: choice and task.choices, the answers there are, go together.")
 
     @property
-    def primary_metric(self) -> str:
-        return "loss"
-
-    @property
     def headline(self) -> str:
         return "accuracy"
-
-    def load_processor(self, model: ModelSpec) -> Any:
-        tokenizer = language_tokenizer(model)
-        tokenizer.padding_side = "left"
-        if self.options.template == "chat" and not getattr(tokenizer, "chat_template", None):
-            raise RecipeError(
-                f"task.template=chat: the tokenizer {model.tokenizer or model.name!r} has no chat template. "
-                "Name an instruction-tuned model, or write task.template=alpaca."
-            )
-        return tokenizer
-
-    def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
-        built, self.new_modules = language_model(model, processor)
-        self._positions = "position_ids" in inspect.signature(built.forward).parameters
-        return built
 
     # -- data ------------------------------------------------------------------------------------------------------
 
@@ -135,66 +85,16 @@ class Reasoning(Task):
         notes = contamination(splits, self.options.allow_contamination)
         made = {}
         for name, records in texts.items():
-            made[name], told = self._dataset(records, splits[name], name, processor)
+            made[name], told = self.dataset(records, splits[name], name, processor)
             notes += [*masked_numbers(records, name), *told]
         for name in sorted(set(splits) - {"train"}):
             # an answer that cannot be read is found before anything is trained
             answers_of = [record["answer"] for record in texts[name]]
             rules = rules_of(sets_of(splits[name]), answers_of, splits[name].where, self._rule())
             notes += [] if self._rule() else guessed(rules)
-        return Prepared(
-            made, partial(self._collate, processor), length_column="length", notes=[*dict.fromkeys(notes)]
-        )
-
-    def _dataset(
-        self, records: list[dict[str, str]], split: Split, name: str, processor: Any
-    ) -> tuple[Any, list[str]]:
-        import datasets
-
-        parts, cut, unlearned = [], 0, 0
-        for part in chunks(records, 1000):  # token numbers are large as Python's lists
-            rows, over, without = tokenised(
-                part, self.options.template, processor, self.options.max_length, self.options.train_on_inputs
-            )
-            parts += [datasets.Dataset.from_dict(rows)] if rows["length"] else []
-            cut, unlearned = cut + over, unlearned + without
-        if not parts:
-            raise DataError(
-                f"{split.source}: no example of the {name} split has an answer within task.max_length="
-                f"{self.options.max_length} tokens. Raise it."
-            )
-        notes = cut_note(cut, len(records), name, self.options.max_length)
-        if unlearned:
-            notes.append(
-                f"{unlearned} examples of {name} were left out of the loss: their prompts leave no room for the answer."
-            )
-        return datasets.concatenate_datasets(parts), notes
-
-    def _collate(self, processor: Any, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """A batch padded on the left to a multiple of 8; positions count from each row's first token."""
-        width = -(-max(len(row["input_ids"]) for row in rows) // 8) * 8
-
-        def padded(key: str, filler: int) -> Tensor:
-            return left_padded([row[key] for row in rows], filler, width)
-
-        mask = padded("attention_mask", 0)
-        batch = {
-            "input_ids": padded("input_ids", processor.pad_token_id),
-            "attention_mask": mask,
-            "labels": padded("labels", IGNORED),
-        }
-        if self._positions:
-            batch["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
-        return batch
+        return Prepared(made, self.collator(processor), length_column="length", notes=[*dict.fromkeys(notes)])
 
     # -- scores ----------------------------------------------------------------------------------------------------
-
-    def reduce(self, logits: Any, labels: Tensor) -> Tensor:
-        """Loss, right and counted tokens of every row [batch, 3] in place of logits [batch, length, vocabulary]."""
-        return counts(super().reduce(logits, labels), labels)
-
-    def metrics(self, result: Any) -> dict[str, float]:
-        return likelihood(torch.as_tensor(result.predictions).double().sum(0))
 
     def inputs(self, rows: Any) -> list[Any]:
         return [{"instruction": asked_by(row), "input": row.get("input")} for row in rows]
@@ -207,28 +107,11 @@ class Reasoning(Task):
         Returns a list of {"completion"}; where the recipe says how answers are read, with "answer".
         """
         records = [{"instruction": one} if isinstance(one, str) else one for one in inputs]
-        prompts = [
-            prompt_of(
-                {"instruction": record["instruction"], "input": record.get("input") or ""},
-                self.options.template,
-                processor,
-            )
-            for record in records
-        ]
+        records = [{"instruction": r["instruction"], "input": r.get("input") or ""} for r in records]
         options = self.options
         drawn = {key: getattr(options, key) for key in ("temperature", "top_p", "top_k")}
-        texts = generate(
-            model,
-            processor,
-            prompts,
-            batch_size,
-            options.template != "chat",
-            () if options.template == "chat" else ("### Instruction:", "### Response:"),
-            max_new_tokens=options.max_new_tokens,
-            num_beams=options.num_beams,
-            do_sample=options.sample,
-            **{key: value for key, value in drawn.items() if value is not None},
-        )
+        given = {key: value for key, value in drawn.items() if value is not None}
+        texts = self.written(model, processor, records, batch_size, do_sample=options.sample, **given)
         rule = self._rule()
         if rule is None:
             return [{"completion": text} for text in texts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-Template = Literal["alpaca", "alpaca-indented", "chat"]
+Template = Literal["alpaca", "alpaca-indented", "chat", "plain"]
 
 IGNORED = -100  # positions that the loss passes over
 WITH_INPUT = (
@@ -21,7 +21,7 @@ def prompt_of(record: Mapping[str, str], template: Template, processor: Any) -> 
 
     Args:
         record: its instruction, and input, which may be empty.
-        template: 'alpaca', 'alpaca-indented' (as LLM-Adapters' finetune.py writes it) or 'chat', the tokenizer's own.
+        template: 'alpaca', 'alpaca-indented' (as LLM-Adapters' finetune.py writes it), 'chat', the tokenizer's own, or 'plain', a line each.
         processor: the tokenizer.
     """
     given = record["input"]
@@ -29,6 +29,8 @@ def prompt_of(record: Mapping[str, str], template: Template, processor: Any) -> 
         asked = "\n\n".join(filter(None, (record["instruction"], given)))
         chat = [{"role": "user", "content": asked}]
         return str(processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    if template == "plain":
+        return "".join(f"{part}\n" for part in (record["instruction"], given) if part)
     parts = [
         ("Instruction", record["instruction"]),
         *([("Input", given)] if given else []),

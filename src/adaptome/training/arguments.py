@@ -95,6 +95,12 @@ def best_metric(recipe: Recipe, task: Task) -> tuple[str, bool]:
     return metric, greater_is_better(metric, task)
 
 
+def stream_metric(recipe: Recipe, task: Task) -> tuple[str, bool]:
+    """The metric that the tasks of a stream are scored by, and whether more of it is better."""
+    metric = recipe.training.metric or task.headline
+    return metric, greater_is_better(metric, task)
+
+
 def greater_is_better(metric: str, task: Task) -> bool:
     """Whether more of a metric is better: the task knows its own, the others are told by their names."""
     if metric == task.primary_metric:

@@ -28,7 +28,7 @@ from adaptome.core.errors import RecipeError, TrainingError
 from adaptome.core.files import remove_folder, write_atomic
 from adaptome.recipe import Recipe, load_recipe
 from adaptome.training.adapters import gathered_adapters, write_adapters
-from adaptome.training.arguments import best_metric
+from adaptome.training.arguments import stream_metric
 from adaptome.training.building import write_merged
 from adaptome.training.folder import ADAPTER, METRICS, RECIPE, REPORT, TASK
 from adaptome.training.learning import Learning
@@ -137,7 +137,7 @@ def _make_room(recipe: Recipe, folder: Path) -> None:
 def _result(learning: Learning, scores: list[dict[str, Any]], seconds: float, memory: int) -> Result:
     recipe, loop = learning.recipe, learning.loop
     assert recipe.continual is not None
-    _, greater = best_metric(recipe, learning.task)
+    _, greater = stream_metric(recipe, learning.task)
     matrices = {scenario: [row["rows"][scenario] for row in scores] for scenario in scores[-1]["rows"]}
     metrics = {
         f"{scenario}_{name}": value
@@ -149,7 +149,7 @@ def _result(learning: Learning, scores: list[dict[str, Any]], seconds: float, me
     report = ad.trainable(loop.model)
     told = {
         "strategy": recipe.continual.strategy.name,
-        "metric": best_metric(recipe, learning.task)[0],
+        "metric": stream_metric(recipe, learning.task)[0],
         "tasks": [part.name for part in loop.stream.parts],
         "rounds": [name for name, _ in learning.rounds],
         "classes": [[(learning.task.labels or [])[c] for c in part.classes] for part in loop.stream.parts],

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from adaptome.continual import Strategy
 from adaptome.continual.loop import Loop
-from adaptome.continual.losses import class_term
+from adaptome.continual.losses import class_term, right_logits
 from adaptome.core.files import atomic_folder, remove_folder
 from adaptome.objectives import Seen, Term, Terms, get_objective
 from adaptome.objectives.cross_entropy import CrossEntropy
@@ -50,14 +50,14 @@ class Learning:
         self.loop = Loop(
             model, stream, names, tuple(n for n in names if n.startswith(heads)) if heads else (),
             len(self.task.labels or ()), recipe.training.seed, rounds,
-            batch_size=recipe.training.batch_size, epochs=recipe.training.epochs,
+            batch_size=recipe.training.batch_size, epochs=recipe.training.epochs, ahead=self.task.ahead,
         )  # fmt: skip
         self.loop.gradient = self._gradient
         self.rounds = [
             (f"{i}-{stream.parts[r[0]].name if len(r) == 1 else 'joint'}", r) for i, r in enumerate(rounds, 1)
         ]
         self.scorer = Scorer(
-            self.recipe, self.task, self.processor, self.data, self.split, self.loop, strategy
+            self.recipe, self.task, self.processor, splits, self.data, self.split, self.loop, strategy
         )
 
     # -- a round -------------------------------------------------------------------------------------------------------
@@ -146,8 +146,7 @@ class Learning:
             with torch.enable_grad(), trainer.given(batch) as own:
                 outputs = model(**own)
                 if what == "logit":
-                    labels = own["labels"]
-                    value = outputs["logits"].gather(1, labels[:, None]).mean()
+                    value = right_logits(outputs["logits"], own["labels"], loop.ahead).mean()
                 elif loop.stream.kind == "class":
                     value = class_term(loop.seen).objective.value(outputs, own, Seen(model))
                 else:

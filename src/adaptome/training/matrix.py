@@ -12,10 +12,12 @@ from transformers import EvalPrediction
 from adaptome.continual import Strategy
 from adaptome.continual.loop import Loop, masked
 from adaptome.core.errors import RecipeError
+from adaptome.data import Splits
 from adaptome.recipe import Recipe
 from adaptome.tasks import Prepared, Task
-from adaptome.training.arguments import best_metric
+from adaptome.training.arguments import stream_metric
 from adaptome.training.predicting import predict_by
+from adaptome.training.predictions import predictions_on
 from adaptome.training.runs import measured, trainer_of
 from adaptome.training.stream_data import chosen, only
 
@@ -24,14 +26,16 @@ class Scorer:
     """Scores the tasks of a stream on one split.
 
     Args:
+        splits: as they were read, for tasks that judge readable predictions.
         split: the one to score on.
     """
 
     def __init__(
-        self, recipe: Recipe, task: Task, processor: Any, data: Prepared, split: str, loop: Loop, strategy: Strategy
+        self, recipe: Recipe, task: Task, processor: Any, splits: Splits, data: Prepared, split: str, loop: Loop, strategy: Strategy
     ):  # fmt: skip
         self.task, self.data, self.split, self.loop, self.strategy = task, data, split, loop, strategy
-        self.metric, _ = best_metric(recipe, task)
+        self.processor, self.splits = processor, splits
+        self.metric, _ = stream_metric(recipe, task)
         every = only(data, split, range(len(data[split])))
         self.trainer: Any = trainer_of(recipe, task, processor, every, loop.model, [], None, only=split)
         if loop.stream.kind == "class":
@@ -62,7 +66,10 @@ class Scorer:
         strategy, part = self.strategy, self.loop.stream.parts[number]
         if self.loop.stream.kind == "domain":
             rows = chosen(self.data, self.split, part.test)
-            return {"domain": measured(self.trainer, self.task, rows, self.split)}
+            found = measured(self.trainer, self.task, rows, self.split)
+            if self.metric not in found and self.task.judges:
+                found |= self._judged(part.test)
+            return {"domain": found}
         metrics = {}
         untold = None if strategy.task_known else self._predicted(part.test, None)
         if untold is not None:
@@ -71,6 +78,12 @@ class Scorer:
         told = self._predicted(part.test, number) if untold is None or strategy.routed else untold
         metrics["task"] = self._among(told, part.classes)
         return metrics
+
+    def _judged(self, rows: Sequence[int]) -> dict[str, float]:
+        """What the task says of readable predictions on these rows."""
+        split, size = self.splits[self.split].select(list(rows)), self.trainer.args.per_device_eval_batch_size
+        told = predictions_on(self.task, self.loop.model, self.processor, split, None, size)
+        return self.task.judge(split, told)
 
     def _predicted(self, rows: Sequence[int], part: int | None) -> EvalPrediction:
         handle = predict_by(self.loop, self.strategy, part)

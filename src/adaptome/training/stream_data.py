@@ -40,8 +40,7 @@ def stream_splits(recipe: Recipe, task: Task) -> tuple[Splits, str, Stream | Non
         splits = Splits({name: found[name] for name in ("train", split)}, found.notes)
         if section.by == "labels":
             return splits, split, None
-        order = section.order if isinstance(section.order, list) else None
-        stream = by_column(splits["train"], splits[split], str(section.column), order)
+        stream = by_column(splits["train"], splits[split], str(section.column), section.order, section.seed)
     if section.labels == "own":
         splits = own_labels(splits, stream, split)
     return splits, split, stream

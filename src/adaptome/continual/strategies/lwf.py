@@ -37,7 +37,7 @@ class LwF(Strategy):
     def added(self, loop: Loop) -> list[Term]:
         if not self._before:
             return []
-        return [Term(Former(loop.before, self.settings.temperature), self.settings.strength)]
+        return [Term(Former(loop.before, self.settings.temperature, loop.ahead), self.settings.strength)]
 
     def teachers(self, loop: Loop) -> dict[str, nn.Module]:
         return self._before

@@ -1,6 +1,7 @@
 r"""ogd: steps are taken orthogonally to the gradients of earlier tasks' answers, so that these stay to first order.
 
-    g~ = g - sum_b (g.b) b,    b: an orthonormal basis of the gradients of the right label's logit on rows of earlier tasks
+    g~ = g - sum_b (g.b) b,    b: an orthonormal basis of the gradients of the right label's logit on rows of earlier tasks,
+    of a text the mean of its tokens' logits
 
 Farajtabar et al. 2019, arXiv:1910.07104 (OGD-GTL). Needs plain gradient steps to hold exactly: training.optimizer=sgd.
 """
@@ -18,8 +19,6 @@ from torch import Tensor
 from adaptome.continual.loop import Loop
 from adaptome.continual.projection import Projected
 from adaptome.continual.strategy import Strategy, StrategySettings, register_strategy
-from adaptome.continual.stream import Stream
-from adaptome.core.errors import RecipeError
 
 
 class OGDSettings(StrategySettings):
@@ -44,12 +43,6 @@ class OGD(Strategy):
     def __init__(self, settings: StrategySettings):
         super().__init__(settings)
         self.basis: Tensor | None = None
-
-    def check(self, stream: Stream, training: Any) -> None:
-        if stream.kind != "class":
-            raise RecipeError(
-                "continual.strategy: ogd needs a stream by labels, whose rows have one label each."
-            )
 
     def callbacks(self, loop: Loop) -> list[Any]:
         if self.basis is None:
