@@ -48,7 +48,9 @@ def foreign(kind):
     return buffers(layer, tensors), W
 
 
-@pytest.mark.parametrize("kind", ["TorchLinear", "TritonV2Linear", "QuantLinear", "AwqTorchLinear", "WQLinear_GEMM"])
+@pytest.mark.parametrize(
+    "kind", ["TorchLinear", "TritonV2Linear", "QuantLinear", "AwqTorchLinear", "WQLinear_GEMM"]
+)
 def test_layers_in_the_files_order_are_adopted(kind):
     layer, W = foreign(kind)
     model = Network(layer)

@@ -17,7 +17,8 @@ from adaptome.quantization.words import from_words, to_words
 from tests.stored_layers import awq_layer, by_columns, gptq_layer
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("gptqmodel") is not None, reason="GPTQModel is installed, and transformers' own loader is used"
+    importlib.util.find_spec("gptqmodel") is not None,
+    reason="GPTQModel is installed, and transformers' own loader is used",
 )
 TOKENS = torch.arange(40).view(2, 20) % 64
 
@@ -31,7 +32,9 @@ def test_words_are_the_stream_of_bits(bits):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize(("bits", "group", "mixed"), [(4, 16, False), (3, 32, True), (2, 64, False), (8, 16, True)])
+@pytest.mark.parametrize(
+    ("bits", "group", "mixed"), [(4, 16, False), (3, 32, True), (2, 64, False), (8, 16, True)]
+)
 def test_gptq_is_read_and_written_as_defined(bits, group, mixed, version):
     fan_in, fan_out = 64, 32
     tensors, W = gptq_layer(fan_in, fan_out, bits, group, version, mixed)
@@ -65,7 +68,12 @@ def llama():
     torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
-            hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=64, attention_bias=True
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=64,
+            attention_bias=True,
         )
     ).eval()
 
@@ -91,7 +99,11 @@ def written(folder, kind, config, make):
 
 KINDS = {
     "gptq": ("gptq", {"desc_act": False, "sym": False}, lambda i, o: gptq_layer(i, o, 4, 32)[:2]),
-    "gptq_v2, act-order": ("gptq", {"checkpoint_format": "gptq_v2", "desc_act": True}, lambda i, o: gptq_layer(i, o, 4, 32, 2, True)),
+    "gptq_v2, act-order": (
+        "gptq",
+        {"checkpoint_format": "gptq_v2", "desc_act": True},
+        lambda i, o: gptq_layer(i, o, 4, 32, 2, True),
+    ),
     "awq": ("awq", {"version": "gemm", "zero_point": True}, lambda i, o: awq_layer(i, o, 32)),
 }
 
@@ -136,10 +148,14 @@ def test_what_a_folder_holds_and_is_not_read_is_told(tmp_path):
         ad.load_quantized(tmp_path / "b")
 
 
-@pytest.mark.parametrize(("scheme", "settings"), [("uniform", {"bits": 4}), ("gptq", {"bits": 3, "zero": "none"})])
+@pytest.mark.parametrize(
+    ("scheme", "settings"), [("uniform", {"bits": 4}), ("gptq", {"bits": 3, "zero": "none"})]
+)
 def test_our_quantisers_write_gptq_folders(scheme, settings, tmp_path):
     model = llama()
-    ad.quantize(model, scheme, group=32, batches=[{"input_ids": TOKENS}] if scheme == "gptq" else None, **settings)
+    ad.quantize(
+        model, scheme, group=32, batches=[{"input_ids": TOKENS}] if scheme == "gptq" else None, **settings
+    )
     report = ad.save_gptq(model, tmp_path / "gptq")
     assert set(report.errors.values()) == {0.0} and len(report.errors) == 14
     told = json.loads((tmp_path / "gptq" / "config.json").read_text())["quantization_config"]
@@ -194,7 +210,9 @@ def test_what_gptq_cannot_hold_is_told(tmp_path):
     form = Uniform(4, "float32", 32, "float")
     model = llama()
     model.model.layers[0].mlp.up_proj = layer = PackedLinear(64, 96, False, form)
-    layer.weight.data = form.write(torch.full((96, 64), 3), torch.full((96, 2), 0.1), torch.full((96, 2), 0.04))
+    layer.weight.data = form.write(
+        torch.full((96, 64), 3), torch.full((96, 2), 0.1), torch.full((96, 2), 0.04)
+    )
     with pytest.raises(ad.errors.ModelError, match="offsets between the steps"):
         ad.save_gptq(model, tmp_path / "x")
     assert not (tmp_path / "x").exists()

@@ -78,7 +78,7 @@ def _awq(name: str, layer: Any) -> nn.Module:
 @torch.no_grad()
 def _hqq(name: str, layer: Any) -> nn.Module:
     meta = layer.meta
-    if meta["axis"] != 1 or meta.get("group_size") is not None and layer.in_features % meta["group_size"]:
+    if meta["axis"] != 1 or (meta.get("group_size") is not None and layer.in_features % meta["group_size"]):
         raise HostError(
             f"{name} is an HQQLinear whose groups run over rows (axis {meta['axis']}): our rows have groups along the inputs.\n  Quantise with axis=1."
         )

@@ -23,7 +23,11 @@ class Aware(Library):
     def fits(self, layer: nn.Module, value: Tensor) -> bool:
         """Whether the value is the weight of a layer that rounds it."""
         rounds: Any = layer._modules.get("weight_fake_quantizer")
-        return rounds is not None and getattr(rounds, "enabled", True) and layer._parameters.get("weight") is value
+        return (
+            rounds is not None
+            and getattr(rounds, "enabled", True)
+            and layer._parameters.get("weight") is value
+        )
 
     def dense(self, layer: Any, value: Tensor, dtype: torch.dtype) -> Tensor:
         """The rounded weight."""

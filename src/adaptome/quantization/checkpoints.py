@@ -57,21 +57,30 @@ class StoredLinear(nn.Module):
             "g_idx": (fan_in,),
             "bias": (fan_out,),
         }
-        kinds = {"scales": torch.float32, "bias": dtype}  # float32, so that no scale is rounded to the model's type
+        kinds = {
+            "scales": torch.float32,
+            "bias": dtype,
+        }  # float32, so that no scale is rounded to the model's type
         for name in names:
             if name not in shapes:
-                raise ModelError(f"a {config.quant_method} layer holds no {name!r}; it holds {', '.join(shapes)}.")
+                raise ModelError(
+                    f"a {config.quant_method} layer holds no {name!r}; it holds {', '.join(shapes)}."
+                )
             made = torch.empty(shapes[name], dtype=kinds.get(name, torch.int32), device="meta")
             self.register_buffer(name, made)
 
     def packed(self) -> PackedLinear:
         """The layer of our format with these weights."""
-        t: dict[str, Any] = {name: self._buffers.get(name) for name in ("qweight", "qzeros", "scales", "g_idx", "bias")}
+        t: dict[str, Any] = {
+            name: self._buffers.get(name) for name in ("qweight", "qzeros", "scales", "g_idx", "bias")
+        }
         settings = self.config.bits, self.config.group_size
         if self.config.quant_method == "awq":
             rows = from_awq(t["qweight"], t["qzeros"], t["scales"], *settings)
         else:
-            rows = from_gptq(t["qweight"], t["qzeros"], t["scales"], t["g_idx"], *settings, version_of(self.config))
+            rows = from_gptq(
+                t["qweight"], t["qzeros"], t["scales"], t["g_idx"], *settings, version_of(self.config)
+            )
         return layer_of(rows, self.fan_in, t["bias"])
 
 
@@ -95,7 +104,9 @@ def version_of(config: Any) -> int:
     Raises:
         ModelError: another format under the same name (marlin, bitblas, ...).
     """
-    name = str(getattr(config, "format", None) or getattr(config, "checkpoint_format", None) or "gptq").lower()
+    name = str(
+        getattr(config, "format", None) or getattr(config, "checkpoint_format", None) or "gptq"
+    ).lower()
     if name not in VERSIONS:
         raise ModelError(
             f"quantization_config.format={name!r}: codes in the order of one kernel. Read are {' and '.join(VERSIONS)}.\n  Take the model's gptq folder."
@@ -111,7 +122,9 @@ def _check(config: Any) -> None:
     version = getattr(config, "version", None) or getattr(config, "format", None) or "gemm"
     version = str(getattr(version, "value", version)).lower()
     if version != "gemm":
-        raise ModelError(f"AWQ files of version {version!r} are not read here; gemm's are.\n  Take the model's gemm folder.")
+        raise ModelError(
+            f"AWQ files of version {version!r} are not read here; gemm's are.\n  Take the model's gemm folder."
+        )
 
 
 @functools.cache
@@ -157,7 +170,9 @@ def _prepare(model: Any, files: Iterable[str], config: Any) -> None:
         old = model.get_submodule(own)
         host = host_of(old, own)
         if host.kind != "linear":
-            raise ModelError(f"the file's quantised layer {path!r} is a {type(old).__name__} here, no linear layer.")
+            raise ModelError(
+                f"the file's quantised layer {path!r} is a {type(old).__name__} here, no linear layer."
+            )
         made = StoredLinear(host.fan_in, host.fan_out, names, config, host.dtype)
         model.set_submodule(own, made)
 
@@ -169,7 +184,9 @@ def _stored_layers(files: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for file in files:
         if not str(file).endswith(".safetensors"):
-            raise ModelError(f"{file}: only safetensors files are read.\n  Convert the folder to safetensors.")
+            raise ModelError(
+                f"{file}: only safetensors files are read.\n  Convert the folder to safetensors."
+            )
         with safe_open(file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118  # no mapping
                 path, _, name = key.rpartition(".")
@@ -197,7 +214,9 @@ def _finish(model: Any) -> None:
         if isinstance(module, StoredLinear):
             missing = [name for name, value in module._buffers.items() if value is not None and value.is_meta]
             if missing:
-                raise ModelError(f"{path}: {', '.join(missing)} did not come with the files, or was put off to the disk.")
+                raise ModelError(
+                    f"{path}: {', '.join(missing)} did not come with the files, or was put off to the disk."
+                )
             model.set_submodule(path, module.packed())
 
 
@@ -224,7 +243,9 @@ class GPTQFolder:
         return f"{len(self.errors)} layers as {name} in {self.folder}, {told}"
 
 
-def save_gptq(model: Any, folder: str | Path, version: int | None = None, tolerance: float = 1e-3) -> GPTQFolder:
+def save_gptq(
+    model: Any, folder: str | Path, version: int | None = None, tolerance: float = 1e-3
+) -> GPTQFolder:
     """Write a quantised model as a GPTQ folder, which vLLM, GPTQModel, ExLlama and transformers read.
 
     Args:
@@ -270,13 +291,17 @@ def save_gptq(model: Any, folder: str | Path, version: int | None = None, tolera
 
 def _layers(model: Any) -> dict[str, PackedLinear]:
     if STATE in model.__dict__:
-        raise StateError("adapters are attached.\n  Merge them (ad.merge), or end l4q by ad.pack, then write.")
+        raise StateError(
+            "adapters are attached.\n  Merge them (ad.merge), or end l4q by ad.pack, then write."
+        )
     found = {name: m for name, m in model.named_modules() if isinstance(m, PackedLinear)}
     if not found:
         raise ModelError("no layer is in adaptome's format.\n  ad.quantize(model, 'gptq', ...) makes them.")
     kinds = {(m.form.bits, getattr(m.form, "group", None)) for m in found.values()}
     if odd := [name for name, m in found.items() if not isinstance(m.form, Uniform)]:
-        raise ModelError(f"{odd[0]} is a sketch, whose values have no equal steps: GPTQ cannot hold them.\n  Quantise with 'uniform' or 'gptq'.")
+        raise ModelError(
+            f"{odd[0]} is a sketch, whose values have no equal steps: GPTQ cannot hold them.\n  Quantise with 'uniform' or 'gptq'."
+        )
     if len(kinds) > 1:
         raise ModelError(f"layers differ in bits and group, {sorted(kinds)}; a GPTQ folder has one of each.")
     return found
@@ -307,7 +332,9 @@ def _config(model: Any, layers: dict[str, PackedLinear], version: int) -> dict[s
     form: Any = next(iter(layers.values())).form
     name = next(k for k, v in VERSIONS.items() if v == version)
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    plain = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers and m is not head]
+    plain = [
+        n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers and m is not head
+    ]
     return {
         "quant_method": "gptq", "bits": form.bits, "group_size": form.group, "format": name, "checkpoint_format": name,
         "desc_act": any(m.order is not None for m in layers.values()),

@@ -74,7 +74,13 @@ def _empty(model: nn.Module, path: str, settings: dict[str, Any]) -> PackedLinea
     ordered = bool(form.pop("ordered", False))
     device = host.stored("weight").device
     return PackedLinear(
-        host.fan_in, host.fan_out, bias is not None, format_from(form), device=device, dtype=dtype, ordered=ordered
+        host.fan_in,
+        host.fan_out,
+        bias is not None,
+        format_from(form),
+        device=device,
+        dtype=dtype,
+        ordered=ordered,
     )
 
 

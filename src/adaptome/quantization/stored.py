@@ -46,7 +46,9 @@ class Rows:
 
 def _rows(q: Tensor, s: Tensor, z: Tensor, bits: int, group: int, order: Tensor | None = None) -> Rows:
     """q `[out, in]`, s and z `[out, groups]`; scales are kept in half precision where that loses nothing."""
-    s = s.clone(memory_format=torch.contiguous_format)  # a single group's may have another stride, and count as contiguous
+    s = s.clone(
+        memory_format=torch.contiguous_format
+    )  # a single group's may have another stride, and count as contiguous
     values: Values = "float16" if torch.equal(s.half().float(), s.float()) else "float32"
     form = Uniform(bits, values, group, "none" if bool((z == 2 ** (bits - 1)).all()) else "integer")
     return Rows(form, form.write(q, s, z), order)

@@ -1,7 +1,7 @@
 """Codes of n bits in 32-bit words, as GPTQ's and AWQ's files hold them: a stream of bits along the first dimension, low bits first.
 
-    n = 4    eight codes a word
-    n = 3    32 codes in three words; two of them lie across a border
+n = 4    eight codes a word
+n = 3    32 codes in three words; two of them lie across a border
 """
 
 from __future__ import annotations

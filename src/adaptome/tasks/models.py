@@ -12,6 +12,7 @@ from torch import nn
 
 from adaptome.core.errors import MissingExtraError, RecipeError, did_you_mean, nearest
 from adaptome.models.base import quiet
+from adaptome.tasks import byte_tokenizer
 from adaptome.tasks.base import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -94,8 +95,10 @@ def load_tokenizer(model: ModelSpec, **settings: Any) -> Any:
     name = model.tokenizer or model.name
     if name is None:
         raise RecipeError(
-            "model.from_config comes without a tokenizer. Name one, e.g. model.tokenizer=minilm."
+            "model.from_config comes without a tokenizer. Name one, e.g. model.tokenizer=minilm, or bytes."
         )
+    if name == byte_tokenizer.NAME:
+        return byte_tokenizer.byte_tokenizer()
     revision = None if model.tokenizer else model.revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve(name), revision=revision, **settings)
