@@ -11,6 +11,8 @@ import torch
 
 import adaptome as ad
 from adaptome.core import packed
+from adaptome.data.makers import stdlib_texts
+from adaptome.data.stdlib_docstrings import DocstringTask, Example
 from adaptome.recipe import load_recipe
 from adaptome.training import load_run, run, run_stages
 from tests.tasks.conftest import byte_tokenizer_folder  # noqa: F401  (a fixture)
@@ -71,10 +73,15 @@ def test_repairing_needs_what_was_lost_and_a_method_that_begins_there(tmp_path, 
     assert any("quantising lost" in note for note in result.notes)
 
 
+EXAMPLES = tuple(Example(f"Return the [MASK] of number {i}.", i % 2, f"m:{i}") for i in range(24))
+FEW = DocstringTask(("ast", "csv"), EXAMPLES, EXAMPLES[:6], EXAMPLES[6:12])
+
+
 @pytest.mark.parametrize("system", ["qwha", "l4q", "sketchtune", "paca"])
 def test_a_demonstration_takes_a_few_steps(system, tmp_path, monkeypatch):
     pytest.importorskip("trl")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stdlib_texts, "docstring_task", lambda: FEW)  # reading the whole library takes long
     few = [
         "data.limit=24",
         "stages.1.data.limit=24",
