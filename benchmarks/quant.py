@@ -145,7 +145,9 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     full, batches = pretrained(args.hidden, args.blocks, args.pretrain), calibration()
     text = prose()
     score = held_out(text[len(text) // 2 :])
-    labels = [b for b in BASES if b in ("full", FLOOR) or any(fnmatch.fnmatch(b, pattern) for pattern in args.only)]
+    labels = [
+        b for b in BASES if b in ("full", FLOOR) or any(fnmatch.fnmatch(b, pattern) for pattern in args.only)
+    ]
     models: dict[str, nn.Module] = {}
     rows = []
     for label in labels:
@@ -200,7 +202,10 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", nargs="*", default=["*"], help="patterns of bases; the two that are not quantised always run"
+        "--only",
+        nargs="*",
+        default=["*"],
+        help="patterns of bases; the two that are not quantised always run",
     )
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--blocks", type=int, default=3)

@@ -33,8 +33,15 @@ def test_it_makes_a_row_for_every_base_and_method(quant, capsys):
     assert rows["uniform-4"]["bits"] == pytest.approx(4 + 24 / 64)  # a scale and a zero point for 64 numbers
     for key in ("ram", "disk"):
         assert rows["uniform-4"][key] < rows["bf16"][key] < rows["full"][key]
-    assert rows["bf16"]["step"] == 1.0 and all(row["step"] > 0 and row["perplexity"] > 1 for row in rows.values())
-    assert "l4q r=4, 4 bits" in rows["full"]["methods"] and "l4q r=4, 4 bits" not in rows["uniform-4"]["methods"]
+    assert rows["bf16"]["step"] == 1.0 and all(
+        row["step"] > 0 and row["perplexity"] > 1 for row in rows.values()
+    )
+    assert (
+        "l4q r=4, 4 bits" in rows["full"]["methods"] and "l4q r=4, 4 bits" not in rows["uniform-4"]["methods"]
+    )
     assert "sketchtune" in rows["sketch-4"]["methods"] and "sketchtune" not in rows["uniform-4"]["methods"]
-    assert rows["uniform-4"]["methods"]["qwha r=4"]["trainable"] == rows["uniform-4"]["methods"]["lora r=4"]["trainable"]
+    assert (
+        rows["uniform-4"]["methods"]["qwha r=4"]["trainable"]
+        == rows["uniform-4"]["methods"]["lora r=4"]["trainable"]
+    )
     assert all(m["after"] > 1 for row in rows.values() for m in row["methods"].values())

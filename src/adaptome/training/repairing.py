@@ -38,7 +38,9 @@ def repaired(
     """
     method = ad.get_method(section.name, **section.settings)
     targets = where.pop("targets") or "all-linear"
-    if narrowed := [k for k in ("exclude", "layers", "per_layer", "budget") if where.pop(k, None) not in (None, {})]:
+    if narrowed := [
+        k for k in ("exclude", "layers", "per_layer", "budget") if where.pop(k, None) not in (None, {})
+    ]:
         raise RecipeError(f"method.repair goes with targets alone, not with {', '.join(narrowed)}.")
     if section.name == "qwha":
         report = ad.qwha(model, full, method, targets, name, batches=batches, **where)  # type: ignore[arg-type]
