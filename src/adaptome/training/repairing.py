@@ -36,20 +36,20 @@ def repaired(
     Raises:
         RecipeError: a method without such a start.
     """
-    method = ad.get_method(section.name, **section.settings)
+    method: Any = ad.get_method(section.name, **section.settings)
     targets = where.pop("targets") or "all-linear"
     if narrowed := [
         k for k in ("exclude", "layers", "per_layer", "budget") if where.pop(k, None) not in (None, {})
     ]:
         raise RecipeError(f"method.repair goes with targets alone, not with {', '.join(narrowed)}.")
     if section.name == "qwha":
-        report = ad.qwha(model, full, method, targets, name, batches=batches, **where)  # type: ignore[arg-type]
+        report = ad.qwha(model, full, method, targets, name, batches=batches, **where)
     elif section.name == "lora" and batches is not None:
-        report = ad.cloq(model, full, batches, method, targets, name, **where)  # type: ignore[arg-type]
+        report = ad.cloq(model, full, batches, method, targets, name, **where)
     elif section.name == "lora":
         return ad.loftq(
             model, full, method, targets, name, **where
-        ), "begins at the leading part of what quantising lost."  # type: ignore[arg-type]
+        ), "begins at the leading part of what quantising lost."
     else:
         raise RecipeError(
             f"method.repair: {section.name} has no start at what quantising lost; qwha and lora have."
