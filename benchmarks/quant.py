@@ -9,7 +9,7 @@ is then adapted to Python sources by each method that admits it, with equal step
 CLoQ begin from what the base lacks, the others from their own starts.
 
     size       bytes of the weights' file, and of the tensors that the model holds
-    step time  forward and backward of a LoRA step, over the unquantised base's: medians of rounds that run all bases in turn
+    step time  forward and backward of a LoRA step, over the 16-bit base's: medians of rounds that run all bases in turn
     bits       of a quantised weight, scales and tables counted
 """
 
@@ -37,9 +37,12 @@ from adaptome.core.errors import AdaptomeError
 sys.path.insert(0, str(Path(__file__).parent / "claims"))
 from _letters import LENGTH, SIZE, TEST, code, held_out, next_letter, prose
 
+#: the base that times are told over
+FLOOR = "bf16"
 #: label -> scheme and settings; None is the base itself
 BASES: dict[str, tuple[str, dict[str, Any]] | None] = {
     "full": None,
+    FLOOR: ("bfloat16", {}),
     "nf4": ("nf4", {}),
     **{f"uniform-{b}": ("uniform", {"bits": b}) for b in (4, 3, 2)},
     **{f"gptq-{b}": ("gptq", {"bits": b}) for b in (4, 3, 2)},
@@ -104,7 +107,7 @@ def methods(full: nn.Module, batches: list[Any]) -> dict[str, Callable[[nn.Modul
 
 
 def step_times(models: dict[str, nn.Module], rounds: int) -> dict[str, float]:
-    """Median over rounds of a LoRA step's time over the full base's in the same round."""
+    """Median over rounds of a LoRA step's time over the 16-bit base's in the same round."""
     tokens = torch.randint(SIZE, (16, LENGTH), generator=torch.Generator().manual_seed(3))
     steps = {}
     for label, model in models.items():
@@ -117,7 +120,7 @@ def step_times(models: dict[str, nn.Module], rounds: int) -> dict[str, float]:
             model(input_ids=tokens, labels=tokens).loss.backward()
             if round_:  # the first warms up
                 seen[label].append(time.perf_counter() - begin)
-    floor = seen["full"]
+    floor = seen[FLOOR]
     return {k: statistics.median(a / b for a, b in zip(v, floor, strict=True)) for k, v in seen.items()}
 
 
@@ -142,12 +145,16 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     full, batches = pretrained(args.hidden, args.blocks, args.pretrain), calibration()
     text = prose()
     score = held_out(text[len(text) // 2 :])
-    labels = [b for b in BASES if b == "full" or any(fnmatch.fnmatch(b, pattern) for pattern in args.only)]
+    labels = [
+        b for b in BASES if b in ("full", FLOOR) or any(fnmatch.fnmatch(b, pattern) for pattern in args.only)
+    ]
     models: dict[str, nn.Module] = {}
     rows = []
     for label in labels:
         model, chosen, bits, seconds = copy.deepcopy(full), BASES[label], 32.0, 0.0
-        if chosen is not None:
+        if label == FLOOR:
+            model, bits = model.bfloat16(), 16.0
+        elif chosen is not None:
             scheme, settings = chosen
             data = None if scheme in ("nf4", "uniform") else batches
             try:
@@ -195,7 +202,10 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", nargs="*", default=["*"], help="patterns of bases; the full one always runs"
+        "--only",
+        nargs="*",
+        default=["*"],
+        help="patterns of bases; the two that are not quantised always run",
     )
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--blocks", type=int, default=3)

@@ -54,13 +54,15 @@ if TYPE_CHECKING:
     from adaptome.methods.low_rank.loftq import loftq
     from adaptome.methods.quantized.l4q import pack
     from adaptome.methods.quantized.qwha import qwha
+    from adaptome.quantization.adopting import adopt
+    from adaptome.quantization.checkpoints import save_gptq
     from adaptome.quantization.hub import load_quantized
     from adaptome.quantization.quantizing import QuantiseReport, quantize
 
 __all__ = [
     "Adapter", "AdaptomeError", "Attachment", "Combination", "Conversion", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "MergedFolder", "Method", "Plan", "QuantiseReport", "Report", "TaskStreams",
-    "activate", "active", "adapters", "attach", "average", "check_gradients", "cloq", "combine", "convert", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
-    "merged_tokens", "on_step", "option", "pack", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
+    "activate", "active", "adapters", "adopt", "attach", "average", "check_gradients", "cloq", "combine", "convert", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
+    "merged_tokens", "on_step", "option", "pack", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "save_gptq", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
 ]  # fmt: skip
 
 # Floors whose parts register themselves: found by the core, which does not know that they are there.
@@ -111,6 +113,8 @@ _HOMES = {
     "adaptome.methods.low_rank.corda": ("corda",),
     "adaptome.methods.quantized.l4q": ("pack",),
     "adaptome.methods.quantized.qwha": ("qwha",),
+    "adaptome.quantization.adopting": ("adopt",),
+    "adaptome.quantization.checkpoints": ("save_gptq",),
     "adaptome.quantization.hub": ("load_quantized",),
     "adaptome.quantization.quantizing": ("QuantiseReport", "quantize"),
     "adaptome.methods.low_rank.eva": ("eva",),

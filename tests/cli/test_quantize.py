@@ -40,6 +40,7 @@ def call(*arguments):
         ["--scheme", "uniform", "--bits", "3", "--set", "group=32"],
         ["--scheme", "gptq", "--text", "TEXT", "--length", "16", "--set", "magr=true"],
         ["--scheme", "sketch", "--set", "tables=2", "--targets", "mlp"],
+        ["--scheme", "uniform", "--set", "group=32", "--format", "gptq"],
     ],
 )
 def test_the_written_folder_loads(folder, tmp_path, options):
@@ -50,6 +51,8 @@ def test_the_written_folder_loads(folder, tmp_path, options):
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout[done.stdout.index("{") :])
     assert told["after"] < told["before"] and len(told["layers"]) == (3 if "mlp" in options else 7)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert written["quant_method"] == told["format"] == ("gptq" if "gptq" in options[-1:] else "adaptome")
     model = ad.load_quantized(tmp_path / "out")
     assert type(model.model.layers[0].mlp.up_proj).__name__ == "PackedLinear"
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")

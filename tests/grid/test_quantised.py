@@ -17,6 +17,9 @@ from adaptome.core import packed
 from adaptome.core.adapter import Adapted
 from adaptome.core.hosts import host_of
 from adaptome.forms.reparametrization import Reparametrization
+from adaptome.quantization.checkpoints import layer_of
+from adaptome.quantization.stored import from_gptq
+from tests.stored_layers import gptq_layer
 
 from .covering import cases_of, each
 
@@ -71,6 +74,29 @@ def _torchao(config):
     return make
 
 
+def _aware():
+    """torchao's layers for quantisation-aware training."""
+    ao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    qat = pytest.importorskip("torchao.quantization.qat", reason="torchao has no quantisation-aware training")
+    weights = qat.IntxFakeQuantizeConfig(torch.int4, group_size=32)
+    config = qat.QATConfig(weight_config=weights, step="prepare")
+    return lambda model: ao.quantize_(model, config, filter_fn=lambda _, name: name in LAYERS)
+
+
+def _gptq():
+    """Layers of a GPTQ file with act-order, whose columns lie in another order than the inputs."""
+
+    def quantise(model):
+        for name in LAYERS:
+            old = model.get_submodule(name)
+            bias = None if old.bias is None else old.bias.detach()
+            tensors, _ = gptq_layer(old.in_features, old.out_features, 4, 32, mixed=True)
+            rows = from_gptq(*tensors.values(), 4, 32, 1)
+            model.set_submodule(name, layer_of(rows, old.in_features, bias))
+
+    return quantise
+
+
 def _own(scheme, **settings):
     return lambda: lambda model: ad.quantize(model, scheme, targets=LAYERS, **settings)
 
@@ -86,6 +112,8 @@ BASES = {
     ),
     "own-uniform": _own("uniform", bits=5, group=24),
     "own-sketch": _own("sketch", bits=4, tables=2),
+    "gptq-act-order": _gptq,
+    "torchao-qat": _aware,
 }
 METHODS = [
     name

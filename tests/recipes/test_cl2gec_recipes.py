@@ -53,7 +53,7 @@ def test_the_papers_recipe_in_a_few_steps_on_files_of_the_cards_layout(tmp_path)
         lines = (json.dumps({"id": str(i), **row}, ensure_ascii=False) for i, row in enumerate(rows))
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     few = [
-        f"model={json.dumps({'from_config': SMALL, 'tokenizer': 'made:characters'})}",
+        f"model={json.dumps({'from_config': SMALL, 'tokenizer': 'characters'})}",
         "task.template=plain", "task.max_new_tokens=4", f"data={{train: '{tmp_path}/train.jsonl', test: '{tmp_path}/test.jsonl'}}",
         "continual.strategy.samples=2", "continual.stream.order=similar", "training.bf16=false", "training.max_steps=2",
         "training.batch_size=2", "training.device=cpu", f"output={tmp_path}/run",

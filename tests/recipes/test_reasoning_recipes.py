@@ -83,7 +83,8 @@ def test_the_recipe_is_valid_and_tells_how_to_run_it(path):
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.stem != "placement"], ids=lambda path: path.stem)
 def test_the_recipe_runs(path, small):
-    recipe = load_recipe(path, small)
+    sketched = ["model.quantization={scheme: sketch}"] if path.stem.startswith("sketchtune") else []
+    recipe = load_recipe(path, [*small, *sketched])
     if recipe.data.name is None:
         local_files(recipe)
     result = run(recipe)
@@ -91,6 +92,7 @@ def test_the_recipe_runs(path, small):
     expected = {
         "gsm8k-lora": {"gsm8k"},
         "math10k-lora": {"gsm8k", "aqua", "aqua_first_letter", "mawps", "svamp"},
+        "sketchtune-math10k": {"gsm8k", "aqua", "aqua_first_letter", "mawps", "svamp"},
         "commonsense170k-lora": {
             "boolq",
             "piqa",

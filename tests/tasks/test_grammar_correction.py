@@ -26,7 +26,7 @@ MODEL = small("llama", num_key_value_heads=2, vocab_size=3872)
 
 def prepared(tmp_path, rows=ROWS, **options):
     task = get_task("grammar-correction", template="plain", **options)
-    processor = task.load_processor(spec(from_config=MODEL, tokenizer="made:characters"))
+    processor = task.load_processor(spec(from_config=MODEL, tokenizer="characters"))
     splits = splits_of(tmp_path / "data", rows, rows)
     return task, processor, splits, task.prepare(splits, processor)
 
@@ -96,7 +96,7 @@ def test_other_layouts_and_bad_rows(tmp_path):
 
 def test_a_small_model_writes_corrections(tmp_path):
     task, processor, splits, _ = prepared(tmp_path, max_new_tokens=8)
-    model = task.load_model(spec(from_config=MODEL, tokenizer="made:characters"), processor)
+    model = task.load_model(spec(from_config=MODEL, tokenizer="characters"), processor)
     found = task.predict(model, processor, task.inputs(splits["validation"].rows))
     assert [one["source"] for one in found] == [row["source"] for row in ROWS]
 

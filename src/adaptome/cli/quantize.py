@@ -16,6 +16,8 @@ adaptome quantize ./my-model ./my-model-4bit --bits 4 --scheme uniform
 
 adaptome quantize ./my-model ./my-model-3bit --bits 3 --scheme gptq --text corpus.txt --set magr=True
 
+adaptome quantize ./my-model ./my-model-gptq --scheme gptq --text corpus.txt --format gptq
+
 adaptome quantize ./my-model ./my-model-sketch --scheme sketch --set tables=4 --text corpus.txt --json
 """
 
@@ -44,13 +46,18 @@ def quantize(
     ] = None,
     length: Annotated[int, typer.Option(min=2, help="Tokens of a calibration sample.")] = 512,
     samples: Annotated[int, typer.Option(min=1, help="Calibration samples.")] = 32,
+    format: Annotated[
+        str,
+        typer.Option(help="Of the folder: adaptome, or gptq (uniform and gptq; for vLLM, GPTQModel, ...)."),
+    ] = "adaptome",
     json: JsonOption = False,
 ) -> None:
     """Quantise a causal language model's linear layers, and save it as a folder that loads again."""
     from transformers import AutoModelForCausalLM
 
-    from adaptome.core.errors import StateError
+    from adaptome.core.errors import MethodError, StateError
     from adaptome.core.files import atomic_folder
+    from adaptome.quantization.checkpoints import save_gptq
     from adaptome.quantization.quantizing import quantize as run
     from adaptome.quantization.schemes import get_scheme
     from adaptome.recipe.schema import ModelSection
@@ -58,6 +65,8 @@ def quantize(
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise StateError(f"{output} is there and not empty.\n  Name a new folder for the quantised model.")
+    if format not in ("adaptome", "gptq"):
+        raise MethodError(f"--format {format!r} is not known; there are adaptome and gptq.")
     chosen = get_scheme(scheme, bits=bits, **read_settings(settings))
     spec = ModelSection(name=model, dtype="auto")
     tokenizer = load_tokenizer(spec)
@@ -65,13 +74,17 @@ def quantize(
     batches = None if text is None else _batches(tokenizer, text, length, samples)
     report = run(loaded, chosen, targets=targets or "all-linear", batches=batches)
     with atomic_folder(output) as folder:
-        loaded.save_pretrained(folder)
+        told = str(output)
+        if format == "gptq":
+            told = str(save_gptq(loaded, folder)).replace(str(folder), str(output))
+        else:
+            loaded.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     if json:
-        print_json({"output": str(output), **report.to_dict()})
+        print_json({"output": str(output), "format": format, **report.to_dict()})
     else:
         print(report)
-        print(f"written to {output}")
+        print(f"written to {told}")
 
 
 def _batches(tokenizer: Any, text: Path, length: int, samples: int) -> list[dict[str, Any]]:

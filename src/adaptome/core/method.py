@@ -27,6 +27,7 @@ from typing_extensions import dataclass_transform
 from adaptome.core.discovery import discover
 from adaptome.core.errors import HostError, MethodError, did_you_mean, nearest
 from adaptome.core.hosts import Host
+from adaptome.core.packed import is_strange
 from adaptome.core.roles import PARTS
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ class Method:
     def admits(self, host: Host) -> str | None:
         """None when it can sit on this host, else the reason why not."""
         if host.kind not in self.hosts:
+            if is_strange(host.layer):
+                return f"{type(host.layer).__name__} keeps no weight that can be read or written; `ad.adopt(model)` puts layers with the same weights in their places"
             return f"it works on {', '.join(self.hosts)}; this is a {host.kind} ({type(host.layer).__name__})"
         if host.packed and not self.admits_packed:
             return "it needs the weight in full precision; this one is quantised"

@@ -102,6 +102,12 @@ def is_packed(layer: nn.Module, parameter: str = "weight") -> bool:
     return value is not None and (_library_of(layer, value) is not None or _foreign(value))
 
 
+def is_strange(layer: nn.Module) -> bool:
+    """Whether it is a quantised layer without a parameter `weight`: HQQ's, GPTQModel's, AutoGPTQ's or AutoAWQ's."""
+    own = layer._parameters.keys() | layer._buffers.keys()
+    return "weight" not in own and ("W_q" in own or {"qweight", "scales"} <= own)
+
+
 def _foreign(value: Tensor) -> bool:
     """Bytes of a format that is not known here: told as packed, so that nobody takes codes for a weight."""
     return not (value.is_floating_point() or value.is_complex()) or (

@@ -13,6 +13,7 @@ from torch import nn
 
 from adaptome.core.errors import ModelError
 from adaptome.core.hosts import host_of
+from adaptome.quantization import checkpoints
 from adaptome.quantization.formats import format_from
 from adaptome.quantization.layers import PackedLinear
 
@@ -21,7 +22,7 @@ METHOD = "adaptome"
 
 @functools.cache
 def register() -> tuple[type[Any], type[Any]]:
-    """Let transformers load our format; gives the classes of the configuration and the quantiser. Does nothing the second time."""
+    """Let transformers load our format, and GPTQ's and AWQ's where it cannot; gives the classes of our configuration and quantiser. Does nothing the second time."""
     from transformers.quantizers import HfQuantizer
     from transformers.quantizers.auto import register_quantization_config, register_quantizer
     from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -55,6 +56,7 @@ def register() -> tuple[type[Any], type[Any]]:
         def is_trainable(self) -> bool:
             return True
 
+    checkpoints.register(describe)
     return AdaptomeConfig, AdaptomeQuantizer
 
 
@@ -68,19 +70,23 @@ def _empty(model: nn.Module, path: str, settings: dict[str, Any]) -> PackedLinea
     host = host_of(old, path)
     bias = old._parameters.get("bias")
     dtype = None if bias is None else bias.dtype
+    form = dict(settings)
+    ordered = bool(form.pop("ordered", False))
+    device = host.stored("weight").device
     return PackedLinear(
         host.fan_in,
         host.fan_out,
         bias is not None,
-        format_from(settings),
-        device=host.stored("weight").device,
+        format_from(form),
+        device=device,
         dtype=dtype,
+        ordered=ordered,
     )
 
 
 def describe(model: Any) -> None:
     """Set the model's quantisation configuration from its layers: ours, or bitsandbytes' where its layers were put in."""
-    ours = {name: m.form.to_dict() for name, m in model.named_modules() if isinstance(m, PackedLinear)}
+    ours = {name: _settings(m) for name, m in model.named_modules() if isinstance(m, PackedLinear)}
     settings = _described(ours) if ours else _bitsandbytes(model)
     if settings is None:
         return
@@ -90,6 +96,10 @@ def describe(model: Any) -> None:
     model.hf_quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=True)
     model.is_quantized = True
     model.quantization_method = settings.quant_method
+
+
+def _settings(layer: PackedLinear) -> dict[str, Any]:
+    return layer.form.to_dict() | ({} if layer.order is None else {"ordered": True})
 
 
 def _described(modules: dict[str, dict[str, Any]]) -> Any:
@@ -117,7 +127,7 @@ def _bitsandbytes(model: Any) -> Any:
 
 
 def load_quantized(folder: Any, auto: Any = None, **settings: Any) -> Any:
-    """A model from a folder that `adaptome quantize` or `save_pretrained` wrote.
+    """A model from a folder that `adaptome quantize` or `save_pretrained` wrote, or a tool for GPTQ or AWQ.
 
     Args:
         folder: the folder, or a hub id.

@@ -24,7 +24,10 @@ class PackedLinear(nn.Linear):
         form: how the weight lies in its bytes.
         device: of the parameters.
         dtype: of the bias.
+        ordered: the columns lie in another order than the inputs (GPTQ's act-order): buffer `order` `[in]`, which input each is.
     """
+
+    order: Tensor | None
 
     def __init__(
         self,
@@ -34,6 +37,7 @@ class PackedLinear(nn.Linear):
         form: Uniform | Sketch | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        ordered: bool = False,
     ):
         nn.Module.__init__(self)
         self.in_features, self.out_features = in_features, out_features
@@ -43,13 +47,17 @@ class PackedLinear(nn.Linear):
         self.weight = nn.Parameter(data, requires_grad=False)
         made = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", made)
+        self.register_buffer("order", torch.arange(in_features, device=device) if ordered else None)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.order is not None:
+            x = x.index_select(-1, self.order)
         return packed_linear(x, self.weight, self.bias, self.form, self.in_features)
 
     def extra_repr(self) -> str:
         bias = self._parameters.get("bias") is not None
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}, {self.form}"
+        order = "" if self.order is None else ", ordered"
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}, {self.form}{order}"
 
 
 def packed_linear(x: Tensor, data: Tensor, bias: Tensor | None, form: Any, fan_in: int) -> Tensor:
@@ -97,10 +105,11 @@ class Own(Library):
     def dense(self, layer: Any, value: Tensor, dtype: torch.dtype) -> Tensor:
         """The dequantised weight."""
         made: Tensor = layer.form.decode(value.detach(), layer.in_features)
-        return made.to(dtype)
+        return (made if layer.order is None else made[:, layer.order.argsort()]).to(dtype)
 
     def repack(self, layer: Any, value: Tensor, weight: Tensor) -> nn.Parameter:
         """The weight quantised as the value is."""
+        weight = weight if layer.order is None else weight[:, layer.order]
         return nn.Parameter(layer.form.encode(weight, old=value.detach()), requires_grad=False)
 
 

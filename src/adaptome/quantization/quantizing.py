@@ -142,7 +142,7 @@ def quantize(
     finally:
         for name in training:  # of the new layers too
             model.get_submodule(name).training = True
-    _describe(model)
+    describe_layers(model)
     return QuantiseReport(str(chosen), tuple(done))
 
 
@@ -191,7 +191,7 @@ def _refuse_tied(model: nn.Module, hosts: Sequence[Host]) -> None:
             )
 
 
-def _describe(model: nn.Module) -> None:
+def describe_layers(model: nn.Module) -> None:
     """Write into a transformers model's configuration how its layers are packed, so that `save_pretrained` makes a folder that loads again."""
     if hasattr(model, "config") and hasattr(model, "save_pretrained"):
         from adaptome.quantization.hub import describe

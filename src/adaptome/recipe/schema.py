@@ -190,6 +190,20 @@ class DataSection(Section):
     )
 
 
+class RepairSection(Section):
+    """Begin at what quantising the base lost: qwha by its own start, lora by CLoQ, or by LoftQ without examples."""
+
+    examples: int = Field(
+        default=64,
+        ge=0,
+        description="training examples on whose inputs the error is measured; 0: by the weights alone",
+    )
+    full: str | None = Field(
+        default=None,
+        description="hub id or folder of the base before it was quantised; default: the recipe's own without quantization",
+    )
+
+
 class MethodSection(OpenSection):
     """One adaptation method; further keys are its settings (r, alpha, dropout, ...)."""
 
@@ -218,6 +232,9 @@ class MethodSection(OpenSection):
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None, description="dtype of the adapter"
+    )
+    repair: RepairSection | None = Field(
+        default=None, description="begin at what quantising the base lost, e.g. {examples: 64}: qwha, lora"
     )
     frozen: bool = Field(
         default=False, description="it comes from the run that `start` names, and does not go on training"

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-#: what a recipe's `model.tokenizer` calls it
-NAME = "made:characters"
 SPECIAL = ("<pad>", "</s>", "<unk>")
 _MARKS = "，。、；：？！“”‘’（）《》—…·"
 

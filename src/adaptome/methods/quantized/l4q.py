@@ -19,9 +19,8 @@ from adaptome.forms.fused import shaped
 from adaptome.forms.low_rank import kaiming
 from adaptome.forms.reparametrization import Reparametrization
 from adaptome.quantization.formats import Uniform, Values, grouped
-from adaptome.quantization.hub import describe
 from adaptome.quantization.layers import PackedLinear
-from adaptome.quantization.quantizing import Quantised, QuantiseReport
+from adaptome.quantization.quantizing import Quantised, QuantiseReport, describe_layers
 
 Init = Literal["l4q", "lsq+", "symmetric", "asymmetric"]
 
@@ -246,6 +245,5 @@ def pack(model: nn.Module, name: str = "default", values: Values = "float32") ->
         error = float((form.decode(data, host.fan_in) - W).norm() / W.norm().clamp_min(1e-30))
         size = W.numel() * host.dtype.itemsize
         done.append(Quantised(host.name, tuple(W.shape), error, None, size, data.numel(), 0.0))
-    if hasattr(root, "config") and hasattr(root, "save_pretrained"):
-        describe(root)
+    describe_layers(root)
     return QuantiseReport(f"l4q({attachment.method.bits} bits)", tuple(done))
