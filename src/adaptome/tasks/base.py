@@ -90,6 +90,9 @@ class Task(ABC):
     judges: ClassVar[bool] = False  # scores need readable predictions too: see `judge`
     takes: ClassVar[frozenset[str]] = frozenset()  # endings of the files that `predict` takes; empty: texts
     measures_before: ClassVar[bool] = False  # a run measures the base too, as <metric>_before
+    shows_prepared: ClassVar[bool] = (
+        False  # reports show examples of the prepared rows, not of the data's own
+    )
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):
         self.options = options
@@ -167,6 +170,10 @@ class Task(ABC):
 
     def inputs(self, rows: Any) -> list[Any] | None:
         """What `predict` takes, from the rows of a split; None leaves it to the names of the columns."""
+        return None
+
+    def truths(self, rows: Any) -> list[Any] | None:
+        """What would have been right for each row of a split; None leaves it to the names of the columns."""
         return None
 
     def given(self, words: Sequence[str]) -> list[Given]:
