@@ -9,15 +9,12 @@ logistic regression. Exit code 1 unless the recipe is ahead of the frozen encode
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from _demo import Demo, main
 
 import adaptome as ad
 from adaptome.recipe import load_recipe, stages_of
@@ -26,7 +23,7 @@ from adaptome.tasks.inference import chunks, evaluating
 from adaptome.training import load_run, run
 from adaptome.training.building import read
 
-AHEAD = {"frozen encoder": 0.05, "pixels": 0.1}
+DEMO = "gend-demo"
 
 
 def columns(split) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -56,10 +53,10 @@ def measure(seed: int, folder: Path) -> dict[str, float]:
     from sklearn.preprocessing import StandardScaler
 
     told = [f"data.split_seed={seed}", f"stages.1.data.split_seed={seed}", f"training.seed={seed}"]
-    recipe = load_recipe("gend-demo", [*told, "training.device=cpu", f"output={folder}/demo"])
+    recipe = load_recipe(DEMO, [*told, "training.device=cpu", f"output={folder}/demo"])
     (_, first), (_, second) = stages_of(recipe)
     run(first, callbacks=[])
-    found = {"gend-demo": run(second, callbacks=[]).metrics["auroc"]}
+    found = {DEMO: run(second, callbacks=[]).metrics["auroc"]}
     probe = load_recipe(
         {
             **second.model_dump(mode="json", exclude_defaults=True),
@@ -87,25 +84,7 @@ def measure(seed: int, folder: Path) -> dict[str, float]:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    seen: list[dict[str, float]] = []
-    for seed in range(parser.parse_args().seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            seen.append(measure(seed, Path(folder)))
-    for name in seen[0]:
-        values = [one[name] for one in seen]
-        print(
-            f"{name:15} {statistics.fmean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
-        )
-    held = {name: all(one["gend-demo"] >= one[name] + by for one in seen) for name, by in AHEAD.items()}
-    for name, by in AHEAD.items():
-        print(f"  {'yes' if held[name] else 'no ':3}  ahead of {name} by {by} in every seed")
-    return 0 if all(held.values()) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    ahead = {"frozen encoder": 0.05, "pixels": 0.1}
+    demo = Demo(DEMO, "AUROC over videos", "frozen encoder", "pixels", ahead, measure)
+    main(demo, "python benchmarks/systems/gend.py", __doc__)
