@@ -90,7 +90,7 @@ def test_a_page_is_shown_whole_and_asks_for_nothing(browser, page, width, dark, 
 def test_the_browser_notices_what_the_pages_must_not_do(browser, tmp_path):
     html = Report("t").section("s").text("x").html()
     html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
-    bad = '<img src="http://127.0.0.1:9/x.png"><p style="width:900px">wide</p><script>console.error("no")</script>'
+    bad = '<img src="http://127.0.0.1:9/x.png"><div style="width:900px">wide</div><script>console.error("no")</script>'
     path = tmp_path / "bad.html"
     path.write_text(html.replace("</main>", f"{bad}</main>"), encoding="utf-8")
     seen = browser.look(path, 380)
