@@ -323,16 +323,15 @@ def recipe_file(name: str) -> str:
 def figure_of(demos: list[str]) -> str:
     """What the demonstrations gave, and the command that printed it, where benchmarks/results/systems/<demo>.json has it.
 
-    Such a file holds metric, value, base (the frozen base's) and command.
+    Such a file holds metric, values by seed and their mean, those of the frozen base and of something trivial, and the command.
     """
     told = []
     for demo in demos:
         stored = RESULTS / f"{demo}.json"
         if stored.is_file():
             found = json.loads(stored.read_text(encoding="utf-8"))
-            told.append(
-                f"{found['metric']} {found['value']:.3f} (base {found['base']:.3f}): `{found['command']}`"
-            )
+            beside = f"base {found['base']:.3f}, {found['trivial_is']} {found['trivial']:.3f}"
+            told.append(f"{found['metric']} {found['value']:.3f} ({beside}): `{found['command']}`")
     return "<br>".join(told) or ("not measured" if demos else "-")
 
 

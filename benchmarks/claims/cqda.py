@@ -14,19 +14,15 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import torch
 from _harness import Table, main
-from torch import Tensor, nn
+from _town import Popular, scored
 
 import adaptome as ad
 from adaptome.data import load_splits
 from adaptome.graphs.query import TRAINED
 from adaptome.recipe import load_recipe, stages_of
-from adaptome.tasks.inference import chunks, evaluating
-from adaptome.tasks.ranking import collate
 from adaptome.training import load_run, run
 
 #: queries in train: 1 % of them is 40
@@ -34,37 +30,6 @@ FEW = 0.01
 #: the one with the best MRR on validation is reported, for the adapter and for LoRA
 RATES = (0.1, 0.01)
 LORA = {"name": "lora", "targets": "predictor.relations", "r": 4}
-
-
-class Popular(nn.Module):
-    """A predictor that knows how often each relation leads to each entity, whatever it starts from; scores are log-odds."""
-
-    def __init__(self, task: Any, train: Any):
-        super().__init__()
-        names = task.vocabulary
-        self.entities = nn.Embedding(len(names.entities), 1)
-        counts = torch.zeros(len(names.relations), len(names.entities))
-        for head, relation, tail in names.numbers(*(train[c] for c in ("head", "relation", "tail"))).tolist():
-            counts[relation, tail] += 1
-            counts[names.inverse(relation), head] += 1
-        share = (counts + 1e-3) / (counts.sum(-1, keepdim=True) + 1)
-        self.register_buffer("odds", torch.logit(share))
-
-    def forward(self, subjects: Tensor, relations: Tensor) -> Tensor:
-        subjects, relations = torch.broadcast_tensors(subjects, relations)
-        return self.odds[relations]  # type: ignore[index]
-
-
-def scored(loaded: Any, rows: Any) -> dict[str, float]:
-    """The task's measures of a model on prepared rows."""
-    found = []
-    with evaluating(loaded.model):
-        for part in chunks(range(len(rows)), 128):
-            batch = collate([rows[i] for i in part])
-            labels = batch.pop("labels")
-            made = loaded.model(**batch)
-            found.append(loaded.task.reduce((made["logits"], made["structures"]), labels))
-    return loaded.task.metrics(SimpleNamespace(predictions=torch.cat(found).numpy()))
 
 
 def add(table: Table, label: str, found: dict[str, float], parameters: int = 0) -> None:

@@ -3,14 +3,15 @@
 claim      Yermakov et al. 2025, arXiv:2508.06248: LN-tuning with L2 and the align-uniform loss generalises to unseen manipulations better than full
            fine-tuning and than a linear probe; training on fakes together with their real sources is better than on fakes of other sources
 miniature  a ViT of 4 layers and width 64, trained to tell ten changes of whole pictures of drawn faces; then 48 people, real and forged in three ways,
-           and 120 others forged in two other ways. Full fine-tuning is also stopped where its AUROC in training reaches LN-tuning's. Learning rates: 0.1 and
-           0.01 for norms and probe, the better by the AUROC on other people with the trained forgeries; 0.001 for all parameters. Pairs: every person's camera has a pattern of its own; 12 people's real videos
-           with their own fakes, or with 12 others', tested on new people and cameras. Video AUROC. Seeds make people, frames, encoder and order
+           and 120 others forged in two other ways. Full fine-tuning is also stopped where its AUROC in training reaches LN-tuning's. Learning rates from one
+           list for all, the best by the AUROC on other people with the trained forgeries. Pairs: every person's camera has a pattern of its own; 12 people's
+           real videos with their own fakes, or with 12 others', tested on new people and cameras. Video AUROC. Seeds make people, frames, encoder and order
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ VIT = {
     "model_type": "vit", "image_size": 32, "patch_size": 8, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
     "intermediate_size": 192, "initializer_range": 0.1,
 }  # fmt: skip
-RATES = {"linear-probe": (1e-1, 1e-2), "norm-tuning": (1e-1, 1e-2), "full": (1e-3,)}
+#: for every method
+RATES = (1e-1, 1e-2, 1e-3)
 STEPS, BATCH = 300, 64
 PATTERN = 0.06
 
@@ -46,12 +48,14 @@ class Frames:
         self.videos = np.unique([row["video"] for row in rows], return_inverse=True)[1]
 
     def error(self, model: nn.Module) -> float:
-        """1 - AUROC over videos."""
+        """1 - AUROC over videos; infinite where training diverged."""
         model.eval()
         with torch.no_grad():
             scores = torch.cat(
                 [model(part)["logits"].softmax(-1)[:, 1] for part in self.x.split(256)]
             ).numpy()
+        if not np.isfinite(scores).all():
+            return math.inf
         return 1 - detection_metrics(*per_video(scores, self.y.numpy(), self.videos))["auroc"]
 
 
@@ -100,7 +104,7 @@ def detector(base: nn.Module, method: str, normalize: bool = True) -> nn.Module:
 def fitted(base: nn.Module, method: str, data: Frames, held: Frames, seed: int, spread: bool = False, normalize: bool = True) -> nn.Module:  # fmt: skip
     """The model of the rate that is best on other people with the same forgeries."""
     tried = []
-    for rate in RATES[method]:
+    for rate in RATES:
         torch.manual_seed(seed)
         model = detector(base, method, normalize)
         descend(model, drawn(data.x, data.y, spread), STEPS, rate, seed, adapted=method != "full")

@@ -145,6 +145,13 @@ def test_bad_usage_exits_with_2(words):
     assert run(*words) == 2
 
 
+def test_predict_writes_what_it_prints(capsys):
+    assert run("predict", "out", "the cat", "the sun", "--output", "found", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    lines = [json.loads(line) for line in Path("found/predictions.jsonl").read_text().splitlines()]
+    assert lines == [{"input": text, "prediction": one} for text, one in zip(("the cat", "the sun"), printed, strict=True)]  # fmt: skip
+
+
 def test_eval_gives_the_runs_own_metrics_again(capsys):
     assert run("eval", "out", "--json") == 0
     again = json.loads(capsys.readouterr().out)

@@ -1,7 +1,6 @@
 """Examples on a page: marked text, pictures within the file, rankings."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from adaptome.report import Ranked, Report, Shown, Span, boxed, overlaid
@@ -46,32 +45,3 @@ def test_a_mask_colours_its_classes_and_leaves_the_ground_clear():
 def test_boxes_are_drawn_where_they_are():
     drawn = np.asarray(boxed(Image.new("RGB", (60, 60)), [{"box": (10, 20, 50, 50)}]))
     assert drawn[20, 30].any() and drawn[50, 30].any() and not drawn[30, 30].any() and not drawn[5, 5].any()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.slow
-def test_a_browser_shows_it_without_a_complaint_or_a_request(scheme, tmp_path):
-    import shutil
-    import subprocess
-
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
-        pytest.skip("no chromium here")
-    picture = Image.new("RGB", (50, 50), (200, 30, 30))
-    report = (
-        Report("A run")
-        .section("Examples")
-        .example(Shown("red", picture=picture, text="a cat", spans=(Span(2, 5, "animal"),)))
-    )
-    path, log = report.write(tmp_path / "report.html"), tmp_path / "net.json"
-    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
-    shot = tmp_path / "shot.png"
-    done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--window-size=500,900",
-         f"--log-net-log={log}", *dark, f"--screenshot={shot}", f"file://{path}"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "CONSOLE" not in done.stderr
-    pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)
-    assert (pixels == (200, 30, 30)).all(1).sum() > 1000, "the picture is shown"
-    assert (pixels[0].mean() < 100) is (scheme == "dark")

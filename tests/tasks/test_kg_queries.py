@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +14,13 @@ import adaptome as ad
 from adaptome.cli import main
 from adaptome.core.errors import DataError, ModelError, RecipeError
 from adaptome.data import load_splits
-from adaptome.graphs.query import STRUCTURES
+from adaptome.graphs.query import STRUCTURES, structure_of
+from adaptome.graphs.text import parse
 from adaptome.recipe import load_recipe
 from adaptome.recipe.schema import ModelSection
 from adaptome.tasks import get_task, task_from_dict
 from adaptome.training import evaluate, load_run, predict, run_stages
+from adaptome.training.examples import read_examples
 
 KINDS = list(STRUCTURES)
 SPEC = ModelSection(composite="complex", rank=4)
@@ -248,6 +251,21 @@ def test_answers_come_with_the_edges_that_speak_for_them(trained, capsys):
     assert predict(folder / "1-predictor", ["? : works_for(?, acme)"])[0]["answers"]
     with pytest.raises(DataError, match="Did you mean 'works_for'"):
         predict(folder / "2-adapter", ["? : works_fr(?, acme)"])
+
+
+def test_reports_show_queries_of_several_structures_and_what_would_have_been_right(trained):
+    folder, _ = trained
+    names = load_run(folder / "2-adapter").task.vocabulary
+    examples = read_examples(folder / "2-adapter")
+    asked = [parse(one.shown.text, names) for one in examples]
+    assert len({structure_of(query) for query in asked}) >= 5
+    for one in examples:
+        assert len(one.shown.ranked) == 5 and one.shown.ranked[0].note.startswith("because ")
+        assert set(one.truth.split(" and ")[0].split(", ")) <= set(names.entities)
+    for one in read_examples(folder / "1-predictor"):
+        assert one.truth in names.entities and structure_of(parse(one.shown.text, names)) == "1p"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(escape(one.shown.text) in page for one in examples)
 
 
 def test_min_max_without_the_object_is_refused_in_training(trained, tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 420, 260
-LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 72, 14, 14, 40
 COLOURS = 6
 # Lines differ in dashes as well as in colour, for print and for readers who see no difference in hue.
 DASHES = ("", "7 4", "2 3", "10 3 2 3", "5 2", "1 2")

@@ -15,18 +15,19 @@ STYLE = """
 }}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;text-size-adjust:100%}
-body{margin:0 auto;max-width:68rem;padding:2rem clamp(1rem,4vw,2.5rem) 4rem;background:var(--page);color:var(--ink);
+body{margin:0 auto;max-width:68rem;overflow-wrap:break-word;padding:2rem clamp(1rem,4vw,2.5rem) 4rem;background:var(--page);color:var(--ink);
   font:1rem/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 h1{font-size:clamp(1.6rem,5vw,2.3rem);line-height:1.15;margin:0 0 .5rem;letter-spacing:-.015em;text-wrap:balance}
 h2{font-size:1.25rem;line-height:1.25;margin:0 0 .6rem}
 p{margin:.4rem 0 1rem;max-width:46rem}
 .lead{font-size:1.1rem;color:var(--soft)}
 nav ol{list-style:none;display:flex;flex-wrap:wrap;gap:.25rem 1.1rem;margin:0;padding:.5rem 0 0}
+nav li{min-width:0;overflow-wrap:anywhere}
 a{color:var(--c0);text-underline-offset:.2em}
 :focus-visible{outline:2px solid var(--c0);outline-offset:2px}
 section{border-top:1px solid var(--line);margin-top:2rem;padding-top:1.6rem}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.75rem;margin:1rem 0 1.25rem}
-.facts div{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem;
+.facts div{min-width:0;overflow-wrap:anywhere;background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem;
   display:flex;flex-direction:column-reverse;justify-content:flex-end}
 .facts dt{color:var(--soft);font-size:.85rem}
 .facts dd{margin:0;font-size:1.5rem;font-weight:650;line-height:1.25;font-variant-numeric:tabular-nums}
@@ -36,7 +37,7 @@ caption{text-align:left;color:var(--soft);font-size:.88rem;padding:.7rem .9rem .
 th,td{padding:.45rem .9rem;text-align:left;vertical-align:top;border-top:1px solid var(--line)}
 thead tr:first-child>*{border-top:0}
 thead th{color:var(--soft);font-weight:600;font-size:.85rem;vertical-align:bottom}
-tbody th{font-weight:600}
+tbody th{font-weight:600;min-width:6rem;overflow-wrap:anywhere}
 .number{text-align:right}
 .number,.short{white-space:nowrap}
 .long{min-width:17rem}
@@ -44,7 +45,7 @@ td strong{color:var(--good)}
 .settings th{font-weight:500;white-space:nowrap}
 .settings td{overflow-wrap:anywhere}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,23rem),1fr));gap:1rem;margin:0 0 1.5rem}
-figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.9rem}
+figure{margin:0;min-width:0;background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.9rem}
 figcaption{font-weight:600;font-size:.95rem;margin-bottom:.5rem}
 figure>svg{display:block;width:100%;height:auto}
 svg text{font-size:12px;fill:var(--soft);font-variant-numeric:tabular-nums}
@@ -58,8 +59,8 @@ svg text.name{fill:var(--ink);font-size:13px}
 .c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}
 .line{stroke:var(--c)}.bar,.dot{fill:var(--c)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;margin:.5rem 0 0;padding:0;font-size:.88rem}
-.legend li{display:flex;align-items:center;gap:.45rem}
-.legend svg{width:1.9rem;height:.65rem}
+.legend li{display:flex;align-items:center;gap:.45rem;min-width:0;overflow-wrap:anywhere}
+.legend svg{width:1.9rem;height:.65rem;flex:none}
 .confusion{font-size:.82rem;width:auto;min-width:100%}
 .confusion td,.confusion th{padding:.3rem .25rem;text-align:center;vertical-align:middle;min-width:2rem}
 .confusion thead th[scope=col]{vertical-align:bottom;font-weight:500}

@@ -93,6 +93,9 @@ class Task(ABC):
     takes: ClassVar[frozenset[str]] = frozenset()  # endings of the files that `predict` takes; empty: texts
     ahead: ClassVar[int] = 0  # positions that a logit stands before its label: 1 in a causal language model
     measures_before: ClassVar[bool] = False  # a run measures the base too, as <metric>_before
+    shows_prepared: ClassVar[bool] = (
+        False  # reports show examples of the prepared rows, not of the data's own
+    )
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):
         self.options = options
@@ -170,6 +173,10 @@ class Task(ABC):
 
     def inputs(self, rows: Any) -> list[Any] | None:
         """What `predict` takes, from the rows of a split; None leaves it to the names of the columns."""
+        return None
+
+    def truths(self, rows: Any) -> list[Any] | None:
+        """What would have been right for each row of a split; None leaves it to the names of the columns."""
         return None
 
     def given(self, words: Sequence[str]) -> list[Given]:

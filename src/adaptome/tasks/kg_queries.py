@@ -23,6 +23,7 @@ from adaptome.graphs.query import (
     STRUCTURES,
     TRAINED,
     Query,
+    filled,
     from_nested,
     normal,
     structure_of,
@@ -30,7 +31,7 @@ from adaptome.graphs.query import (
     to_nested,
 )
 from adaptome.graphs.sampling import Answered, sample
-from adaptome.graphs.text import parse
+from adaptome.graphs.text import parse, write
 from adaptome.models.query_answering import PLACES, QueryAnswerer
 from adaptome.tasks.base import ModelSpec, Prepared, register_task
 from adaptome.tasks.knowledge_graph import GraphOptions, GraphTask, graphs_of, is_triples
@@ -96,6 +97,7 @@ class KgQueries(GraphTask):
     queries are drawn. Of validation and test, hard answers are ranked; of train, all are learned."""
 
     Options = KgQueriesOptions
+    shows_prepared = True  # the data may be triples, of which the queries were drawn
 
     def prepare(self, splits: Splits, processor: Any) -> Prepared:
         names = self.name_all(splits, processor)
@@ -224,7 +226,16 @@ class KgQueries(GraphTask):
     def inputs(self, rows: Any) -> list[Any] | None:
         if "query" in rows.column_names:
             return list(rows["query"])
-        return asked(rows)
+        if "structures" not in rows.column_names:
+            return asked(rows)
+        each = zip(rows["structures"], rows["anchors"], rows["relations"], strict=True)
+        return [write(filled(STRUCTURES[KINDS[k]], entities, relations), self.vocabulary) for k, entities, relations in each]  # fmt: skip
+
+    def truths(self, rows: Any) -> list[Any] | None:
+        if "labels" not in rows.column_names:
+            return list(rows["hard"]) if "hard" in rows.column_names else None
+        names = self.vocabulary.entities
+        return [[names[number] for number in labels if number >= 0] for labels in rows["labels"]]
 
     def predict(
         self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32

@@ -52,6 +52,9 @@ class LinkPrediction(GraphTask):
     def inputs(self, rows: Any) -> list[Any] | None:
         return asked(rows)
 
+    def truths(self, rows: Any) -> list[Any] | None:
+        return list(rows["tail"])
+
     def predict(
         self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32
     ) -> list[Any]:

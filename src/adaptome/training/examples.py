@@ -22,6 +22,8 @@ from adaptome.training.predictions import inputs_for, truths_of
 
 #: pixels of the longer side of a picture that is kept
 SIDE = 512
+#: of several right answers, so many are named
+NAMED = 20
 
 
 class Scored:
@@ -59,7 +61,13 @@ def examples_of(
     Args:
         found: the predictions for all rows, where they were made already.
     """
-    places = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)).tolist()
+    size = len(prepared) if task.shows_prepared else len(split)
+    places = np.unique(np.linspace(0, size - 1, min(count, size)).round().astype(int)).tolist()
+    if task.shows_prepared:
+        rows = prepared.select(places)
+        inputs = inputs_for(task, rows)
+        shown = zip(inputs, task.predict(model, processor, inputs), task.truths(rows) or [None] * len(rows), strict=True)  # fmt: skip
+        return [_example(task, *each) for each in shown]
     chosen = split.select(places)
     rows = prepared.select(places) if task.trainer == "sft" else chosen.rows
     try:
@@ -81,7 +89,9 @@ def _told(truth: Any, prediction: Any) -> str | None:
         tagged = zip(prediction["tokens"], truth, strict=False)
         return ", ".join(f"{word} {tag}" for word, tag in tagged if tag != "O") or "-"
     if isinstance(truth, list):
-        return ", ".join(_told(part, None) or "" for part in truth) or "-"
+        named = [_told(part, None) or "" for part in truth]
+        more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        return ", ".join(named[:NAMED]) + more or "-"
     if isinstance(truth, Mapping):
         return str(truth.get("content", dict(truth)))
     return None if truth is None else str(truth)

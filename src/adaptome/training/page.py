@@ -84,11 +84,13 @@ def write_report(folders: Sequence[str | Path], path: str | Path | None = None) 
 
 def page(runs: Sequence[Finished], title: str) -> Report:
     """The report of runs that are shown together: one, the stages of one, or several to be set side by side."""
-    first = runs[-1].result
+    last = runs[-1].result
     what = " and ".join(dict.fromkeys(f"{run.result['task']} with {run.result['method']}" for run in runs))
     lead = f"{what}." if len(runs) == 1 else f"{what}: {', '.join(run.label for run in runs)}."
     report = Report(title, lead).section("Results")
-    report.facts(_facts(first))
+    if len(runs) > 1:
+        report.text(f"Of {runs[-1].label}:")
+    report.facts(_facts(last))
     report.table(_rows(runs), caption="Metrics and cost", formats=_FORMATS)
     for run in runs:
         notes = [f"{run.label}: {note}" if len(runs) > 1 else note for note in run.result["notes"]]

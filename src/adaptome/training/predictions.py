@@ -53,6 +53,9 @@ def write_predictions(path: Path, task: Task, split: Split, prepared: Any, found
 def truths_of(task: Task, split: Split, prepared: Any) -> list[Any]:
     """What would have been right for each row; None where the rows do not say."""
     rows = prepared if task.trainer == "sft" else split.rows
+    told = task.truths(rows)
+    if told is not None:
+        return told
     for column in _TRUTHS:
         if column in rows.column_names:
             return _named(list(rows[column]), rows.features[column])
