@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from adaptome.forms.streams import TaskStreams
     from adaptome.forms.token_merging import merged_tokens
     from adaptome.interop.convert import Conversion, convert
+    from adaptome.interop.formats import ExportReport, export
     from adaptome.interop.merged import MergedFolder, save_merged
-    from adaptome.interop.peft import ExportReport, export
     from adaptome.methods.low_rank.cloq import cloq
     from adaptome.methods.low_rank.corda import corda
     from adaptome.methods.low_rank.eva import eva
@@ -104,7 +104,7 @@ _HOMES = {
     "adaptome.forms.token_merging": ("merged_tokens",),
     "adaptome.interop.convert": ("Conversion", "convert"),
     "adaptome.interop.merged": ("MergedFolder", "save_merged"),
-    "adaptome.interop.peft": ("ExportReport", "export"),
+    "adaptome.interop.formats": ("ExportReport", "export"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
     "adaptome.core.dense": ("dequantize",),
     "adaptome.methods.low_rank.cloq": ("cloq",),

@@ -11,7 +11,6 @@ what a few inputs happen not to show is not taken for nothing. Source: Eckart an
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,13 +21,13 @@ from torch import Tensor, nn
 
 from adaptome.core.attaching import attach
 from adaptome.core.errors import MergeError
-from adaptome.core.fingerprint import fingerprint
 from adaptome.core.inputs import Run, collect, run
 from adaptome.core.merging import evaluating
 from adaptome.core.model import activate, active, detach
 from adaptome.core.plan import table
 from adaptome.core.state import Attachment, attachment_of, find_root
 from adaptome.forms.singular import singular
+from adaptome.interop.formats import provenance
 from adaptome.interop.lora_factors import Factors, update_pair
 from adaptome.interop.peft import write_lora
 
@@ -172,9 +171,12 @@ def convert(
         raise MergeError(
             f"rank {wide} is above {SERVED_RANKS[-1]}, the largest that servers take.\n  Give a smaller rank, or merge."
         )
-    digest = _digest(factors)
-    write_lora(model, folder, attachment, factors, served, task_type, _metadata(model, attachment, digest))
-    return Conversion(str(folder), served, layers, output, _notes(attachment, served), digest)
+    numbers = {
+        f"{path}.{side}": value for path, f in factors.items() for side, value in (("A", f.A), ("B", f.B))
+    }
+    told = provenance(find_root(model), attachment, numbers)
+    write_lora(model, folder, attachment, factors, served, task_type, told)
+    return Conversion(str(folder), served, layers, output, _notes(attachment, served), told["sha256"])
 
 
 def _check_choice(rank: int | None, energy: float | None, max_error: float | None) -> None:
@@ -337,26 +339,6 @@ def _first(output: Any) -> Tensor:
 
 
 # -- what goes with the file ---------------------------------------------------------------------------------------
-
-
-def _digest(factors: Mapping[str, Factors]) -> str:
-    """A hash of every layer's name and numbers."""
-    digest = hashlib.sha256()
-    for path in sorted(factors):
-        digest.update(path.encode())
-        for value in (factors[path].A, factors[path].B):
-            digest.update(str(list(value.shape)).encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _metadata(model: nn.Module, attachment: Attachment, digest: str) -> dict[str, str]:
-    root = find_root(model)
-    config: Any = getattr(root, "config", None)
-    made = {
-        "base": getattr(config, "_name_or_path", None), "revision": getattr(config, "_commit_hash", None),
-        "base_names_sha256": fingerprint(root, tuple(attachment.heads))["names"], "sha256": digest, "method": attachment.method.name,
-    }  # fmt: skip
-    return {key: str(value) for key, value in made.items() if value}
 
 
 def _notes(attachment: Attachment, rank: int) -> tuple[str, ...]:

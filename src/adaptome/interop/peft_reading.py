@@ -13,21 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from adaptome.core.attaching import attach, plan
 from adaptome.core.checkpoint import LoadReport, fill, register_reader
 from adaptome.core.errors import (
     CheckpointError,
     FormatError,
-    HostError,
     KeyMismatchError,
-    MethodError,
     NonFiniteError,
-    StateError,
-    TargetError,
     TornFileError,
 )
-from adaptome.core.model import detach, set_trainable
-from adaptome.core.state import Attachment, adapters, attachment_of, root_of, tensors_of
+from adaptome.core.state import Attachment, root_of
+from adaptome.interop.installing import install, reshaped
 from adaptome.interop.peft_names import CONFIG, PREFIX, TENSORS, has_form
 from adaptome.interop.peft_parameters import host_at, parameter_of, unstacked
 from adaptome.interop.peft_products import KEYS, KNOWN, same_in_peft
@@ -45,7 +40,7 @@ _HARMLESS = {
 _MUTATES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-@register_reader(CONFIG)
+@register_reader("peft", lambda path: (path / CONFIG).is_file())
 def load_peft(
     model: nn.Module, folder: str | os.PathLike[str], name: str = "default", *, trainable: bool = False
 ) -> LoadReport:
@@ -70,45 +65,20 @@ def load_peft(
             f"{folder} uses {unknown}, which would change the numbers and is not read here.\n  Merge it with PEFT instead."
         )
     how, wanted = _readers()[kind](model, config, tensors, str(folder))
-    if name in adapters(model):
-        raise StateError(
-            f"an adapter called {name!r} is attached already.\n  Load it under another name, or ad.detach it first."
-        )
-    numbers = sum(t.numel() for t in tensors.values())
-    try:
-        asked = plan(model, **how).trainable
-        if (
-            asked > 4 * numbers + 2**20
-        ):  # before anything is built: settings may ask for more than fits in memory
-            raise KeyMismatchError(
-                f"{folder}: its settings ask for {asked:,} numbers and it holds {numbers:,}. Nothing was loaded."
-            )
-        attach(model, name=name, **how)
-    except TargetError as error:
-        raise KeyMismatchError(
-            f"{folder}, trained on {config.get('base_model_name_or_path')}: {error}"
-        ) from error
-    except (MethodError, HostError) as error:
-        raise FormatError(f"{folder}: {error}") from error
-    try:
-        attachment = attachment_of(model, name)
+
+    def put(attachment: Attachment) -> dict[str, Tensor]:
         for path, adapter in attachment.adapters.items():
             if not (has_form(adapter.host) and same_in_peft(adapter)):
                 raise FormatError(
                     f"{folder}: PEFT computes something else than a weight update on {path} ({adapter.host!r}); it is not read."
                 )
-        _put(model, attachment, config, tensors, wanted, str(folder))
-    except CheckpointError:
-        detach(model, name)
-        raise
-    set_trainable(model, name, trainable)
-    return LoadReport(
-        name,
-        how["method"],
-        len(wanted),
-        sum(t.numel() for t in wanted.values()),
-        "module names and shapes (PEFT stores no more)",
-        config,
+        return _wanted(model, attachment, config, tensors, wanted)
+
+    base = config.get("base_model_name_or_path")
+    source = f"{folder}, trained on {base}" if isinstance(base, str) and base else str(folder)
+    numbers = sum(t.numel() for t in tensors.values())
+    return install(
+        model, name, how, put, source=source, numbers=numbers, settings=config, trainable=trainable
     )
 
 
@@ -128,7 +98,8 @@ def put_tensors(
     """
     own = {k.removeprefix(PREFIX): v for k, v in tensors.items()}
     _, wanted = _readers()[str(config["peft_type"])](model, config, own, "the state dict")
-    _put(model, attachment, config, own, wanted, "the state dict")
+    wanted = _wanted(model, attachment, config, own, wanted)
+    fill(attachment, reshaped(attachment, wanted), "the state dict")
 
 
 def _readers() -> dict[str, Any]:
@@ -141,20 +112,20 @@ def _readers() -> dict[str, Any]:
     }
 
 
-def _put(
+def _wanted(
     model: nn.Module,
     attachment: Attachment,
     config: dict[str, Any],
     tensors: dict[str, Tensor],
     wanted: dict[str, Tensor],
-    source: str,
-) -> None:
+) -> dict[str, Tensor]:
+    """The attached adapter's tensors, with those that only it tells."""
     kind = config["peft_type"]
     if kind in TYPES:
-        wanted |= TYPES[kind].finish(attachment, config, tensors)
-    elif kind in PROMPTS.values():
-        wanted |= fill_prompt(model, attachment, tensors)
-    fill(attachment, _reshaped(attachment, wanted), source)
+        return wanted | TYPES[kind].finish(attachment, config, tensors)
+    if kind in PROMPTS.values():
+        return wanted | fill_prompt(model, attachment, tensors)
+    return wanted
 
 
 _NUMBERS = (
@@ -371,19 +342,3 @@ def _read_product(
 def pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
     """PEFT's rule: the first pattern that matches the path, or its end after a dot."""
     return next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", path)), default)
-
-
-def _reshaped(attachment: Attachment, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convolution kernels as the factors are stored here, [r, in * k] and [out, r]."""
-    wanted = tensors_of(attachment)
-    fits = dict(tensors)
-    for key, place in wanted.items():
-        value = fits.get(key)
-        if (
-            value is not None
-            and value.shape != place.shape
-            and value.dim() > 2
-            and value.numel() == place.numel()
-        ):
-            fits[key] = value.reshape(place.shape)
-    return fits
