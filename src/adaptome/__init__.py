@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from adaptome.forms.token_merging import merged_tokens
     from adaptome.interop.convert import Conversion, convert
     from adaptome.interop.formats import ExportReport, export
+    from adaptome.interop.llama_cpp.models import MergedFile, save_gguf
     from adaptome.interop.merged import MergedFolder, save_merged
     from adaptome.methods.low_rank.cloq import cloq
     from adaptome.methods.low_rank.corda import corda
@@ -58,9 +59,9 @@ if TYPE_CHECKING:
     from adaptome.quantization.quantizing import QuantiseReport, quantize
 
 __all__ = [
-    "Adapter", "AdaptomeError", "Attachment", "Combination", "Conversion", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "MergedFolder", "Method", "Plan", "QuantiseReport", "Report", "TaskStreams",
+    "Adapter", "AdaptomeError", "Attachment", "Combination", "Conversion", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "MergedFile", "MergedFolder", "Method", "Plan", "QuantiseReport", "Report", "TaskStreams",
     "activate", "active", "adapters", "attach", "average", "check_gradients", "cloq", "combine", "convert", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
-    "merged_tokens", "on_step", "option", "pack", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
+    "merged_tokens", "on_step", "option", "pack", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "save_gguf", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
 ]  # fmt: skip
 
 # Floors whose parts register themselves: found by the core, which does not know that they are there.
@@ -103,6 +104,7 @@ _HOMES = {
     "adaptome.forms.streams": ("TaskStreams",),
     "adaptome.forms.token_merging": ("merged_tokens",),
     "adaptome.interop.convert": ("Conversion", "convert"),
+    "adaptome.interop.llama_cpp.models": ("MergedFile", "save_gguf"),
     "adaptome.interop.merged": ("MergedFolder", "save_merged"),
     "adaptome.interop.formats": ("ExportReport", "export"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
