@@ -47,8 +47,10 @@ if TYPE_CHECKING:
     from adaptome.forms.token_merging import merged_tokens
     from adaptome.interop.convert import Conversion, convert
     from adaptome.interop.formats import ExportReport, export
-    from adaptome.interop.llama_cpp.models import MergedFile, save_gguf
+    from adaptome.interop.llama_cpp.models import save_gguf
     from adaptome.interop.merged import MergedFolder, save_merged
+    from adaptome.interop.merged_tensors import MergedFile
+    from adaptome.interop.onnx_files import export_onnx
     from adaptome.methods.low_rank.cloq import cloq
     from adaptome.methods.low_rank.corda import corda
     from adaptome.methods.low_rank.eva import eva
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapter", "AdaptomeError", "Attachment", "Combination", "Conversion", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "MergedFile", "MergedFolder", "Method", "Plan", "QuantiseReport", "Report", "TaskStreams",
-    "activate", "active", "adapters", "attach", "average", "check_gradients", "cloq", "combine", "convert", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
+    "activate", "active", "adapters", "attach", "average", "check_gradients", "cloq", "combine", "convert", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "export_onnx", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
     "merged_tokens", "on_step", "option", "pack", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "save_gguf", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
 ]  # fmt: skip
 
@@ -104,7 +106,9 @@ _HOMES = {
     "adaptome.forms.streams": ("TaskStreams",),
     "adaptome.forms.token_merging": ("merged_tokens",),
     "adaptome.interop.convert": ("Conversion", "convert"),
-    "adaptome.interop.llama_cpp.models": ("MergedFile", "save_gguf"),
+    "adaptome.interop.llama_cpp.models": ("save_gguf",),
+    "adaptome.interop.merged_tensors": ("MergedFile",),
+    "adaptome.interop.onnx_files": ("export_onnx",),
     "adaptome.interop.merged": ("MergedFolder", "save_merged"),
     "adaptome.interop.formats": ("ExportReport", "export"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),

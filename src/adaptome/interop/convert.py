@@ -306,7 +306,7 @@ def _output_error(
             if what != "adapted":  # without update, then with it; both have the heads
                 _set(tried, factors, 0.0 if what == "base" else 1.0)
             activate(root, [*others, name], {n: shares[n] for n in (*others, name) if n in shares})
-            outputs[what] = [_first(run(model, batch)).double().cpu() for batch in batches]
+            outputs[what] = [first_output(run(model, batch)).double().cpu() for batch in batches]
     finally:
         detach(root, trial)
         activate(root, before, {n: shares[n] for n in before})
@@ -323,7 +323,7 @@ def _set(attachment: Attachment, factors: Mapping[str, Factors], share: float) -
         adapter.get_parameter("B").copy_(factors[path].B * share)
 
 
-def _first(output: Any) -> Tensor:
+def first_output(output: Any) -> Tensor:
     """The tensor that a model's output is about: its logits, else the first of floating point."""
     values: list[Any] = [output]
     if isinstance(output, Mapping):

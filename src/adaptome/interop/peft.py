@@ -22,6 +22,7 @@ from adaptome.core.errors import MergeError
 from adaptome.core.files import atomic_folder
 from adaptome.core.hosts import Conv1DHost
 from adaptome.core.state import Attachment, find_root, is_ours
+from adaptome.interop.card import CARD, card
 from adaptome.interop.formats import (
     Asked,
     ExportReport,
@@ -237,6 +238,7 @@ def _write(
     data = dump_tensors(
         {k: v.contiguous() for k, v in tensors.items()}, metadata={"format": "pt", **(metadata or {})}
     )
-    with atomic_folder(folder, only=(TENSORS, CONFIG, "README.md")) as staging:
+    with atomic_folder(folder, only=(TENSORS, CONFIG, CARD)) as staging:
         (staging / TENSORS).write_bytes(data)
         (staging / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (staging / CARD).write_text(card(config, tensors, metadata or {}), "utf-8")

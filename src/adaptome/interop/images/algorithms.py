@@ -94,12 +94,12 @@ def matrix(value: Tensor, where: str, role: str) -> Tensor:
     return value.flatten(1).to(torch.promote_types(value.dtype, torch.float32))
 
 
-def with_kernel(core: Tensor, inner: Tensor, layer: nn.Module, where: str) -> Tensor:
+def with_kernel(core: Tensor, inner: Tensor, layer: Any, where: str) -> Tensor:
     """`[r, in * k]` of a core `[r, s, *k]` and `[s, in]`, whose sizes must be the layer's before they are multiplied."""
     fits = core.dim() > 2 and tuple(core.shape[2:]) == kernel(layer) and inner.shape[1] == wide(layer)
     if not fits or core.shape[1] != inner.shape[0]:
         raise KeyMismatchError(
-            f"{where}: a core {list(core.shape)} and {list(inner.shape)} do not make a kernel of {list(layer.weight.shape)}.\n  Nothing was loaded."  # type: ignore[union-attr]
+            f"{where}: a core {list(core.shape)} and {list(inner.shape)} do not make a kernel of {list(layer.weight.shape)}.\n  Nothing was loaded."
         )
     return torch.einsum("rs...,si->ri...", core.to(inner.dtype), inner).flatten(1)
 
@@ -108,10 +108,10 @@ class LoRA(Algorithm):
     """down and up."""
 
     method = "lora"
-    marks = ("down", "up")
-    roles = ("down", "up", "mid", "alpha")
+    marks: ClassVar[tuple[str, ...]] = ("down", "up")
+    roles: ClassVar[tuple[str, ...]] = ("down", "up", "mid", "alpha")
     needed = ("down", "up")
-    rows = ("B",)
+    rows: ClassVar[tuple[str, ...]] = ("B",)
 
     def read(self, roles: Roles, layer: nn.Module, where: str) -> tuple[dict[str, Any], Roles]:
         A, B = (matrix(roles[role], where, role) for role in ("down", "up"))
