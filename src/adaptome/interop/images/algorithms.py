@@ -97,6 +97,9 @@ def matrix(value: Tensor, where: str, role: str) -> Tensor:
 def with_kernel(core: Tensor, inner: Tensor, layer: Any, where: str) -> Tensor:
     """`[r, in * k]` of a core `[r, s, *k]` and `[s, in]`, whose sizes must be the layer's before they are multiplied."""
     fits = core.dim() > 2 and tuple(core.shape[2:]) == kernel(layer) and inner.shape[1] == wide(layer)
+    fits = fits and core.shape[0] <= sum(
+        layer.weight.shape
+    )  # more ranks than the weight has would only fill the memory
     if not fits or core.shape[1] != inner.shape[0]:
         raise KeyMismatchError(
             f"{where}: a core {list(core.shape)} and {list(inner.shape)} do not make a kernel of {list(layer.weight.shape)}.\n  Nothing was loaded."

@@ -63,7 +63,9 @@ class LoKr(Algorithm):
             )
         left, right = matrix(a, where, f"lokr_w{i}_a"), matrix(b, where, f"lokr_w{i}_b")
         if core is not None:
-            if core.dim() < 3 or tuple(core.shape[2:]) != kernel(layer) or wide(layer) % right.shape[1]:
+            weight: Any = layer.weight
+            wrong = core.dim() < 3 or tuple(core.shape[2:]) != kernel(layer) or wide(layer) % right.shape[1]
+            if wrong or core.shape[0] > sum(weight.shape):
                 raise KeyMismatchError(f"{where}: lokr_t{i} has the shape {list(core.shape)}.\n  Nothing was loaded.")  # fmt: skip
             left, right = left.t().contiguous(), _core(core, right, where)
         if left.shape[1] != right.shape[0]:
