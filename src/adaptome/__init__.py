@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from adaptome.interop.convert import Conversion, convert
     from adaptome.interop.formats import ExportReport, export
     from adaptome.interop.llama_cpp.models import save_gguf
-    from adaptome.interop.merged import MergedFolder, save_merged
-    from adaptome.interop.merged_tensors import MergedFile
+    from adaptome.interop.merge_reports import MergedFile, MergedFolder
+    from adaptome.interop.merged import save_merged
     from adaptome.interop.onnx_files import export_onnx
     from adaptome.methods.low_rank.cloq import cloq
     from adaptome.methods.low_rank.corda import corda
@@ -107,9 +107,9 @@ _HOMES = {
     "adaptome.forms.token_merging": ("merged_tokens",),
     "adaptome.interop.convert": ("Conversion", "convert"),
     "adaptome.interop.llama_cpp.models": ("save_gguf",),
-    "adaptome.interop.merged_tensors": ("MergedFile",),
+    "adaptome.interop.merge_reports": ("MergedFile", "MergedFolder"),
     "adaptome.interop.onnx_files": ("export_onnx",),
-    "adaptome.interop.merged": ("MergedFolder", "save_merged"),
+    "adaptome.interop.merged": ("save_merged",),
     "adaptome.interop.formats": ("ExportReport", "export"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
     "adaptome.core.dense": ("dequantize",),

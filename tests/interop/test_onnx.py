@@ -29,7 +29,10 @@ def shaken(model, method="lora", **settings):
     return model.eval()
 
 
-@pytest.mark.parametrize(("method", "merged"), [("lora", True), ("dora", False), ("series", False)])
+@pytest.mark.parametrize(
+    ("method", "merged"),
+    [("lora", True), *(pytest.param(method, False, marks=pytest.mark.slow) for method in ("lora", "dora", "series"))],
+)  # fmt: skip
 def test_a_language_model_gives_the_same_in_onnx_runtime(method, merged, tmp_path):
     model = shaken(llama(), method)
     ids = torch.tensor([[5, 9, 3, 30, 2, 7]])

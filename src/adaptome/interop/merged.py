@@ -16,7 +16,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from adaptome.core.files import remove_folder, sync_folder, write_atomic
 from adaptome.core.fingerprint import fingerprint
 from adaptome.core.merging import stacks
 from adaptome.core.state import adapters, find_root, refuse_sharded, tensors_of
+from adaptome.interop.merge_reports import MergedFolder
 from adaptome.interop.merged_tensors import Source, compare, sources
 
 _CODES = {
@@ -35,50 +35,6 @@ _CODES = {
     torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 _SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-@dataclass(frozen=True)
-class MergedFolder:
-    """What was written.
-
-    Attributes:
-        folder: where.
-        names: the adapters that are in it.
-        shards: files, of them `resumed` from an earlier run that was stopped.
-        bytes: of all tensors.
-        layers: that the adapters changed.
-        dequantised: how many weights were stored quantised in the base and are dense here.
-        untied: weights that were one with another's and have a value of their own now.
-        differences: linear layer -> largest relative difference of its outputs on a probe input, merged and not, both in the model's type.
-    """
-
-    folder: str
-    names: tuple[str, ...]
-    shards: int
-    resumed: int
-    bytes: int
-    layers: tuple[str, ...]
-    dequantised: int
-    untied: tuple[str, ...]
-    differences: dict[str, float]
-
-    @property
-    def worst(self) -> float:
-        """The largest difference."""
-        return max(self.differences.values(), default=0.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()} | {
-            "worst": self.worst
-        }
-
-    def __str__(self) -> str:
-        told = f"wrote {self.bytes:,} bytes in {self.shards} files to {self.folder}: {', '.join(self.names)} merged into {len(self.layers)} layers"
-        told += f"; {self.resumed} files were there from a run that was stopped" if self.resumed else ""
-        told += f"; {self.dequantised} quantised weights are dense now" if self.dequantised else ""
-        told += f"; largest difference on a probe {self.worst:.2e}" if self.differences else ""
-        return told + (f"; no longer tied: {', '.join(self.untied)}" if self.untied else "")
 
 
 def save_merged(

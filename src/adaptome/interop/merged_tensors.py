@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,50 +16,6 @@ from adaptome.core.errors import MergeError
 from adaptome.core.host import at_hand
 from adaptome.core.merging import TOLERANCE, evaluating, probe
 from adaptome.core.state import is_ours, rearrange
-
-
-@dataclass(frozen=True)
-class MergedFile:
-    """What was written.
-
-    Attributes:
-        file: where.
-        format: 'gguf' or 'onnx'.
-        names: the adapters that are in it.
-        tensors: how many.
-        bytes: of the file.
-        differences: linear layer -> largest relative difference of its outputs on a probe input, merged and not, before the type was chosen.
-        output_error: largest relative difference of the outputs, as the file's runtime computes them; None where it was not run.
-        notes: what must be told.
-    """
-
-    file: str
-    format: str
-    names: tuple[str, ...]
-    tensors: int
-    bytes: int
-    differences: dict[str, float]
-    output_error: float | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def worst(self) -> float:
-        """The largest difference of a layer."""
-        return max(self.differences.values(), default=0.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()} | {"worst": self.worst}  # fmt: skip
-
-    def __str__(self) -> str:
-        told = f"wrote {self.tensors} tensors, {self.bytes:,} bytes, to {self.file}"
-        told += f": {', '.join(self.names)} merged" if self.names else ""
-        told += (
-            ""
-            if self.output_error is None
-            else f"; largest difference of the outputs {self.output_error:.2e}"
-        )
-        return told + "".join(f"\nnote: {note}" for note in self.notes)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from adaptome.core.merging import evaluating, merge, unmerge
 from adaptome.core.model import activate, active
 from adaptome.core.state import adapters, find_root, refuse_sharded
 from adaptome.interop.convert import first_output
-from adaptome.interop.merged_tensors import MergedFile
+from adaptome.interop.merge_reports import MergedFile
 
 #: bytes of a model above which its tensors go to a file of their own: a message of protobuf holds two gigabytes
 ALONE = 1.8e9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ _PREFIXES = {
     "lora_te_": ("text_encoder",), "lora_te1_": ("text_encoder",), "lora_te2_": ("text_encoder_2",), "lora_te3_": ("text_encoder_3", "text_encoder_2"),
     **{f"{part}.": (part,) for part in PARTS},
 }  # fmt: skip
+
+
+#: the libraries whose models are loaded -> the extra that brings them
+_EXTRAS = {"diffusers": "diffusion", "transformers": "train"}
 
 
 def open_parts(base: str, adapter: Path, dtype: Any = None) -> nn.Module:
@@ -50,7 +55,9 @@ def open_parts(base: str, adapter: Path, dtype: Any = None) -> nn.Module:
         chosen = [part for part in chosen if part != "text_encoder_2"]
     if not chosen:
         raise ModelError(f"{adapter} names no part of {base}, which has {', '.join(parts)}.")
-    return nn.ModuleDict({part: _load(*parts[part], folder, part, dtype) for part in chosen})
+    return nn.ModuleDict(
+        {part: _load(str(parts[part][0]), parts[part][1], folder, part, dtype) for part in chosen}
+    )
 
 
 def _wanted(keys: list[str]) -> set[tuple[str, ...]]:
@@ -70,15 +77,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _load(library: str, name: Any, folder: Path, part: str | None, dtype: Any) -> nn.Module:
     """A model by its class, which must be diffusers' or transformers' own."""
-    if library == "diffusers":
-        try:
-            import diffusers as home
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("diffusers", "diffusion") from error
-    elif library == "transformers":
-        import transformers as home
-    else:
+    if library not in _EXTRAS:
         raise ModelError(f"{folder}: {part} is of {library!r}, which is not loaded here.")
+    try:
+        home = importlib.import_module(library)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(library, _EXTRAS[library]) from error
     kind = getattr(home, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ModelError(f"{folder}: {library} has no model {name!r}.")

@@ -58,22 +58,22 @@ class Found:
 @register_reader("kohya", _is("kohya"))
 @register_reader("diffusers", _is_any_file)
 def load_file(
-    model: nn.Module, path: str | os.PathLike[str], name: str = "default", *, trainable: bool = False
+    model: nn.Module, folder: str | os.PathLike[str], name: str = "default", *, trainable: bool = False
 ) -> LoadReport:
     """Put the adapter of one file on a model.
 
     Args:
         model: a UNet, a transformer, a text encoder, or several in an `nn.ModuleDict` under the pipeline's names for them.
-        path: a .safetensors file, or a folder with diffusers' `pytorch_lora_weights.safetensors`.
+        folder: a .safetensors file, or a folder with diffusers' `pytorch_lora_weights.safetensors`.
         name: of the adapter.
         trainable: go on training it.
 
     Raises:
         CheckpointError: a subclass for each fault; the model is then as it was.
     """
-    file = file_of(Path(path))
+    file = file_of(Path(folder))
     if file is None:
-        raise CheckpointError(f"{path} is no .safetensors file, and holds no pytorch_lora_weights.safetensors.")  # fmt: skip
+        raise CheckpointError(f"{folder} is no .safetensors file, and holds no pytorch_lora_weights.safetensors.")  # fmt: skip
     tensors, metadata = read_file(file)
     source, root = str(file), root_of(model)
     layers, whole = _placed(root, split(tensors, source), source)

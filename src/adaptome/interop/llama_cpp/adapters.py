@@ -100,15 +100,15 @@ def finish(writer: Any) -> None:
 
 @register_reader("gguf", lambda path: path.is_file() and path.suffix.lower() == ".gguf")
 def load_adapter(
-    model: nn.Module, path: str | os.PathLike[str], name: str = "default", *, trainable: bool = False
+    model: nn.Module, folder: str | os.PathLike[str], name: str = "default", *, trainable: bool = False
 ) -> LoadReport:
     """Put the adapter of a GGUF file on a model of transformers.
 
     Raises:
         CheckpointError: a subclass for each fault; the model is then as it was.
     """
-    source, root = str(path), root_of(model)
-    metadata, tensors = read_gguf(Path(path))
+    source, root = str(folder), root_of(model)
+    metadata, tensors = read_gguf(Path(folder))
     if (
         metadata.get("general.type") != "adapter"
         or metadata.get("adapter.type") != "lora"

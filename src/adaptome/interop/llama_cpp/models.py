@@ -30,7 +30,8 @@ from adaptome.interop.llama_cpp.names import (
     unknown_name,
 )
 from adaptome.interop.llama_cpp.vocabulary import add_vocabulary
-from adaptome.interop.merged_tensors import MergedFile, Source, compare, sources
+from adaptome.interop.merge_reports import MergedFile
+from adaptome.interop.merged_tensors import Source, compare, sources
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
 
@@ -129,7 +130,9 @@ def _hyperparameters(writer: Any, config: Any, architecture: Architecture, gguf:
         raise MergeError(
             "the model attends within a sliding window, which is not written here.\n  Use ad.save_merged, and convert_hf_to_gguf.py on its folder."
         )
-    rope = dict(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
+    rope: dict[str, Any] = dict(
+        getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    )
     base = float(rope.get("rope_theta") or getattr(config, "rope_theta", 10000.0))
     writer.add_rope_freq_base(base)
     kind = rope.get("rope_type") or rope.get("type") or "default"
