@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lycoris.modules.full import FullModule
+from lycoris.modules.glora import GLoRAModule
 from lycoris.modules.ia3 import IA3Module
 from lycoris.modules.locon import LoConModule
 from lycoris.modules.loha import LohaModule
@@ -51,6 +52,7 @@ CASES = {
     "lokr, whole": (LokrModule, [LINEAR, KERNEL], {"lora_dim": 4, "alpha": 3.0, "full_matrix": True, "factor": 2}, "lokr"),
     "ia3": (IA3Module, [LINEAR], {}, "ia3"),
     "ia3, inputs": (IA3Module, [LINEAR, KERNEL], {"train_on_input": True}, "ia3"),
+    "glora": (GLoRAModule, [LINEAR], {"lora_dim": 3, "alpha": 2.0}, "glora"),
     "norms": (NormModule, [NORM], {}, "norm-tuning"),
     "full": (FullModule, [LINEAR, KERNEL], {}, "linear-probe"),
 }  # fmt: skip

@@ -20,12 +20,12 @@ _ENDINGS = {
         "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2",
         "lokr_w2_a", "lokr_w2_b", "lokr_t1", "lokr_t2", "on_input", "w_norm", "b_norm", "diff", "diff_b",
     )},
-    ".weight": "weight",
+    **{f".{name}.weight": name for name in ("a1", "a2", "b1", "b2")}, ".weight": "weight",
 }  # fmt: skip
 #: tensors that LyCORIS and trainers write, and that are not read here
 _REFUSED = {
     ".oft_blocks": "diag-oft and boft, which turn a layer's outputs; `oft` and `boft` turn its inputs", ".oft_diag": "diag-oft",
-    ".a1.weight": "glora as LyCORIS scales it", ".lora_B.bias": "a trained bias beside LoRA", ".lora_up.bias": "a trained bias beside LoRA",
+    ".bm.weight": "glora with a kernel apart", ".lora_B.bias": "a trained bias beside LoRA", ".lora_up.bias": "a trained bias beside LoRA",
     ".scalar": "a trained scale (LyCORIS bakes it in when it saves)",
 }  # fmt: skip
 _ORDERED = sorted(_ENDINGS, key=len, reverse=True)
@@ -66,7 +66,7 @@ def split_key(key: str, source: str) -> tuple[str, str]:
     ending = next((e for e in _ORDERED if key.endswith(e)), None)
     if ending is None:
         raise KeyMismatchError(
-            f"{source}: the tensor {key!r} is of no form that is read (LoRA, DoRA, LoHa, LoKr, IA3, norms, whole modules).\n  Nothing was loaded."
+            f"{source}: the tensor {key!r} is of no form that is read (LoRA, DoRA, LoHa, LoKr, IA3, GLoRA, norms, whole modules).\n  Nothing was loaded."
         )
     return key.removesuffix(ending), _ENDINGS[ending]
 
@@ -80,7 +80,9 @@ def dialect(keys: list[str]) -> str | None:
         except KeyMismatchError:
             continue
     kinds = {role for _, role in roles}
-    if any(role.startswith(("hada_", "lokr_")) or role in ("on_input", "w_norm", "diff") for role in kinds):
+    if any(
+        role.startswith(("hada_", "lokr_")) or role in ("a1", "on_input", "w_norm", "diff") for role in kinds
+    ):
         return "lycoris"
     if kinds & {"down", "up"}:
         return "kohya" if any(".lora_down." in key or ".lora_up." in key for key in keys) else "diffusers"

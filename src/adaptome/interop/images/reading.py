@@ -19,6 +19,7 @@ from adaptome.core.errors import CheckpointError, KeyMismatchError
 from adaptome.core.state import root_of
 from adaptome.interop.images.algorithms import IA3, Algorithm, DoRA, LoHa, LoRA, Roles
 from adaptome.interop.images.file import file_of, keys_of, read_file
+from adaptome.interop.images.glora import GLoRA
 from adaptome.interop.images.keys import dialect, split
 from adaptome.interop.images.kronecker import LoKr
 from adaptome.interop.images.metadata import alphas
@@ -26,7 +27,7 @@ from adaptome.interop.images.names import read_names, unknown
 from adaptome.interop.images.schemes import Part
 from adaptome.interop.installing import install
 
-ALGORITHMS: tuple[Algorithm, ...] = (DoRA(), LoRA(), LoHa(), LoKr(), IA3())
+ALGORITHMS: tuple[Algorithm, ...] = (DoRA(), LoRA(), LoHa(), LoKr(), IA3(), GLoRA())
 #: roles of modules that are stored whole, as what is added to them: the weight's and the bias's
 WHOLE = (("diff", "diff_b"), ("w_norm", "b_norm"))
 

@@ -19,6 +19,7 @@ from adaptome.core.hosts import Conv1DHost, Host, host_of
 from adaptome.interop.formats import Asked, ExportReport, provenance, register_writer
 from adaptome.interop.images.algorithms import IA3, Algorithm, DoRA, LoHa, LoRA, Roles
 from adaptome.interop.images.file import write_file
+from adaptome.interop.images.glora import GLoRA
 from adaptome.interop.images.kronecker import LoKr
 from adaptome.interop.images.metadata import described
 from adaptome.interop.images.names import write_names
@@ -27,7 +28,7 @@ from adaptome.interop.lora_factors import lora_factors
 from adaptome.interop.peft_names import has_form
 
 #: what LyCORIS has besides LoRA and DoRA
-OWN: dict[str, Algorithm] = {form.method: form for form in (LoHa(), LoKr(), IA3())}
+OWN: dict[str, Algorithm] = {form.method: form for form in (LoHa(), LoKr(), IA3(), GLoRA())}
 _DIFFUSERS = {"down": "lora_A.weight", "up": "lora_B.weight", "dora_scale": "lora_magnitude_vector"}
 _KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight"}
 
@@ -165,11 +166,12 @@ def _keyed(name: str, roles: Roles, host: Host, dialect: str) -> dict[str, Tenso
         elif role == "dora_scale":
             shape = (-1,) if dialect == "diffusers" else (-1, 1)
             value = value.view(*((1, -1) if taps and dialect == "diffusers" else shape), *[1] * max(0, len(taps) - 1))  # fmt: skip
-        made[f"{name}.{keys.get(role, role)}"] = value.contiguous()
+        key = f"{role}.weight" if role in GLoRA.marks else keys.get(role, role)
+        made[f"{name}.{key}"] = value.contiguous()
     return made
 
 
 def _rank(roles: dict[str, Roles]) -> int:
     """The largest rank of LoHa's or LoKr's factors; 0 of what has none."""
-    ranks = [own[key].shape[side] for own in roles.values() for key, side in (("hada_w1_b", 0), ("lokr_w2_b", 0), ("lokr_w1_b", 0)) if key in own]  # fmt: skip
+    ranks = [own[key].shape[side] for own in roles.values() for key, side in (("hada_w1_b", 0), ("lokr_w2_b", 0), ("lokr_w1_b", 0), ("a2", 0)) if key in own]  # fmt: skip
     return max(ranks, default=0)

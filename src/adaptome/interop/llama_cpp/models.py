@@ -133,7 +133,8 @@ def _hyperparameters(writer: Any, config: Any, architecture: Architecture, gguf:
     rope: dict[str, Any] = dict(
         getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     )
-    base = float(rope.get("rope_theta") or getattr(config, "rope_theta", 10000.0))
+    theta: Any = rope.get("rope_theta") or getattr(config, "rope_theta", 10000.0)
+    base = float(theta)
     writer.add_rope_freq_base(base)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "llama3":
