@@ -46,8 +46,11 @@ if TYPE_CHECKING:
     from adaptome.forms.streams import TaskStreams
     from adaptome.forms.token_merging import merged_tokens
     from adaptome.interop.convert import Conversion, convert
-    from adaptome.interop.merged import MergedFolder, save_merged
-    from adaptome.interop.peft import ExportReport, export
+    from adaptome.interop.formats import ExportReport, export
+    from adaptome.interop.llama_cpp.models import save_gguf
+    from adaptome.interop.merge_reports import MergedFile, MergedFolder
+    from adaptome.interop.merged import save_merged
+    from adaptome.interop.onnx_files import export_onnx
     from adaptome.methods.low_rank.cloq import cloq
     from adaptome.methods.low_rank.corda import corda
     from adaptome.methods.low_rank.eva import eva
@@ -60,9 +63,9 @@ if TYPE_CHECKING:
     from adaptome.quantization.quantizing import QuantiseReport, quantize
 
 __all__ = [
-    "Adapter", "AdaptomeError", "Attachment", "Combination", "Conversion", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "MergedFolder", "Method", "Plan", "QuantiseReport", "Report", "TaskStreams",
-    "activate", "active", "adapters", "adopt", "attach", "average", "check_gradients", "cloq", "combine", "convert", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
-    "merged_tokens", "on_step", "option", "pack", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "save_gptq", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
+    "Adapter", "AdaptomeError", "Attachment", "Combination", "Conversion", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "MergedFile", "MergedFolder", "Method", "Plan", "QuantiseReport", "Report", "TaskStreams",
+    "activate", "active", "adapters", "adopt", "attach", "average", "check_gradients", "cloq", "combine", "convert", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "export_onnx", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
+    "merged_tokens", "on_step", "option", "pack", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "save_gguf", "save_gptq", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
 ]  # fmt: skip
 
 # Floors whose parts register themselves: found by the core, which does not know that they are there.
@@ -105,8 +108,11 @@ _HOMES = {
     "adaptome.forms.streams": ("TaskStreams",),
     "adaptome.forms.token_merging": ("merged_tokens",),
     "adaptome.interop.convert": ("Conversion", "convert"),
-    "adaptome.interop.merged": ("MergedFolder", "save_merged"),
-    "adaptome.interop.peft": ("ExportReport", "export"),
+    "adaptome.interop.llama_cpp.models": ("save_gguf",),
+    "adaptome.interop.merge_reports": ("MergedFile", "MergedFolder"),
+    "adaptome.interop.onnx_files": ("export_onnx",),
+    "adaptome.interop.merged": ("save_merged",),
+    "adaptome.interop.formats": ("ExportReport", "export"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
     "adaptome.core.dense": ("dequantize",),
     "adaptome.methods.low_rank.cloq": ("cloq",),

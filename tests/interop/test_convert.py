@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import adaptome as ad
 from adaptome.core.errors import MergeError
+from adaptome.interop.convert import SERVED_RANKS
 from tests.interop.test_peft_types import SIZES, logits, shake
 
 
@@ -173,3 +174,40 @@ def test_heads_and_other_layers_are_told(tmp_path):
     report = ad.convert(model, tmp_path / "out")
     assert any("lm_head" in note for note in report.notes) and "--max-lora-rank 8" in report.notes[0]
     assert "note: vLLM" in str(report) and report.to_dict()["rank"] == 8
+
+
+def test_the_export_rules_hold_together(tmp_path):
+    """One rank and one alpha, padded with zeros; the scale inside B; a rank that vLLM takes; the origin in the metadata; and PEFT reads it."""
+    model = llama()
+    model.config._name_or_path, model.config._commit_hash = "some/base", "abc123"
+    ad.attach(
+        model, "lora", r=9, alpha=27.0, targets="attention", per_layer={"k_proj": {"r": 2, "alpha": 1.0}}
+    )
+    shake(ad.parameters_of(model).values())
+    report = ad.convert(model, tmp_path / "served", task_type="CAUSAL_LM")
+    config = json.loads((tmp_path / "served/adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == report.rank == 16 and 16 in SERVED_RANKS
+    assert config["rank_pattern"] == config["alpha_pattern"] == {} and not config["use_rslora"]
+    assert config["base_model_name_or_path"] == "some/base" and config["revision"] == "abc123"
+    with safe_open(tmp_path / "served/adapter_model.safetensors", "pt") as file:
+        metadata, keys = file.metadata(), list(file.keys())
+        (name,) = [k for k in keys if "layers.0.self_attn.k_proj.lora_A" in k]
+        A, B = file.get_tensor(name), file.get_tensor(name.replace("lora_A", "lora_B"))
+    assert A.shape[0] == B.shape[1] == 16 and not A[2:].any() and not B[:, 2:].any()
+    layer = model.get_submodule("model.layers.0.self_attn.k_proj")
+    torch.testing.assert_close(B @ A, layer.adaptome["default"].delta().detach())
+    assert (metadata["base"], metadata["revision"]) == ("some/base", "abc123")
+    assert metadata["sha256"] == report.sha256 and len(metadata["base_names_sha256"]) == 64
+    card = (tmp_path / "served/README.md").read_text()
+    assert card.startswith("---\nbase_model: some/base\n") and report.sha256 in card and "16 and 16" in card
+    theirs = peft.PeftModel.from_pretrained(llama(), tmp_path / "served").eval()
+    torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-5, atol=1e-5)
+
+
+def test_the_card_names_no_path_of_this_machine(tmp_path):
+    model = llama()
+    model.config._name_or_path = str(tmp_path / "secret" / "place")
+    ad.attach(model, "lora", r=2, targets="q")
+    ad.export(model, tmp_path / "peft")
+    card = (tmp_path / "peft/README.md").read_text()
+    assert "secret" not in card and "base_model:" not in card and "PeftModel.from_pretrained" in card

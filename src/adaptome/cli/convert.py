@@ -16,6 +16,10 @@ adaptome convert runs/adaptome served
 adaptome convert runs/adaptome served --energy 0.99
 
 adaptome convert my-adapter served --base path/to/base --rank 16 --texts calibration.txt --force
+
+adaptome convert kohya.safetensors for-diffusers --to diffusers --base path/to/pipeline
+
+adaptome convert runs/adaptome adapter.gguf --to gguf
 """
 
 
@@ -28,19 +32,29 @@ def convert(
     adapter: Annotated[
         Path,
         typer.Argument(
-            metavar="ADAPTER", help="The output folder of a run, or an adapter's.", show_default=False
+            metavar="ADAPTER",
+            help="The output folder of a run, or an adapter's folder or file.",
+            show_default=False,
         ),
     ],
     output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", help="The folder to write.", show_default=False)
+        Path, typer.Argument(metavar="OUTPUT", help="The folder or file to write.", show_default=False)
     ],
     to: Annotated[
         str,
         typer.Option(
             "--to",
-            help="peft-lora: LoRA that servers take, of any update of weights; peft: the method as PEFT has it.",
+            help="peft-lora: LoRA that servers take, of any update of weights; peft: the method as PEFT has it; diffusers, kohya, lycoris: one file for image models; gguf: for llama.cpp.",
         ),
     ] = "peft-lora",
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="peft, diffusers, kohya, lycoris or gguf: what ADAPTER is.",
+            show_default="told by its files",
+        ),
+    ] = None,
     rank: Annotated[int | None, typer.Option(help="Of every layer.", show_default=False)] = None,
     energy: Annotated[
         float | None,
@@ -74,16 +88,16 @@ def convert(
 ) -> None:
     """Write an adapter for other libraries, and tell by layer and at the model's output what is lost."""
     import adaptome as ad
-    from adaptome.core.errors import FormatError
-    from adaptome.interop.peft import FORMATS
+    from adaptome.core.checkpoint import readers
+    from adaptome.core.errors import FormatError, did_you_mean
+    from adaptome.interop.formats import writers
 
-    if to not in FORMATS:
-        from adaptome.core.errors import did_you_mean
-
-        raise FormatError(
-            f"--to {to} is no format.{did_you_mean(to, FORMATS)} There are {', '.join(FORMATS)}."
-        )
-    model, name, data = _opened(adapter, base, texts, batches if to == "peft-lora" else 0)
+    for option, given, known in (("--to", to, writers()), ("--from", from_, readers())):
+        if given is not None and given not in known:
+            raise FormatError(
+                f"{option} {given} is no format.{did_you_mean(given, known)} There are {', '.join(known)}."
+            )
+    model, name, data = _opened(adapter, base, texts, batches if to == "peft-lora" else 0, from_)
     report: Any
     if to == "peft-lora":
         report = ad.convert(
@@ -100,7 +114,7 @@ def convert(
 
 
 def _opened(
-    adapter: Path, base: str | None, texts: Path | None, count: int
+    adapter: Path, base: str | None, texts: Path | None, count: int, format: str | None
 ) -> tuple[Any, str, list[Any] | None]:
     """The model with its adapter, the adapter's name, and calibration batches."""
     import adaptome as ad
@@ -112,7 +126,7 @@ def _opened(
         return loaded.model, ad.active(loaded.model)[0], calibration(loaded, count) if count else None
     from adaptome.interop.opened import open_adapter
 
-    opened = open_adapter(adapter, base)
+    opened = open_adapter(adapter, base, format=format)
     return opened.model, "default", _encoded(texts, opened.processor, count) if texts and count else None
 
 

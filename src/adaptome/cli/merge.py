@@ -16,6 +16,10 @@ adaptome merge runs/adaptome merged-model
 adaptome merge my-adapter merged-model --base path/to/base --dtype bfloat16
 
 adaptome merge runs/adaptome merged-model --requantise --json
+
+adaptome merge runs/adaptome merged.gguf --to gguf --dtype q8_0
+
+adaptome merge runs/adaptome merged.onnx --to onnx
 """
 
 
@@ -35,13 +39,25 @@ def merge(
     ],
     output: Annotated[
         Path,
-        typer.Argument(metavar="OUTPUT", help="The folder to write the merged model to.", show_default=False),
+        typer.Argument(
+            metavar="OUTPUT", help="The folder, or file, to write the merged model to.", show_default=False
+        ),
     ],
     base: Annotated[
         str | None, typer.Option(help="The base's id or path.", show_default="the one in the folder")
     ] = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="folder: of Hugging Face; gguf: a file for llama.cpp; onnx: a file for ONNX Runtime."
+        ),
+    ] = "folder",
     dtype: Annotated[
-        str | None, typer.Option(help="float32, float16 or bfloat16.", show_default="the model's")
+        str | None,
+        typer.Option(
+            help="float32, float16 or bfloat16; for gguf q8_0 too.",
+            show_default="the model's; float16 for gguf, float32 for onnx",
+        ),
     ] = None,
     shard_size: Annotated[str, typer.Option(help="About how much a file holds.")] = "5GB",
     requantise: Annotated[
@@ -57,11 +73,20 @@ def merge(
     import torch
 
     import adaptome as ad
-    from adaptome.core.errors import MergeError, StateError
+    from adaptome.core.errors import MergeError, StateError, did_you_mean
     from adaptome.core.files import atomic_folder
 
-    if dtype not in (None, "float32", "float16", "bfloat16"):
-        raise MergeError(f"--dtype {dtype} is none of float32, float16, bfloat16.")
+    if to not in _WRITERS:
+        raise MergeError(f"--to {to} is none of {', '.join(_WRITERS)}.{did_you_mean(to, _WRITERS)}")
+    known = (
+        ("float32", "float16")
+        if to == "onnx"
+        else ("float32", "float16", "bfloat16", *(("q8_0",) if to == "gguf" else ()))
+    )
+    if dtype not in (None, *known):
+        raise MergeError(f"--dtype {dtype} is none of {', '.join(known)}.")
+    if to != "folder" and requantise:
+        raise MergeError(f"--requantise goes with --to folder, not with {to}.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise StateError(f"{output} is there and not empty.\n  Name a new folder for the merged model.")
     model, processor = _opened(run, base)
@@ -71,7 +96,9 @@ def merge(
             "  Keep the adapter, or train with a head of transformers (for sentences: task.pooling=cls)."
         )
     report: Any
-    if requantise:
+    if to != "folder":
+        report = _WRITERS[to](model, output, dtype, processor)
+    elif requantise:
         report = ad.merge(model, keep=False, requantise=True)
         with atomic_folder(output) as folder:
             model.save_pretrained(folder)
@@ -85,6 +112,25 @@ def merge(
     else:
         print(report)
         print(f"written to {output}")
+
+
+def _gguf(model: Any, output: Path, dtype: str | None, processor: Any) -> Any:
+    import adaptome as ad
+
+    short = {None: "f16", "float32": "f32", "float16": "f16", "bfloat16": "bf16", "q8_0": "q8_0"}[dtype]
+    return ad.save_gguf(model, output, dtype=short, tokenizer=processor)
+
+
+def _onnx(model: Any, output: Path, dtype: str | None, processor: Any) -> Any:
+    import torch
+
+    import adaptome as ad
+
+    return ad.export_onnx(model.float() if dtype is None else model.to(getattr(torch, dtype)), output)
+
+
+#: what --to names -> what writes it from model, output, dtype and processor
+_WRITERS: dict[str, Any] = {"folder": None, "gguf": _gguf, "onnx": _onnx}
 
 
 def _opened(adapter: Path, base: str | None) -> tuple[Any, Any]:

@@ -30,6 +30,7 @@ from adaptome.core.errors import (
     MethodError,
     StateError,
     TargetError,
+    did_you_mean,
     nearest,
 )
 from adaptome.core.fingerprint import check_base as _check_base
@@ -86,25 +87,54 @@ class Reader(Protocol):
     ) -> LoadReport: ...
 
 
-_READERS: dict[str, Reader] = {}
+_READERS: dict[str, tuple[Callable[[Path], bool], Reader]] = {}
+#: endings of files that are unpickled to be read
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 R = TypeVar("R", bound=Reader)
 
 
-def register_reader(file: str) -> Callable[[R], R]:
-    """Register what `load` reads folders with that hold this file and no manifest of ours."""
+def register_reader(format: str, recognises: Callable[[Path], bool]) -> Callable[[R], R]:
+    """Register what `load` reads another library's format with.
+
+    Args:
+        format: its name, for `load(..., format=)`.
+        recognises: whether a path that holds no manifest of ours is of this format; of several the first registered is taken.
+    """
 
     def put(reader: R) -> R:
-        _READERS[file] = reader
+        _READERS[format] = recognises, reader
         return reader
 
     return put
 
 
-def _reader_of(folder: Path) -> Reader | None:
-    if (folder / MANIFEST).is_file():
-        return None
+def readers() -> list[str]:
+    """The names of the other libraries' formats that `load` reads."""
     discover("interop")
-    return next((reader for file, reader in _READERS.items() if (folder / file).is_file()), None)
+    return sorted(_READERS)
+
+
+def _reader_of(path: Path, format: str | None) -> Reader | None:
+    if format is None and (path / MANIFEST).is_file():
+        return None
+    known = readers()
+    if format is not None and format not in known:
+        raise FormatError(
+            f"no format that is read is called {format!r}.{did_you_mean(format, known)} There are {', '.join(known)}."
+        )
+    if path.is_file() and path.suffix.lower() in _PICKLES:
+        raise FormatError(
+            f"{path} is a pickle, which may run any code when it is read; it is never read here.\n"
+            "  Convert it where you trust it: safetensors.torch.save_file(torch.load(path, weights_only=True), 'adapter.safetensors')."
+        )
+    if format is None:
+        return next((reader for recognises, reader in _READERS.values() if recognises(path)), None)
+    recognises, reader = _READERS[format]
+    if path.exists() and not recognises(path):
+        others = [name for name, (fits, _) in _READERS.items() if fits(path)]
+        found = f"it is {' or '.join(others)}" if others else f"known are {', '.join(known)}"
+        raise FormatError(f"{path} is not of the format {format}: {found}.")
+    return reader
 
 
 def save(
@@ -153,21 +183,23 @@ def load(
     *,
     trainable: bool = False,
     check_base: bool = True,
+    format: str | None = None,
 ) -> LoadReport:
     """Put a saved adapter on a model, and activate it.
 
     Args:
         model: the base it was trained on (plain, or with other adapters).
-        folder: what `save` wrote, or a folder of another library that there is a reader for, as PEFT's.
+        folder: what `save` wrote, or a folder or file of another library that there is a reader for, as PEFT's.
         name: on this model; None for 'default'.
         trainable: go on training it; False loads it frozen.
         check_base: refuse a base with other structure or weights.
+        format: of another library, 'peft', 'diffusers', 'kohya', 'lycoris' or 'gguf'; None tells it by the files.
 
     Raises:
         CheckpointError: a subclass for each fault (see `adaptome.core.errors`); the model is then as it was.
         StateError: the name is taken.
     """
-    reader = _reader_of(Path(folder))
+    reader = _reader_of(Path(folder), format)
     if reader is not None:
         return reader(model, folder, name or "default", trainable=trainable)
     manifest = read_manifest(folder)

@@ -57,6 +57,24 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> Path:
 
 
 @contextmanager
+def staged_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A hidden name to write a large file under that becomes `path` when the block ends without an exception.
+
+    Raises:
+        CheckpointError: the disk is full.
+    """
+    path = _real(path)
+    hidden = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _cleaned(hidden, _remove_file), _full_disk_told(path):
+        yield hidden
+        with hidden.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(hidden, path)
+        sync_folder(path.parent)
+
+
+@contextmanager
 def atomic_folder(path: str | os.PathLike[str], only: Sequence[str] | None = None) -> Iterator[Path]:
     """Fill a staging folder that becomes `path` when the block ends without an exception.
 

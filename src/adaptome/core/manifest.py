@@ -113,9 +113,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         there = sorted(p.name for p in Path(folder).iterdir())[:8] if Path(folder).is_dir() else None
-        found = f"it holds {there}" if there is not None else "there is no such folder"
+        none = "it is a file" if Path(folder).is_file() else "there is no such folder"
+        found = f"it holds {there}" if there is not None else none
         raise CheckpointError(
-            f"{folder} is not an adapter folder: no {MANIFEST} ({found}).\n  Give the folder that ad.save wrote; a PEFT folder is read as well."
+            f"{folder} is not an adapter folder: no {MANIFEST} ({found}).\n  Give the folder that ad.save wrote; a PEFT folder and a .safetensors file of LoRA or LyCORIS are read as well."
         )
     try:
         manifest = json.loads(path.read_text("utf-8"), parse_constant=_no_constant)

@@ -112,3 +112,15 @@ def _right_first(C: Tensor, D: Tensor) -> bool:
     """Whether X D^T comes first: by the multiplications a token takes."""
     (o1, i1), (o2, i2) = C.shape, D.shape
     return i1 * o2 * (i2 + o1) <= o1 * i2 * (i1 + o2)
+
+
+def divisors(size: int, factor: int = -1) -> tuple[int, int]:
+    """Two factors of `size`, the smaller first: `factor` itself where it divides; else as near each other as a first one <= factor lets them be.
+
+    As PEFT's and LyCORIS' `factorization`, so that their checkpoints have the same shapes.
+    """
+    if factor > 0 and size % factor == 0:
+        return factor, size // factor
+    limit = size if factor < 1 else factor
+    first = max(d for d in range(1, min(limit, int(size**0.5)) + 1) if size % d == 0)
+    return first, size // first

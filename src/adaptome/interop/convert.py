@@ -1,17 +1,10 @@
-r"""Any weight adapter as a LoRA that servers take: how much of it is left, told by layer and at the model's output.
+"""Any weight adapter as a LoRA that servers take: how much of it is left, told by layer and at the model's output.
 
-A low-rank method leaves as it is; any other update dW is cut to a rank, by its singular values, or by what the layer's inputs make of it:
-
-    plain      min |dW - B A|_F                        B A = the leading singular triplets of dW
-    weighted   min |(dW - B A) C^(1/2)|_F, C = X^T X   B = U_r, A = U_r^T dW, U_r the leading eigenvectors of dW C dW^T
-
-The second is the least error at the layer's output over the calibration inputs X. A hundredth of C's mean diagonal is added to it, so that
-what a few inputs happen not to show is not taken for nothing. Source: Eckart and Young, on dW C^(1/2).
+A low-rank method leaves as it is; any other update is cut to a rank, see `truncation`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,31 +15,20 @@ from torch import Tensor, nn
 
 from adaptome.core.attaching import attach
 from adaptome.core.errors import MergeError
-from adaptome.core.fingerprint import fingerprint
 from adaptome.core.inputs import Run, collect, run
 from adaptome.core.merging import evaluating
 from adaptome.core.model import activate, active, detach
 from adaptome.core.plan import table
 from adaptome.core.state import Attachment, attachment_of, find_root
-from adaptome.forms.singular import singular
+from adaptome.interop.formats import provenance
 from adaptome.interop.lora_factors import Factors, update_pair
 from adaptome.interop.peft import write_lora
+from adaptome.interop.truncation import Converted, cut
 
 #: what vLLM takes for --max-lora-rank: a file's rank is one of them
 SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 #: share of an adapter's effect that a conversion may lose unless told otherwise
 LIMIT = 0.1
-#: share of the second moment's mean diagonal that is added to it
-DAMPING = 0.01
-
-
-@dataclass(frozen=True)
-class Converted:
-    """One layer: how many ranks are used, and the relative error of its update and of what that adds to its output (None: not measured)."""
-
-    rank: int
-    weight_error: float
-    output_error: float | None
 
 
 @dataclass(frozen=True)
@@ -143,7 +125,7 @@ def convert(
     with evaluating(model):
         moments = {} if seen is None else _moments(model, attachment, seen, run)
         cuts = {
-            path: _cut(
+            path: cut(
                 update_pair(adapter, attachment), moments.get(path), weighted, rank, energy, max_error, path
             )
             for path, adapter in attachment.adapters.items()
@@ -172,9 +154,12 @@ def convert(
         raise MergeError(
             f"rank {wide} is above {SERVED_RANKS[-1]}, the largest that servers take.\n  Give a smaller rank, or merge."
         )
-    digest = _digest(factors)
-    write_lora(model, folder, attachment, factors, served, task_type, _metadata(model, attachment, digest))
-    return Conversion(str(folder), served, layers, output, _notes(attachment, served), digest)
+    numbers = {
+        f"{path}.{side}": value for path, f in factors.items() for side, value in (("A", f.A), ("B", f.B))
+    }
+    told = provenance(find_root(model), attachment, numbers)
+    write_lora(model, folder, attachment, factors, served, task_type, told)
+    return Conversion(str(folder), served, layers, output, _notes(attachment, served), told["sha256"])
 
 
 def _check_choice(rank: int | None, energy: float | None, max_error: float | None) -> None:
@@ -190,79 +175,6 @@ def _check_choice(rank: int | None, energy: float | None, max_error: float | Non
 
 def _worst(layers: Mapping[str, Converted]) -> float:
     return max((c.weight_error for c in layers.values()), default=0.0)
-
-
-# -- one layer -----------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def _cut(
-    pair: tuple[Tensor, Tensor, bool],
-    C: Tensor | None,
-    weighted: bool,
-    rank: int | None,
-    energy: float | None,
-    max_error: float | None,
-    path: str,
-) -> tuple[Tensor, Tensor, Converted]:
-    """Factors of the rank that was asked for, on the CPU in float32, and what they lack."""
-    A0, B0, exact = pair
-    A, B = A0.double(), B0.double()
-    C = None if C is None else C.to(A)
-    chosen = rank is not None or energy is not None or max_error is not None
-    if not (exact or chosen):
-        raise MergeError(
-            f"the update of {path} has no bounded rank: give rank=, energy= or max_error= to say how much of it to keep."
-        )
-    basis, S = _basis(A, B, _damped(C) if weighted else None)
-    k = A.shape[-2]
-    if rank is not None:
-        k = rank
-    elif energy is not None or (max_error is not None and not exact):
-        lost = 1 - energy if energy is not None else float(max_error or 0.0) ** 2
-        k = _needed(S, lost)
-    if k < A.shape[-2] or not exact:
-        U = basis[..., :k]
-        right = (U.mT @ B) @ A
-        norms = right.norm(dim=-1).clamp_min(torch.finfo(right.dtype).tiny).sqrt()
-        A1, B1 = right / norms[..., None], U * norms[..., None, :]
-    else:
-        A1, B1 = A, B
-    dW, gap = B @ A, B @ A - B1 @ A1
-    weight_error = float(gap.norm() / dW.norm().clamp_min(1e-300)) if k < A.shape[-2] or not exact else 0.0
-    output_error = None
-    if C is not None:
-        missed, whole = (float((M @ C * M).sum().clamp_min(0).sqrt()) for M in (gap, dW))
-        output_error = missed / max(whole, 1e-300) if weight_error else 0.0
-    told = Converted(min(k, A1.shape[-2]), weight_error, output_error)
-    return A1.float().cpu().contiguous(), B1.float().cpu().contiguous(), told
-
-
-def _damped(C: Tensor | None) -> Tensor | None:
-    return (
-        None
-        if C is None
-        else C + DAMPING * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype, device=C.device)
-    )
-
-
-def _basis(A: Tensor, B: Tensor, C: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The output directions `[*, out, k]` in which B A (on inputs of second moment C) is largest, and its squared norm along each."""
-    if C is None:
-        U, S, _ = singular(A, B)
-        return U, S.square()
-    Q, R = torch.linalg.qr(B)
-    values, vectors = torch.linalg.eigh(R @ (A @ C @ A.mT) @ R.mT)
-    return Q @ vectors.flip(-1), values.flip(-1).clamp_min(0)
-
-
-def _needed(energies: Tensor, lost: float) -> int:
-    """How many directions must stay so that no more than this share of the squared norm goes; of stacked layers the most."""
-    total = energies.sum(-1, keepdim=True).clamp_min(1e-300)
-    left = 1 - energies.cumsum(-1) / total
-    enough = left <= max(lost, 1e-12)
-    enough[..., -1] = True
-    return int(enough.int().argmax(-1).max()) + 1
 
 
 # -- the model -----------------------------------------------------------------------------------------------------
@@ -304,7 +216,7 @@ def _output_error(
             if what != "adapted":  # without update, then with it; both have the heads
                 _set(tried, factors, 0.0 if what == "base" else 1.0)
             activate(root, [*others, name], {n: shares[n] for n in (*others, name) if n in shares})
-            outputs[what] = [_first(run(model, batch)).double().cpu() for batch in batches]
+            outputs[what] = [first_output(run(model, batch)).double().cpu() for batch in batches]
     finally:
         detach(root, trial)
         activate(root, before, {n: shares[n] for n in before})
@@ -321,7 +233,7 @@ def _set(attachment: Attachment, factors: Mapping[str, Factors], share: float) -
         adapter.get_parameter("B").copy_(factors[path].B * share)
 
 
-def _first(output: Any) -> Tensor:
+def first_output(output: Any) -> Tensor:
     """The tensor that a model's output is about: its logits, else the first of floating point."""
     values: list[Any] = [output]
     if isinstance(output, Mapping):
@@ -337,26 +249,6 @@ def _first(output: Any) -> Tensor:
 
 
 # -- what goes with the file ---------------------------------------------------------------------------------------
-
-
-def _digest(factors: Mapping[str, Factors]) -> str:
-    """A hash of every layer's name and numbers."""
-    digest = hashlib.sha256()
-    for path in sorted(factors):
-        digest.update(path.encode())
-        for value in (factors[path].A, factors[path].B):
-            digest.update(str(list(value.shape)).encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _metadata(model: nn.Module, attachment: Attachment, digest: str) -> dict[str, str]:
-    root = find_root(model)
-    config: Any = getattr(root, "config", None)
-    made = {
-        "base": getattr(config, "_name_or_path", None), "revision": getattr(config, "_commit_hash", None),
-        "base_names_sha256": fingerprint(root, tuple(attachment.heads))["names"], "sha256": digest, "method": attachment.method.name,
-    }  # fmt: skip
-    return {key: str(value) for key, value in made.items() if value}
 
 
 def _notes(attachment: Attachment, rank: int) -> tuple[str, ...]:

@@ -16,106 +16,25 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adaptome.core import adapter as swap
-from adaptome.core import packed
-from adaptome.core.adapter import WeightAdapter
 from adaptome.core.errors import MergeError
 from adaptome.core.files import remove_folder, sync_folder, write_atomic
 from adaptome.core.fingerprint import fingerprint
-from adaptome.core.host import at_hand
-from adaptome.core.merging import TOLERANCE, evaluating, probe, stacks
-from adaptome.core.state import adapters, find_root, is_ours, rearrange, refuse_sharded, tensors_of
+from adaptome.core.merging import stacks
+from adaptome.core.state import adapters, find_root, refuse_sharded, tensors_of
+from adaptome.interop.merge_reports import MergedFolder
+from adaptome.interop.merged_tensors import Source, compare, sources
 
 _CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
     torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 _SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-@dataclass(frozen=True)
-class MergedFolder:
-    """What was written.
-
-    Attributes:
-        folder: where.
-        names: the adapters that are in it.
-        shards: files, of them `resumed` from an earlier run that was stopped.
-        bytes: of all tensors.
-        layers: that the adapters changed.
-        dequantised: how many weights were stored quantised in the base and are dense here.
-        untied: weights that were one with another's and have a value of their own now.
-        differences: linear layer -> largest relative difference of its outputs on a probe input, merged and not, both in the model's type.
-    """
-
-    folder: str
-    names: tuple[str, ...]
-    shards: int
-    resumed: int
-    bytes: int
-    layers: tuple[str, ...]
-    dequantised: int
-    untied: tuple[str, ...]
-    differences: dict[str, float]
-
-    @property
-    def worst(self) -> float:
-        """The largest difference."""
-        return max(self.differences.values(), default=0.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()} | {
-            "worst": self.worst
-        }
-
-    def __str__(self) -> str:
-        told = f"wrote {self.bytes:,} bytes in {self.shards} files to {self.folder}: {', '.join(self.names)} merged into {len(self.layers)} layers"
-        told += f"; {self.resumed} files were there from a run that was stopped" if self.resumed else ""
-        told += f"; {self.dequantised} quantised weights are dense now" if self.dequantised else ""
-        told += f"; largest difference on a probe {self.worst:.2e}" if self.differences else ""
-        return told + (f"; no longer tied: {', '.join(self.untied)}" if self.untied else "")
-
-
-@dataclass(frozen=True)
-class _Source:
-    """One tensor of the model: its module, its name there, and the type it is written in."""
-
-    module: nn.Module
-    path: str
-    name: str
-    stack: tuple[WeightAdapter, ...]
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    packed: bool
-
-    @torch.no_grad()
-    def value(self) -> Tensor:
-        """The tensor as it is written, on the CPU."""
-        with at_hand([self.module, *(m for a in self.stack for m in a.modules())]):
-            if self.packed:
-                value = packed.dense(self.module, self.name)
-            else:
-                stored = self.module._parameters.get(self.name)
-                value = self.module._buffers[self.name] if stored is None else stored.detach()  # type: ignore[assignment]
-            if value.is_meta:
-                raise MergeError(
-                    f"{self.path}.{self.name} is on the meta device; load the model fully to merge."
-                )
-            for adapter in self.stack:
-                value = adapter.apply_to(self.name, value)
-        if self.stack and not torch.isfinite(value).all():
-            raise MergeError(
-                f"{self.path}.{self.name}: the merged value is not finite; the adapter holds NaN or infinity."
-            )
-        return value.to("cpu", self.dtype).contiguous()
 
 
 def save_merged(
@@ -148,9 +67,9 @@ def save_merged(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise MergeError(f"{target} is there and not empty.\n  Name a new folder for the merged model.")
     chosen, layers = stacks(root, names)
-    sources, untied = _sources(root, layers, dtype)
-    differences = _compare(root, chosen, layers)
-    groups = list(_groups(sources))
+    tensors, untied = sources(root, layers, dtype)
+    differences = compare(root, chosen, layers)
+    groups = list(_groups(tensors))
     plan = [
         _written(root, {key: torch.empty(s.shape, dtype=s.dtype, device="meta") for key, s in g.items()})
         for g in groups
@@ -180,7 +99,7 @@ def save_merged(
         target.rmdir()
     os.replace(work, target)
     sync_folder(target.parent)
-    quantised = sum(s.packed for s in sources.values())
+    quantised = sum(s.packed for s in tensors.values())
     return MergedFolder(
         str(target),
         tuple(chosen),
@@ -197,67 +116,9 @@ def save_merged(
 # -- what is written -----------------------------------------------------------------------------------------------
 
 
-def _sources(
-    root: nn.Module, layers: list[tuple[str, Any, list[WeightAdapter]]], dtype: torch.dtype | None
-) -> tuple[dict[str, _Source], tuple[str, ...]]:
-    """Every tensor of the model by its key, tied ones once; and the keys that are no longer tied."""
-    stacked = {id(layer): stack for _, layer, stack in layers}
-    computes = getattr(getattr(root, "config", None), "dtype", None) or torch.float32
-    found: dict[str, _Source] = {}
-    places: dict[int, list[str]] = {}
-    for path, module in root.named_modules(remove_duplicate=False):
-        if is_ours(path):
-            continue
-        own = {n: v for n, v in module._parameters.items() if v is not None}
-        own |= {
-            n: v
-            for n, v in module._buffers.items()
-            if v is not None and n not in module._non_persistent_buffers_set
-        }
-        for name, value in own.items():
-            stack = tuple(a for a in stacked.get(id(module), ()) if name in a.changes)
-            is_packed = name in module._parameters and packed.is_packed(module, name)
-            shape = _dense_shape(module, name) if is_packed else tuple(value.shape)
-            kept = computes if is_packed else value.dtype
-            kept = dtype if dtype is not None and kept.is_floating_point else kept
-            key = f"{path}.{name}" if path else name
-            found[key] = _Source(module, path, name, stack, shape, kept, is_packed)
-            places.setdefault(id(value), []).append(key)
-        created = {p for a in stacked.get(id(module), ()) for p in a.creates if p in a.changes} - set(own)
-        if created:
-            raise MergeError(
-                f"{path}: the adapter makes a {', '.join(sorted(created))} that {type(root).__name__} would not load again.\n"
-                "  Merge in memory (ad.merge), or keep the adapter."
-            )
-    untied: list[str] = []
-    alias = getattr(root, "all_tied_weights_keys", None) or {}
-    for keys in places.values():
-        if len(keys) == 1:
-            continue
-        first = next((k for k in keys if k not in alias), keys[0])
-        one = all(
-            found[k].module is found[first].module or (not found[k].stack and not found[first].stack)
-            for k in keys
-        )
-        if not one:
-            untied += [k for k in keys if k != first]
-        else:
-            for key in keys:
-                if key != first:
-                    del found[key]
-    return found, tuple(untied)
-
-
-def _dense_shape(module: Any, name: str) -> tuple[int, ...]:
-    """What a packed parameter stands for; a linear layer tells without dequantising it."""
-    if name == "weight" and isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    return tuple(packed.dense(module, name).shape)
-
-
-def _groups(sources: dict[str, _Source]) -> Iterator[dict[str, _Source]]:
+def _groups(sources: dict[str, Source]) -> Iterator[dict[str, Source]]:
     """The tensors layer by layer: those under one numbered block together, any other alone."""
-    current: dict[str, _Source] = {}
+    current: dict[str, Source] = {}
     last = None
     for key, source in sources.items():
         block = re.match(r".*?\.\d+\.", key)
@@ -282,7 +143,7 @@ def _written(root: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _values(root: nn.Module, group: dict[str, _Source], planned: dict[str, Tensor]) -> Iterator[Tensor]:
+def _values(root: nn.Module, group: dict[str, Source], planned: dict[str, Tensor]) -> Iterator[Tensor]:
     """One layer's tensors in the planned order; made one at a time where its keys are the file's."""
     if group.keys() == planned.keys():
         for name in planned:
@@ -314,40 +175,6 @@ def _bytes(size: str | int) -> int:
     if match is None:
         raise MergeError(f"shard_size={size!r} is no size; write '5GB' or '500MB'.")
     return int(float(match[1]) * _SIZES[match[2].upper()])
-
-
-@torch.no_grad()
-def _compare(
-    root: nn.Module, names: Sequence[str], layers: list[tuple[str, Any, list[WeightAdapter]]]
-) -> dict[str, float]:
-    """Every linear layer with the adapters around it beside the one with the weight that is written."""
-    differences: dict[str, float] = {}
-    with evaluating(root):
-        try:
-            for path, layer, stack in layers:
-                host = layer._host
-                if host.kind != "linear" or host.packed:
-                    continue
-                x = probe(host)
-                swap.arrange(layer, list(names))
-                adapted = layer(x).double()
-                made = {}
-                for name in ("weight", "bias"):
-                    value = layer._parameters[name]
-                    for adapter in [] if value is None else stack:
-                        value = adapter.apply_to(name, value) if name in adapter.changes else value
-                    made[name] = None if value is None else value.to(host.dtype)
-                merged = host.run_dense(host.canonical(made["weight"]), made["bias"], x).double()
-                differences[path] = float(
-                    (merged - adapted).abs().max() / adapted.abs().max().clamp_min(1e-12)
-                )
-                if not differences[path] <= TOLERANCE.get(host.dtype, 6e-2):
-                    raise MergeError(
-                        f"{path}: the merged layer differs from the adapted one by {differences[path]:.2e} on a probe; nothing was written."
-                    )
-        finally:
-            rearrange(root)
-    return differences
 
 
 # -- the files -----------------------------------------------------------------------------------------------------

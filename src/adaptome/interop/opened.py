@@ -13,6 +13,8 @@ from torch import nn
 from adaptome.core.checkpoint import load
 from adaptome.core.errors import CheckpointError, MissingExtraError, ModelError, TornFileError
 from adaptome.core.manifest import MANIFEST, read_manifest
+from adaptome.interop.images.file import file_of
+from adaptome.interop.images.opened import open_parts
 
 #: what a model class is called at its end, or PEFT's task -> the class of transformers that loads it
 _LOADERS = {
@@ -34,14 +36,20 @@ class Opened:
 
 
 def open_adapter(
-    folder: str | os.PathLike[str], base: str | None = None, *, dtype: Any = "auto", **how: Any
+    folder: str | os.PathLike[str],
+    base: str | None = None,
+    *,
+    dtype: Any = "auto",
+    format: str | None = None,
+    **how: Any,
 ) -> Opened:
-    """Load the base of an adapter folder, ours or PEFT's, and put the adapter on it.
+    """Load the base of an adapter, and put the adapter on it.
 
     Args:
-        folder: what `ad.save` or PEFT wrote.
+        folder: what `ad.save` or PEFT wrote, or a file that `ad.load` reads.
         base: id or path; None for the one that the folder names.
         dtype: of the base; 'auto' as it is stored.
+        format: as `ad.load`'s.
         how: further arguments of `from_pretrained`. Code from a model's repository runs only with trust_remote_code=True.
 
     Raises:
@@ -52,12 +60,18 @@ def open_adapter(
         import transformers
     except ModuleNotFoundError as error:
         raise MissingExtraError("transformers", "train") from error
-    named, kind = _base_of(Path(folder))
+    path = Path(folder)
+    images = _is_of_images(path)
+    named, kind = (None, "CausalLM") if images or path.suffix.lower() == ".gguf" else _base_of(path)
     chosen = base or named
     if not chosen:
         raise CheckpointError(
             f"{folder} does not say which base it was trained on.\n  Name it: base='...', or --base on the command line."
         )
+    if images:
+        parts = open_parts(chosen, path, None if dtype == "auto" else dtype)
+        load(parts, path, format=format)
+        return Opened(parts.eval(), chosen, None)
     loader = getattr(transformers, next((v for k, v in _LOADERS.items() if kind.endswith(k)), "AutoModel"))
     try:
         model = loader.from_pretrained(chosen, dtype=dtype, **how)
@@ -65,8 +79,14 @@ def open_adapter(
         raise ModelError(
             f"the base {chosen!r} of {folder} could not be loaded by {loader.__name__}: {error}"
         ) from error
-    load(model, folder)
+    load(model, folder, format=format)
     return Opened(model.eval(), chosen, _processor(transformers, chosen))
+
+
+def _is_of_images(path: Path) -> bool:
+    """Whether it is a file of diffusers, kohya or LyCORIS, or a folder with one alone."""
+    own = (path / MANIFEST, path / "adapter_config.json")
+    return file_of(path) is not None and not any(file.is_file() for file in own)
 
 
 def _base_of(folder: Path) -> tuple[str | None, str]:

@@ -18,10 +18,18 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptome.core.errors import FormatError, MergeError, NonFiniteError, did_you_mean
+from adaptome.core.errors import MergeError
 from adaptome.core.files import atomic_folder
 from adaptome.core.hosts import Conv1DHost
-from adaptome.core.state import Attachment, attachment_of, find_root, is_ours
+from adaptome.core.state import Attachment, find_root, is_ours
+from adaptome.interop.card import CARD, card
+from adaptome.interop.formats import (
+    Asked,
+    ExportReport,
+    provenance,
+    refuse_not_finite,
+    register_writer,
+)
 from adaptome.interop.lora_factors import Factors, lora_factors
 from adaptome.interop.peft_names import CONFIG, PREFIX, TENSORS, check_heads, has_form, target_modules
 from adaptome.interop.peft_parameters import depth, stacked
@@ -35,81 +43,23 @@ OWN = {form.method: name for name, form in TYPES.items()}
 FORMATS = ("peft", "peft-lora", "peft-dora", *(f"peft-{name}" for name in (*KEYS, *OWN, *PROMPTS)))
 
 
-@dataclass(frozen=True)
-class ExportReport:
-    """What was written.
-
-    Attributes:
-        folder: where.
-        format: of what.
-        rank: of every layer, smaller ones padded; of LoHa and LoKr the largest.
-        errors: target -> relative error of its update; 0 where exact.
-    """
-
-    folder: str
-    format: str
-    rank: int
-    errors: dict[str, float]
-
-    @property
-    def worst(self) -> float:
-        """The largest error."""
-        return max(self.errors.values(), default=0.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
-        return {**vars(self), "worst": self.worst}
-
-    def __str__(self) -> str:
-        exact = "exact" if self.worst == 0 else f"largest relative error of an update {self.worst:.2e}"
-        return (
-            f"wrote {len(self.errors)} updates as {self.format}, rank {self.rank}, to {self.folder}: {exact}"
-        )
-
-
-def export(
-    model: nn.Module,
-    folder: str | os.PathLike[str],
-    name: str = "default",
-    *,
-    format: str = "peft-lora",
-    rank: int | None = None,
-    tolerance: float | None = None,
-    task_type: str | None = None,
-) -> ExportReport:
-    """Write an adapter as a PEFT folder.
-
-    Args:
-        model: with the adapter.
-        folder: made or replaced.
-        name: of the adapter.
-        format: 'peft-lora' for any weight method; 'peft-dora', 'peft-ia3', 'peft-prompt-tuning', ... for a method that PEFT has too, as it is;
-            'peft' for that where there is one, else LoRA.
-        rank: truncate updates of a higher rank to this one; a method that is not low-rank needs it.
-        tolerance: refuse when an update's relative error is above it.
-        task_type: PEFT's ('CAUSAL_LM', 'SEQ_CLS', ...), for `AutoPeftModel`.
-
-    Raises:
-        MergeError: the method has no such form, a rank is needed, a layer has no place in the format, or the error is too large.
-        CheckpointError: the folder holds something else.
-    """
-    if format not in FORMATS:
-        raise FormatError(
-            f"no export format is called {format!r}.{did_you_mean(format, FORMATS)} There are {', '.join(FORMATS)}."
-        )
-    attachment = attachment_of(model, name)
+@register_writer(*FORMATS)
+def write_peft(asked: Asked) -> ExportReport:
+    """An adapter as a PEFT folder; see `export`."""
+    attachment, format = asked.attachment, asked.format
     if format == "peft":
         own = f"peft-{attachment.method.name}"
         format = own if own in FORMATS else "peft-lora"
     _check(attachment, format)
-    written = _written(model, attachment, format, rank, tolerance, task_type)
+    written = _written(asked, format)
     tensors = dict(written.tensors)
-    heads = _heads(find_root(model), attachment, task_type)
+    heads = _heads(asked.root, attachment, asked.task_type)
     prefix = PREFIX if attachment.method.name not in PROMPTS else PREFIX.removesuffix("model.")
     for path, parameters in heads.items():
         tensors |= {f"{prefix}{path}.{k}": v.detach().cpu().clone() for k, v in parameters.items()}
-    _write(folder, _config(model, attachment, written.config, task_type, sorted(heads)), tensors)
-    return ExportReport(str(folder), format, written.rank, written.errors)
+    config = _config(asked.model, attachment, written.config, asked.task_type, sorted(heads))
+    _write(asked.path, config, tensors, provenance(asked.root, attachment, tensors))
+    return ExportReport(str(asked.path), format, written.rank, written.errors)
 
 
 def write_lora(
@@ -189,18 +139,12 @@ class Written:
     errors: dict[str, float]
 
 
-def _written(
-    model: nn.Module,
-    attachment: Attachment,
-    format: str,
-    rank: int | None,
-    tolerance: float | None,
-    task_type: str | None,
-) -> Written:
+def _written(asked: Asked, format: str) -> Written:
+    attachment = asked.attachment
     exact = dict.fromkeys(attachment.adapters, 0.0)
     method = format.removeprefix("peft-")
     if method in PROMPTS:
-        return Written(*prompt_form(find_root(model), attachment, task_type), 0, exact)
+        return Written(*prompt_form(asked.root, attachment, asked.task_type), 0, exact)
     if method in OWN:
         form = TYPES[OWN[method]]
         return Written(form.tensors(attachment), form.config(attachment), 0, exact)
@@ -211,13 +155,9 @@ def _written(
     if method == "dora":
         tensors, r = _dora_tensors(attachment)
         return Written(tensors, _lora_config(attachment, r, True), r, exact)
-    factors = lora_factors(attachment, rank)
+    factors = lora_factors(attachment, asked.rank)
     errors = {path: f.error for path, f in factors.items()}
-    if tolerance is not None and max(errors.values()) > tolerance:
-        worst = max(errors, key=lambda k: errors[k])
-        raise MergeError(
-            f"rank {rank} leaves a relative error of {errors[worst]:.2e} on {worst}, above {tolerance:.0e}.\n  Raise the rank or the tolerance."
-        )
+    asked.within(errors)
     r = max(f.A.shape[-2] for f in factors.values())
     return Written(lora_tensors(attachment, factors, r), _lora_config(attachment, r, False), r, errors)
 
@@ -294,12 +234,11 @@ def _write(
     tensors: dict[str, Tensor],
     metadata: dict[str, str] | None = None,
 ) -> None:
-    bad = [k for k, v in tensors.items() if not torch.isfinite(v).all()]
-    if bad:
-        raise NonFiniteError(f"{len(bad)} tensors hold NaN or infinity ({bad[0]}); nothing was written.")
+    refuse_not_finite(tensors)
     data = dump_tensors(
         {k: v.contiguous() for k, v in tensors.items()}, metadata={"format": "pt", **(metadata or {})}
     )
-    with atomic_folder(folder, only=(TENSORS, CONFIG, "README.md")) as staging:
+    with atomic_folder(folder, only=(TENSORS, CONFIG, CARD)) as staging:
         (staging / TENSORS).write_bytes(data)
         (staging / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (staging / CARD).write_text(card(config, tensors, metadata or {}), "utf-8")

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from adaptome.core.attaching import attach, plan
 from adaptome.core.checkpoint import LoadReport, fill, register_reader
 from adaptome.core.errors import (
-    CheckpointError,
     FormatError,
-    HostError,
     KeyMismatchError,
-    MethodError,
-    NonFiniteError,
-    StateError,
-    TargetError,
-    TornFileError,
 )
-from adaptome.core.model import detach, set_trainable
-from adaptome.core.state import Attachment, adapters, attachment_of, root_of, tensors_of
-from adaptome.interop.peft_names import CONFIG, PREFIX, TENSORS, has_form
+from adaptome.core.state import Attachment, root_of
+from adaptome.interop.installing import install, reshaped
+from adaptome.interop.peft_folder import check_settings, read_folder
+from adaptome.interop.peft_names import CONFIG, PREFIX, has_form
 from adaptome.interop.peft_parameters import host_at, parameter_of, unstacked
 from adaptome.interop.peft_products import KEYS, KNOWN, same_in_peft
 from adaptome.interop.peft_prompts import KNOWN as PROMPT_SETTINGS
@@ -45,7 +33,7 @@ _HARMLESS = {
 _MUTATES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-@register_reader(CONFIG)
+@register_reader("peft", lambda path: (path / CONFIG).is_file())
 def load_peft(
     model: nn.Module, folder: str | os.PathLike[str], name: str = "default", *, trainable: bool = False
 ) -> LoadReport:
@@ -54,9 +42,9 @@ def load_peft(
     Raises:
         CheckpointError: a subclass for each fault; the model is then as it was.
     """
-    config, tensors = _read(folder)
+    config, tensors = read_folder(folder)
     kind = config.get("peft_type")
-    _check_settings(config, str(folder))
+    check_settings(config, str(folder))
     if kind not in _readers():
         raise FormatError(
             f"{folder} is a PEFT adapter of type {kind!r}; read are {', '.join(_readers())}.\n  Convert it with PEFT's convert_to_lora, or merge it there."
@@ -70,45 +58,20 @@ def load_peft(
             f"{folder} uses {unknown}, which would change the numbers and is not read here.\n  Merge it with PEFT instead."
         )
     how, wanted = _readers()[kind](model, config, tensors, str(folder))
-    if name in adapters(model):
-        raise StateError(
-            f"an adapter called {name!r} is attached already.\n  Load it under another name, or ad.detach it first."
-        )
-    numbers = sum(t.numel() for t in tensors.values())
-    try:
-        asked = plan(model, **how).trainable
-        if (
-            asked > 4 * numbers + 2**20
-        ):  # before anything is built: settings may ask for more than fits in memory
-            raise KeyMismatchError(
-                f"{folder}: its settings ask for {asked:,} numbers and it holds {numbers:,}. Nothing was loaded."
-            )
-        attach(model, name=name, **how)
-    except TargetError as error:
-        raise KeyMismatchError(
-            f"{folder}, trained on {config.get('base_model_name_or_path')}: {error}"
-        ) from error
-    except (MethodError, HostError) as error:
-        raise FormatError(f"{folder}: {error}") from error
-    try:
-        attachment = attachment_of(model, name)
+
+    def put(attachment: Attachment) -> dict[str, Tensor]:
         for path, adapter in attachment.adapters.items():
             if not (has_form(adapter.host) and same_in_peft(adapter)):
                 raise FormatError(
                     f"{folder}: PEFT computes something else than a weight update on {path} ({adapter.host!r}); it is not read."
                 )
-        _put(model, attachment, config, tensors, wanted, str(folder))
-    except CheckpointError:
-        detach(model, name)
-        raise
-    set_trainable(model, name, trainable)
-    return LoadReport(
-        name,
-        how["method"],
-        len(wanted),
-        sum(t.numel() for t in wanted.values()),
-        "module names and shapes (PEFT stores no more)",
-        config,
+        return _wanted(model, attachment, config, tensors, wanted)
+
+    base = config.get("base_model_name_or_path")
+    source = f"{folder}, trained on {base}" if isinstance(base, str) and base else str(folder)
+    numbers = sum(t.numel() for t in tensors.values())
+    return install(
+        model, name, how, put, source=source, numbers=numbers, settings=config, trainable=trainable
     )
 
 
@@ -128,7 +91,8 @@ def put_tensors(
     """
     own = {k.removeprefix(PREFIX): v for k, v in tensors.items()}
     _, wanted = _readers()[str(config["peft_type"])](model, config, own, "the state dict")
-    _put(model, attachment, config, own, wanted, "the state dict")
+    wanted = _wanted(model, attachment, config, own, wanted)
+    fill(attachment, reshaped(attachment, wanted), "the state dict")
 
 
 def _readers() -> dict[str, Any]:
@@ -141,81 +105,20 @@ def _readers() -> dict[str, Any]:
     }
 
 
-def _put(
+def _wanted(
     model: nn.Module,
     attachment: Attachment,
     config: dict[str, Any],
     tensors: dict[str, Tensor],
     wanted: dict[str, Tensor],
-    source: str,
-) -> None:
+) -> dict[str, Tensor]:
+    """The attached adapter's tensors, with those that only it tells."""
     kind = config["peft_type"]
     if kind in TYPES:
-        wanted |= TYPES[kind].finish(attachment, config, tensors)
-    elif kind in PROMPTS.values():
-        wanted |= fill_prompt(model, attachment, tensors)
-    fill(attachment, _reshaped(attachment, wanted), source)
-
-
-_NUMBERS = (
-    "r", "lora_alpha", "alpha", "lora_dropout", "vera_dropout", "n_frequency", "scaling", "random_loc_seed", "projection_prng_key", "d_initial",
-    "init_r", "decompose_factor", "num_virtual_tokens", "module_dropout", "eps", "boft_dropout",
-)  # fmt: skip
-
-
-def _check_settings(config: dict[str, Any], folder: str) -> None:
-    """Raise FormatError for a setting that is read and is not of the type that PEFT writes."""
-
-    def strings(value: Any) -> bool:
-        return value is None or (isinstance(value, list) and all(isinstance(v, str) and v for v in value))
-
-    def patterns(value: Any) -> bool:
-        try:
-            return value is None or (isinstance(value, dict) and all(re.compile(k) for k in value))
-        except re.error:
-            return False
-
-    def number(value: Any) -> bool:
-        return value is None or (type(value) in (int, float) and abs(value) < 1e9)
-
-    checks = {"peft_type": isinstance(config.get("peft_type"), str)}
-    checks |= {key: number(config.get(key)) for key in _NUMBERS}
-    checks |= {key: strings(config.get(key)) for key in ("modules_to_save", "target_parameters")}
-    checks |= {
-        key: patterns(config.get(key)) for key in ("rank_pattern", "alpha_pattern", "n_frequency_pattern")
-    }
-    if config.get("peft_type") != "ADALORA":  # there they are masks
-        checks |= {
-            key: checks[key] and all(v is not None and number(v) for v in (config.get(key) or {}).values())
-            for key in ("rank_pattern", "alpha_pattern")
-        }
-    wrong = [key for key, holds in checks.items() if not holds]
-    if wrong:
-        raise FormatError(
-            f"{folder}: {', '.join(wrong)} is not what PEFT writes there ({config.get(wrong[0])!r})."
-        )
-
-
-def _read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        config = json.loads((Path(folder) / CONFIG).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TornFileError(f"{Path(folder) / CONFIG} is not whole JSON ({error}).") from error
-    if not isinstance(config, dict):
-        raise FormatError(f"{Path(folder) / CONFIG} is not a PEFT configuration.")
-    path = Path(folder) / TENSORS
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no {TENSORS}; a pickled adapter_model.bin is never read.\n  Save it again with PEFT's safe_serialization=True."
-        )
-    try:
-        tensors = load_tensors(path.read_bytes())
-    except SafetensorError as error:
-        raise TornFileError(f"{path} is not a whole safetensors file ({error}).") from error
-    bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if bad:
-        raise NonFiniteError(f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[0]}.")
-    return config, {k.removeprefix(PREFIX): v for k, v in tensors.items()}
+        return wanted | TYPES[kind].finish(attachment, config, tensors)
+    if kind in PROMPTS.values():
+        return wanted | fill_prompt(model, attachment, tensors)
+    return wanted
 
 
 _SUFFIXES = {
@@ -371,19 +274,3 @@ def _read_product(
 def pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
     """PEFT's rule: the first pattern that matches the path, or its end after a dot."""
     return next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", path)), default)
-
-
-def _reshaped(attachment: Attachment, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convolution kernels as the factors are stored here, [r, in * k] and [out, r]."""
-    wanted = tensors_of(attachment)
-    fits = dict(tensors)
-    for key, place in wanted.items():
-        value = fits.get(key)
-        if (
-            value is not None
-            and value.shape != place.shape
-            and value.dim() > 2
-            and value.numel() == place.numel()
-        ):
-            fits[key] = value.reshape(place.shape)
-    return fits

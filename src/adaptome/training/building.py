@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 import adaptome as ad
 from adaptome.core.carrying import carry
@@ -145,11 +145,15 @@ def write_merged(run: Path, loaded: Any) -> Path:
         MergeError: the adapters have no merged form.
     """
     folder = run / MERGED
-    if not folder.is_dir():
-        found = loaded(run)
-        ad.merge(found.model, keep=False)
-        with atomic_folder(folder) as staging:
-            found.task.save_base(found.model, found.processor, staging)
+    if folder.is_dir():
+        return folder
+    found = loaded(run)
+    if isinstance(found.model, PreTrainedModel):  # layer by layer; gone on with when it was stopped
+        ad.save_merged(found.model, folder, processor=found.processor)
+        return folder
+    ad.merge(found.model, keep=False)
+    with atomic_folder(folder) as staging:
+        found.task.save_base(found.model, found.processor, staging)
     return folder
 
 

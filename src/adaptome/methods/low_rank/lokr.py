@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
-from adaptome.forms.kronecker import Kronecker
+from adaptome.forms.kronecker import Kronecker, divisors
 from adaptome.forms.low_rank import kaiming
 
 
@@ -91,15 +91,3 @@ class LoKrAdapter(Kronecker):
 
     def _matrix(self, name: str) -> Tensor:
         return self.get_parameter(name)
-
-
-def divisors(size: int, factor: int = -1) -> tuple[int, int]:
-    """Two factors of `size`, the smaller first: `factor` itself where it divides; else as near each other as a first one <= factor lets them be.
-
-    As PEFT's and LyCORIS' `factorization`, so that their checkpoints have the same shapes.
-    """
-    if factor > 0 and size % factor == 0:
-        return factor, size // factor
-    limit = size if factor < 1 else factor
-    first = max(d for d in range(1, min(limit, int(size**0.5)) + 1) if size % d == 0)
-    return first, size // first

@@ -1,0 +1,1 @@
+"""GGUF files for llama.cpp: adapters both ways, and merged models."""
