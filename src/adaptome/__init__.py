@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         trainable,
     )
     from adaptome.core.plan import Entry, Plan, Report
+    from adaptome.core.rows import per_row
     from adaptome.core.state import Attachment, adapters
     from adaptome.core.steer import steer, steered, steered_again
     from adaptome.forms.soft import plain_prompt, prompt_from
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter", "AdaptomeError", "Attachment", "Combination", "Conversion", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "MergedFolder", "Method", "Plan", "QuantiseReport", "Report", "TaskStreams",
     "activate", "active", "adapters", "attach", "average", "check_gradients", "cloq", "combine", "convert", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
-    "merged_tokens", "on_step", "option", "pack", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
+    "merged_tokens", "on_step", "option", "pack", "parameters_of", "penalty", "per_row", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
 ]  # fmt: skip
 
 # Floors whose parts register themselves: found by the core, which does not know that they are there.
@@ -94,6 +95,7 @@ _HOMES = {
         "set_trainable",
         "trainable",
     ),
+    "adaptome.core.rows": ("per_row",),
     "adaptome.core.state": (
         "Attachment",
         "adapters",

@@ -6,6 +6,7 @@ by name), the layer reads `W + scale * B A` instead.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,10 @@ from adaptome.core.adapter import Frozen, WeightAdapter
 from adaptome.core.hosts import Host
 from adaptome.forms.dropped import dropped_linear
 from adaptome.forms.fused import linear_with_pair, plain_weight
+
+
+#: of the layer's own product that the factors of all adapters together may cost every row
+SHARE = 0.5
 
 
 class LowRank(WeightAdapter):
@@ -78,6 +83,35 @@ class LowRank(WeightAdapter):
         if dropout and self.training and self.host.kind == "linear":
             return dropped_linear(x, A.to(x.dtype), dropout)
         return self.host.reduce(F.dropout(x, dropout, self.training), A)
+
+    @classmethod
+    def together(
+        cls, members: Mapping[str, Any], rows: Any, frozen: Frozen, *args: Any, **kwargs: Any
+    ) -> Any:
+        """All of them in two products, `y + B (mine * (A x))` with the factors one below another and `mine` each row's own of them.
+
+        Where they are few beside the layer's sides: each row pays for the factors of all. Else, and under dropout, one after another.
+        """
+        host, own = frozen.layer._host, list(members.values())
+        if host.kind != "linear" or not all(a.fused and not (a.dropout and a.training) for a in own):
+            return None
+        pairs = [a.factors() for a in own]
+        ranks = [A.shape[-2] for A, _ in pairs]
+        if sum(ranks) * (host.fan_in + host.fan_out) > SHARE * host.fan_in * host.fan_out:
+            return None
+        y: Tensor = frozen(*args, **kwargs)
+        x = (args[0] if args else next(iter(kwargs.values()))).to(y.dtype)
+
+        def stacked() -> tuple[Tensor, Tensor, Tensor]:
+            scaled = [B * (a.scale * a.strength) for a, (_, B) in zip(own, pairs, strict=True)]
+            numbers = [rows.spread.names.index(name) for name in members]
+            other = torch.tensor([n for n, r in zip(numbers, ranks, strict=True) for _ in range(r)], device=y.device) != rows.spread.number[:, None]  # fmt: skip
+            other = other.view(len(other), *[1] * (y.dim() - 2), -1)
+            return torch.cat([A for A, _ in pairs]).to(y.dtype), torch.cat(scaled, -1).to(y.dtype), other
+
+        A, B, other = rows.keep((y.dtype, y.dim(), len(y)), own, stacked)
+        # what overflows in another's factor must not reach this row, so it is no product with zeros
+        return host.add_expanded(y, F.linear(x, A).masked_fill(other, 0.0), B, 1.0)
 
     def delta(self) -> Tensor:
         """`scale * B A`, `[*, out, in]`."""
