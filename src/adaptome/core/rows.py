@@ -4,7 +4,7 @@
         model(x)                                # x [3, ...]; the second row runs the base
 
 A layer is run once for all rows. What it gives is handed to each adapter for its own rows, sorted by adapter; adapters of low rank that share a
-layer run in two products for all of them (`Adapter.together`). Only an adapter that changes what its layer takes in, or the weight itself where it has no
+layer run in two batched products where rows have few tokens (`Adapter.together`). Only an adapter that changes what its layer takes in, or the weight itself where it has no
 cheaper form, runs the layer again, on its rows.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -24,11 +25,13 @@ from adaptome.core.state import Attachment, attachment_of, find_root, state_of
 from adaptome.core.steer import facts, steer, steered
 from adaptome.core.wrapper import caches, hidden, overrides_of, overriding, with_hidden
 
+#: the adapters of a sample, none for the base
+Names = tuple[str, ...]
 Where = slice | Tensor
 
 
 @contextmanager
-def per_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
+def per_row(model: nn.Module, names: Sequence[str | Sequence[str] | None]) -> Iterator[None]:
     """Run each row of the batch with an adapter of its own, for the time of the block and in this thread.
 
     The adapters that are active elsewhere do not run. Where a layer sees several rows of a sample, its windows or beams, each of them has the
@@ -37,20 +40,19 @@ def per_row(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
 
     Args:
         model: with adapters.
-        names: for every sample of the batch an adapter, or None for the base.
+        names: for every sample of the batch an adapter, several that run together in their order, or None for the base.
 
     Raises:
         StateError: an unknown or merged adapter, no names, or a model whose first dimension is not the batch.
         HostError: an adapter that cannot run on some rows alone, with the reason.
     """
-    root, known = find_root(model), dict.fromkeys(name for name in names if name is not None)
-    chosen = {name: attachment_of(model, name) for name in known}
+    root = find_root(model)
     if not names or isinstance(names, str):
         raise StateError("per_row needs a name, or None, for every sample of the batch: a list.")
-    for attachment in chosen.values():
+    rows = Rows(tuple((name,) if isinstance(name, str) else tuple(name or ()) for name in names))
+    for attachment in [attachment_of(model, name) for name in dict.fromkeys(chain(*rows.order))]:
         _check(attachment)
     _check_batch_first(root)
-    rows = Rows(tuple(names))
     own = {id(m): Placed(m, rows) for m in root.modules() if isinstance(m, Adapted)}
     with steer(**{ROWS: {**(steered(ROWS) or {}), **own}}):
         yield
@@ -72,20 +74,20 @@ def _check(attachment: Attachment) -> None:
 
 
 def _check_batch_first(root: nn.Module) -> None:
+    """Raise StateError where an attention or recurrent layer beside adapters takes the batch second: theirs are then no samples either."""
     for path, module in root.named_modules():
-        inside = getattr(module, "batch_first", None) is False and any(
-            isinstance(m, Adapted) for m in module.modules()
-        )
-        if inside:
+        second = [m for m in module.children() if getattr(m, "batch_first", None) is False]
+        if second and any(isinstance(m, Adapted) for m in module.modules()):
             raise StateError(
-                f"{path or 'the root'} ({type(module).__name__}) has the batch second, batch_first=False: its rows are no samples.\n  Build it with batch_first=True."
+                f"{path or 'the root'} has a {type(second[0]).__name__} with the batch second, batch_first=False: the rows of its layers are no samples.\n"
+                "  Build it with batch_first=True."
             )
 
 
 class Rows:
-    """Which adapter every sample has."""
+    """Which adapters every sample has."""
 
-    def __init__(self, names: tuple[str | None, ...]):
+    def __init__(self, names: tuple[Names, ...]):
         self.names = names
         self.order = list(dict.fromkeys(names))
         self._spread: dict[tuple[int, torch.device], Spread] = {}
@@ -111,15 +113,14 @@ class Rows:
 class Spread:
     """The same for rows of activations, `each` of every sample.
 
-    number      [rows] which of `names` it has
-    groups      (name, its rows), sorted by name
+    groups      (names, their rows), one after another
     """
 
     def __init__(self, rows: Rows, each: int, device: torch.device):
         self.each, self.names = each, rows.order
         numbers = [rows.order.index(name) for name in rows.names]
-        self.number = torch.tensor(numbers, device=device).repeat_interleave(each)
-        sorted_ = sorted(range(len(self.number)), key=[n for n in numbers for _ in range(each)].__getitem__)
+        of_row = [n for n in numbers for _ in range(each)]
+        sorted_ = sorted(range(len(of_row)), key=of_row.__getitem__)
         self.back: Tensor | None = None
         if sorted_ != list(range(len(sorted_))):
             back = torch.empty(len(sorted_), dtype=torch.long)
@@ -144,7 +145,7 @@ class Spread:
 
 
 class Stack(NamedTuple):
-    """What one name has on a layer."""
+    """What the adapters of a sample are on a layer."""
 
     chain: tuple[Adapter, ...]
     overrides: dict[str, tuple[WeightAdapter, ...]]
@@ -155,7 +156,7 @@ class Placed:
 
     def __init__(self, layer: Any, rows: Rows):
         self.rows = rows
-        every = {name: Stack(*arranged(layer, [name])) for name in rows.order if name is not None}
+        every = {names: Stack(*arranged(layer, list(names))) for names in rows.order}
         self.stacks = {name: stack for name, stack in every.items() if stack.chain or stack.overrides}
         self._kept: dict[Hashable, tuple[int, Any]] = {}
 
@@ -189,8 +190,8 @@ class Placed:
         base = Once(Frozen(layer, ()), args, kwargs)
         parts, like = [], None
         for name, where in spread.groups:
-            stack = self.stacks.get(name or "")
-            if name is None or stack is None:
+            stack = self.stacks.get(name)
+            if stack is None:
                 parts.append(hidden(base())[where])
                 continue
             a, k = _cut(layer, x, where, args, kwargs)
@@ -202,15 +203,15 @@ class Placed:
             parts.append(hidden(like))
         return with_hidden(base() if base.output is not None else like, spread.joined(parts))
 
-    def _alone(self, name: str, spread: Spread) -> dict[int, Placed]:
+    def _alone(self, name: Names, spread: Spread) -> dict[int, Placed]:
         """The fact under which layers inside this one see these rows alone."""
         count = len(spread.samples[name])
         known: dict[int, Placed] = steered(ROWS)
         mine = Rows((name,) * count)
         return {key: placed.only(name, mine) if placed.rows is self.rows else placed for key, placed in known.items()}
 
-    def only(self, name: str, rows: Rows) -> Placed:
-        """The same layer for rows of one name."""
+    def only(self, name: Names, rows: Rows) -> Placed:
+        """The same layer for rows of one kind."""
         made = Placed.__new__(Placed)
         made.rows, made._kept = rows, {}
         made.stacks = {name: self.stacks[name]} if name in self.stacks else {}
@@ -250,7 +251,7 @@ class Once:
 
 
 class Part(NamedTuple):
-    """The rows of one name: what the layer is called with for them, and where it has been run already."""
+    """The rows of one kind: what the layer is called with for them, and where it has been run already."""
 
     base: Once
     where: Where
@@ -309,7 +310,7 @@ def _cut(
     def cut(value: Any) -> Any:
         if value is x:
             return part
-        own = layer._host.kind != "module" and isinstance(value, Tensor) and value.dim() > 1
+        own = layer._host.kind != "module" and isinstance(value, Tensor) and value.dim() == x.dim()
         return value[where] if own and value.shape[0] == x.shape[0] else value
 
     return tuple(cut(a) for a in args), {key: cut(value) for key, value in kwargs.items()}

@@ -84,13 +84,13 @@ class Adapter(nn.Module):
 
     @classmethod
     def together(
-        cls, members: Mapping[str, Any], rows: Any, frozen: Frozen, *args: Any, **kwargs: Any
+        cls, members: Mapping[Any, Any], rows: Any, frozen: Frozen, *args: Any, **kwargs: Any
     ) -> Any:
         """Run several of a kind at once, each on its rows of the batch; None where there is no better form than one after another.
 
         Args:
-            members: the adapters of one layer, by name.
-            rows: whose the rows are, a `core.rows.Spread`.
+            members: the adapters of one layer, by whose rows they are.
+            rows: which rows those are, a `core.rows.Group`.
             frozen: the layer without adapters.
             args, kwargs: what the layer was called with.
         """

@@ -6,7 +6,7 @@ by name), the layer reads `W + scale * B A` instead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptome.core.adapter import Frozen, WeightAdapter
-from adaptome.core.hosts import Host
+from adaptome.core.hosts import Host, first_input
 from adaptome.forms.dropped import dropped_linear
 from adaptome.forms.fused import linear_with_pair, plain_weight
 
 
-#: of the layer's own product that the factors of all adapters together may cost every row
-SHARE = 0.5
+#: tokens of a row up to which one batched product for all rows is faster than one product for each
+FEW = 8
 
 
 class LowRank(WeightAdapter):
@@ -86,32 +86,32 @@ class LowRank(WeightAdapter):
 
     @classmethod
     def together(
-        cls, members: Mapping[str, Any], rows: Any, frozen: Frozen, *args: Any, **kwargs: Any
+        cls, members: Mapping[Any, Any], rows: Any, frozen: Frozen, *args: Any, **kwargs: Any
     ) -> Any:
-        """All of them in two products, `y + B (mine * (A x))` with the factors one below another and `mine` each row's own of them.
+        """The layer once; then, of few tokens, all in two batched products, of many, each on its own rows where they lie.
 
-        Where they are few beside the layer's sides: each row pays for the factors of all. Else, and under dropout, one after another.
+        Adapters that drop inputs, or add otherwise than by two products, run one after another.
         """
         host, own = frozen.layer._host, list(members.values())
         if host.kind != "linear" or not all(a.fused and not (a.dropout and a.training) for a in own):
             return None
-        pairs = [a.factors() for a in own]
-        ranks = [A.shape[-2] for A, _ in pairs]
-        if sum(ranks) * (host.fan_in + host.fan_out) > SHARE * host.fan_in * host.fan_out:
-            return None
         y: Tensor = frozen(*args, **kwargs)
-        x = (args[0] if args else next(iter(kwargs.values()))).to(y.dtype)
-
-        def stacked() -> tuple[Tensor, Tensor, Tensor]:
-            scaled = [B * (a.scale * a.strength) for a, (_, B) in zip(own, pairs, strict=True)]
-            numbers = [rows.spread.names.index(name) for name in members]
-            other = torch.tensor([n for n, r in zip(numbers, ranks, strict=True) for _ in range(r)], device=y.device) != rows.spread.number[:, None]  # fmt: skip
-            other = other.view(len(other), *[1] * (y.dim() - 2), -1)
-            return torch.cat([A for A, _ in pairs]).to(y.dtype), torch.cat(scaled, -1).to(y.dtype), other
-
-        A, B, other = rows.keep((y.dtype, y.dim(), len(y)), own, stacked)
-        # what overflows in another's factor must not reach this row, so it is no product with zeros
-        return host.add_expanded(y, F.linear(x, A).masked_fill(other, 0.0), B, 1.0)
+        x = first_input(frozen.layer, args, kwargs).to(y.dtype)
+        pairs = {name: (*a.factors(), a.scale * a.strength) for name, a in members.items()}
+        spread = rows.spread
+        tokens = y.numel() // y.shape[-1]
+        alone = len(spread.names) * spread.each == len(y) and len(members) == len(spread.names)
+        if alone and spread.each == 1 and y.dim() == 3 and tokens <= FEW * len(y):
+            A, B = rows.keep(y.dtype, own, lambda: _batched([pairs[name] for name in spread.names], y))
+            return torch.baddbmm(y, x @ A.mT, B.mT)
+        parts = []
+        for name, where in spread.groups:
+            part = y[where]
+            if name in pairs:
+                A, B, scale = pairs[name]
+                part = host.add_expanded(part, F.linear(x[where], A.to(y.dtype)), B, scale)
+            parts.append(part)
+        return spread.joined(parts)
 
     def delta(self) -> Tensor:
         """`scale * B A`, `[*, out, in]`."""
@@ -146,6 +146,14 @@ class FactorPair(LowRank):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.A, self.B
+
+
+def _batched(pairs: Sequence[tuple[Tensor, Tensor, float]], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of any ranks one behind another, A `[n, r, in]` and B `[n, out, r]` with the scales in it; zeros fill up the ranks."""
+    r = max(A.shape[-2] for A, _, _ in pairs)
+    As = [F.pad(A, (0, 0, 0, r - A.shape[-2])) for A, _, _ in pairs]
+    Bs = [F.pad(B * scale, (0, r - B.shape[-1])) for _, B, scale in pairs]
+    return torch.stack(As).to(like.dtype), torch.stack(Bs).to(like.dtype)
 
 
 def kaiming(tensor: Tensor) -> Tensor:
