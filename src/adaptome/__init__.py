@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from adaptome.interop.convert import Conversion, convert
     from adaptome.interop.merged import MergedFolder, save_merged
     from adaptome.interop.peft import ExportReport, export
+    from adaptome.interop.swapping import Swap, hot_swap
     from adaptome.methods.low_rank.cloq import cloq
     from adaptome.methods.low_rank.corda import corda
     from adaptome.methods.low_rank.eva import eva
@@ -59,8 +60,8 @@ if TYPE_CHECKING:
     from adaptome.quantization.quantizing import QuantiseReport, quantize
 
 __all__ = [
-    "Adapter", "AdaptomeError", "Attachment", "Combination", "Conversion", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "MergedFolder", "Method", "Plan", "QuantiseReport", "Report", "TaskStreams",
-    "activate", "active", "adapters", "attach", "average", "check_gradients", "cloq", "combine", "convert", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
+    "Adapter", "AdaptomeError", "Attachment", "Combination", "Conversion", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "MergedFolder", "Method", "Plan", "QuantiseReport", "Report", "Swap", "TaskStreams",
+    "activate", "active", "adapters", "attach", "average", "check_gradients", "cloq", "combine", "convert", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "get_method", "hot_swap", "list_methods", "load", "load_quantized", "loftq", "merge",
     "merged_tokens", "on_step", "option", "pack", "parameters_of", "penalty", "per_row", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
 ]  # fmt: skip
 
@@ -79,7 +80,7 @@ _HOMES = {
     "adaptome.core.gradients": ("check_gradients",),
     "adaptome.core.hosts": ("Host",),
     "adaptome.core.merging": ("MergeReport", "merge", "unmerge"),
-    "adaptome.core.method": ("Method", "get_method", "list_methods", "option", "register"),
+    "adaptome.core.method": ("Method", "get_method", "hot_swap", "list_methods", "option", "register"),
     "adaptome.core.attaching": (
         "attach",
         "plan",
@@ -107,6 +108,7 @@ _HOMES = {
     "adaptome.interop.convert": ("Conversion", "convert"),
     "adaptome.interop.merged": ("MergedFolder", "save_merged"),
     "adaptome.interop.peft": ("ExportReport", "export"),
+    "adaptome.interop.swapping": ("Swap", "hot_swap"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
     "adaptome.core.dense": ("dequantize",),
     "adaptome.methods.low_rank.cloq": ("cloq",),
