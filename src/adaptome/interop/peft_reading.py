@@ -54,7 +54,7 @@ def load_peft(
     Raises:
         CheckpointError: a subclass for each fault; the model is then as it was.
     """
-    config, tensors = _read(folder)
+    config, tensors = read_peft(folder)
     kind = config.get("peft_type")
     _check_settings(config, str(folder))
     if kind not in _readers():
@@ -196,7 +196,7 @@ def _check_settings(config: dict[str, Any], folder: str) -> None:
         )
 
 
-def _read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_peft(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         config = json.loads((Path(folder) / CONFIG).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,17 @@ from torch import Tensor, nn
 
 import adaptome as ad
 from adaptome.core.errors import CheckpointError, MissingExtraError, StateError
-from adaptome.core.files import atomic_folder
+from adaptome.core.checkpoint import fill
+from adaptome.core.files import write_atomic
+from adaptome.core.manifest import read_manifest, read_tensors
 from adaptome.core.state import attachment_of
 from adaptome.interop.peft_names import CONFIG, TENSORS
-from adaptome.interop.peft_reading import load_peft
+from adaptome.interop.peft_reading import load_peft, read_peft
 from adaptome.peft import state
 from adaptome.peft.attaching import attach, dtype_of
+from adaptome.peft.cards import write_card
 from adaptome.peft.config import PeftConfig, TaskType
+from adaptome.peft.mixed import rows_of
 from adaptome.peft.tuner import Tuner
 
 
@@ -61,9 +66,29 @@ class PeftModel(nn.Module):
                 raise
             return getattr(self.base_model, name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model."""
-        return self.base_model(*args, **kwargs)
+    @property
+    def __class__(self) -> Any:
+        """PEFT's own class where PEFT is imported: trainers that ask `isinstance(model, peft.PeftModel)` then treat it as one."""
+        theirs = getattr(sys.modules.get("peft"), type(self).__name__, None)
+        return theirs if isinstance(theirs, type) else type(self)
+
+    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Run the model.
+
+        Args:
+            args, kwargs: the model's.
+            adapter_names: for every row of the batch an adapter, "__base__" for none; in evaluation mode.
+
+        Raises:
+            MixedBatchError: the names do not fit.
+        """
+        with rows_of(self, adapter_names, args, kwargs):
+            return self.base_model(*args, **kwargs)
+
+    def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """The model's `generate`; `adapter_names` as of `forward`, for every prompt."""
+        with rows_of(self, adapter_names, args, kwargs):
+            return self.base_model.model.generate(*args, **kwargs)
 
     def get_base_model(self) -> nn.Module:
         """The model, with its adapters on it."""
@@ -148,6 +173,7 @@ class PeftModel(nn.Module):
         for name in selected_adapters or list(self.peft_config):
             folder = Path(save_directory) / ("" if name == "default" else name)
             save_adapter(self.base_model.model, folder, name, self.peft_config[name])
+        self.create_or_update_model_card(save_directory)
 
     @classmethod
     def from_pretrained(
@@ -191,6 +217,9 @@ class PeftModel(nn.Module):
         """
         folder = _folder(model_id, hub)
         config = PeftConfig.from_pretrained(folder, inference_mode=not is_trainable)
+        if adapter_name in self.peft_config:  # as trainers do that resume: the parameters stay the same objects
+            self._read_again(folder, config, adapter_name)
+            return Loaded([], [])
         model, running = self.base_model.model, self.base_model.active_adapters
         read = ad.load if config.kind == "ADAPTOME" else load_peft
         where = folder / _OWN if config.kind == "ADAPTOME" else folder
@@ -204,13 +233,26 @@ class PeftModel(nn.Module):
         return Loaded([], [])
 
 
+    def _read_again(self, folder: Path, config: PeftConfig, name: str) -> None:
+        attachment = attachment_of(self, name)
+        if config.kind != "ADAPTOME":
+            state.write(self.base_model.model, attachment, config, read_peft(folder)[1])
+            return
+        where = folder / _OWN
+        fill(attachment, read_tensors(where, read_manifest(where)), str(where))
+
+    def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
+        """Write README.md, or what it is to know of the adapter at the head of the one that is there."""
+        write_card(Path(output_dir), self.base_model.model, self.peft_config)
+
+
 class PeftModelForCausalLM(PeftModel):
     """A language model."""
 
     def forward(self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, labels: Any = None, **kwargs: Any) -> Any:  # fmt: skip
         """Run the model on what is given. The names are what a Trainer keeps of a data set's columns."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, "labels": labels}  # fmt: skip
-        return self.base_model(**{k: v for k, v in given.items() if v is not None}, **kwargs)
+        return super().forward(**{k: v for k, v in given.items() if v is not None}, **kwargs)
 
 
 class PeftModelForSeq2SeqLM(PeftModelForCausalLM):
@@ -223,7 +265,7 @@ class PeftModelForSequenceClassification(PeftModel):
     def forward(self, input_ids: Any = None, attention_mask: Any = None, token_type_ids: Any = None, inputs_embeds: Any = None, labels: Any = None, **kwargs: Any) -> Any:  # fmt: skip
         """Run the model on what is given. The names are what a Trainer keeps of a data set's columns."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds, "labels": labels}  # fmt: skip
-        return self.base_model(**{k: v for k, v in given.items() if v is not None}, **kwargs)
+        return super().forward(**{k: v for k, v in given.items() if v is not None}, **kwargs)
 
 
 class PeftModelForTokenClassification(PeftModelForSequenceClassification):
@@ -240,7 +282,7 @@ class PeftModelForQuestionAnswering(PeftModel):
     def forward(self, input_ids: Any = None, attention_mask: Any = None, token_type_ids: Any = None, start_positions: Any = None, end_positions: Any = None, **kwargs: Any) -> Any:  # fmt: skip
         """Run the model on what is given. The names are what a Trainer keeps of a data set's columns."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids, "start_positions": start_positions, "end_positions": end_positions}  # fmt: skip
-        return self.base_model(**{k: v for k, v in given.items() if v is not None}, **kwargs)
+        return super().forward(**{k: v for k, v in given.items() if v is not None}, **kwargs)
 
 
 #: PEFT's task -> its class
@@ -342,16 +384,14 @@ def save_adapter(model: nn.Module, folder: Path, name: str, config: PeftConfig) 
     if any("B0" in dict(adapter.named_buffers()) for adapter in attachment.adapters.values()):
         ad.export(model, folder, name, format="peft-lora", task_type=config.task_type)
         return
-    tensors = {} if config.kind == "ADAPTOME" else state.read(model, attachment, config)
-    with atomic_folder(folder, only=(TENSORS, CONFIG, "README.md", _OWN)) as staging:
-        if config.kind == "ADAPTOME":
-            ad.save(model, staging / _OWN, name)
-        else:
-            (staging / TENSORS).write_bytes(
-                dump_tensors({k: v.contiguous() for k, v in tensors.items()}, {"format": "pt"})
-            )
-        written = config.to_dict() | {"inference_mode": True}
-        type(config)(**{k: v for k, v in written.items() if k in config.__dict__}).save_pretrained(staging)
+    folder.mkdir(parents=True, exist_ok=True)  # trainers have files of their own in it
+    if config.kind == "ADAPTOME":
+        ad.save(model, folder / _OWN, name)
+    else:
+        tensors = {k: v.contiguous() for k, v in state.read(model, attachment, config).items()}
+        write_atomic(folder / TENSORS, dump_tensors(tensors, {"format": "pt"}))
+    written = config.to_dict() | {"inference_mode": True}
+    type(config)(**{k: v for k, v in written.items() if k in config.__dict__}).save_pretrained(folder)
 
 
 def _folder(model_id: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path:
