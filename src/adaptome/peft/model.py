@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from safetensors.torch import save as dump_tensors
@@ -230,6 +231,8 @@ class PeftModel(nn.Module):
         self.peft_config[adapter_name] = config
         if running:
             ad.activate(model, running)
+        if not is_trainable:
+            self.eval()  # as PEFT's: what is loaded to be run has no dropout
         return Loaded([], [])
 
 
@@ -240,6 +243,32 @@ class PeftModel(nn.Module):
             return
         where = folder / _OWN
         fill(attachment, read_tensors(where, read_manifest(where)), str(where))
+
+    def push_to_hub(self, repo_id: str, commit_message: str | None = None, private: bool | None = None, token: str | None = None, **more: Any) -> Any:  # fmt: skip
+        """Save into a repository of the hub, which is made where there is none.
+
+        Args:
+            repo_id: its name.
+            commit_message: of the upload.
+            private: whether a new repository is.
+            token: of the hub.
+            more: of `save_pretrained`.
+
+        Returns:
+            What the hub tells of the commit.
+
+        Raises:
+            MissingExtraError: huggingface_hub is not installed.
+        """
+        try:
+            from huggingface_hub import HfApi
+        except ImportError as error:
+            raise MissingExtraError("huggingface_hub", "train") from error
+        api = HfApi(token=token)
+        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **more)
+            return api.upload_folder(repo_id=name, folder_path=folder, commit_message=commit_message or "Upload adapter")
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
         """Write README.md, or what it is to know of the adapter at the head of the one that is there."""
