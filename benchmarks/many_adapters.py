@@ -82,7 +82,9 @@ def rows(args: argparse.Namespace) -> dict[str, float]:
     order = [names[i % len(names)] for i in range(args.rows)]
     linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     base, own = llama(args.hidden, args.layers), llama(args.hidden, args.layers)
-    theirs = get_peft_model(llama(args.hidden, args.layers), LoraConfig(r=args.rank, target_modules=linear), names[0])
+    theirs = get_peft_model(
+        llama(args.hidden, args.layers), LoraConfig(r=args.rank, target_modules=linear), names[0]
+    )
     for name in names:
         ad.attach(own, "lora", name, targets="all-linear", r=args.rank, alpha=8.0)
         if name != names[0]:

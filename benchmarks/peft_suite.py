@@ -26,7 +26,10 @@ FILES = "tests/test_custom_models.py"
 REASONS = (
     (r"none of the configurations here", "types that are not here"),
     (r"is not here|are not here|biases are not trained|is none of PEFT's", "settings that are refused"),
-    (r"LocalEntryNotFound|OfflineMode|ConnectError|huggingface\.co|hub_online|couldn't connect", "needs the hub"),
+    (
+        r"LocalEntryNotFound|OfflineMode|ConnectError|huggingface\.co|hub_online|couldn't connect",
+        "needs the hub",
+    ),
 )
 
 
@@ -67,7 +70,9 @@ def inside(arguments: list[str]) -> int:
     import pytest
 
     ours_in_its_place()
-    return pytest.main(["-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", *arguments], plugins=[Plugin()])
+    return pytest.main(
+        ["-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", *arguments], plugins=[Plugin()]
+    )
 
 
 def reason(said: str) -> str:
@@ -80,7 +85,9 @@ def reason(said: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkout", type=Path, help="of huggingface/peft")
     parser.add_argument("--files", nargs="+", default=[FILES], help=f"of the checkout [{FILES}]")
     parser.add_argument("--every", type=int, default=1, help="run each n-th case [1]")

@@ -277,7 +277,9 @@ def test_two_models_may_have_rows_at_once_and_the_context_ends():
     base = run(teacher), run(student)
     with ad.per_row(teacher, ["a", None]), ad.per_row(student, [None, "a"]):
         made = run(teacher), run(student)
-    for model, (with_, without), row in zip((teacher, student), zip(made, base, strict=True), (0, 1), strict=True):
+    for model, (with_, without), row in zip(
+        (teacher, student), zip(made, base, strict=True), (0, 1), strict=True
+    ):
         assert torch.equal(with_[1 - row], without[1 - row]) and not torch.allclose(with_[row], without[row])
         assert torch.equal(run(model), without)
     assert steered("per_row") is None

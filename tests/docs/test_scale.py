@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-
 from .pages import ROOT, blocks
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun's gloo is tested on POSIX")
@@ -38,7 +37,13 @@ def run_nodes(script, folder, steps: int, nodes: int = 2) -> None:
         "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "run-1", script, folder, str(steps),
     ]  # fmt: skip
     started = [
-        subprocess.Popen(list(map(str, command)), env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            list(map(str, command)),
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         for _ in range(nodes)
     ]
     try:
@@ -58,7 +63,9 @@ def test_two_nodes_resume_to_the_same_bits(script, tmp_path):
     shutil.copytree(tmp_path / "whole" / "2", tmp_path / "stopped" / "2")
     (tmp_path / "stopped" / "3").mkdir()  # a checkpoint that was cut off
     run_nodes(script, tmp_path / "stopped", 4)
-    whole, stopped = (load_file(tmp_path / run / "4" / "adapter" / "adapter.safetensors") for run in ("whole", "stopped"))
+    whole, stopped = (
+        load_file(tmp_path / run / "4" / "adapter" / "adapter.safetensors") for run in ("whole", "stopped")
+    )
     assert whole.keys() == stopped.keys() and all(torch.equal(whole[k], stopped[k]) for k in whole)
     half = load_file(tmp_path / "whole" / "2" / "adapter" / "adapter.safetensors")
     assert all(not torch.equal(whole[k], half[k]) and whole[k].any() for k in whole)

@@ -38,7 +38,10 @@ def test_what_convert_writes_is_served(folder):
         ({"use_dora": True}, "use_dora is set"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is set"),
         ({"bias": "all"}, "biases are not served"),
-        ({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 4}}, "rank_pattern is set; alpha_pattern is set"),
+        (
+            {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 4}},
+            "rank_pattern is set; alpha_pattern is set",
+        ),
         ({"r": 1024}, "r = 1024 is above 512"),
         ({"r": 16}, "factors have rank 8, and r = 16"),
         ({"target_modules": None}, "has no target_modules"),
@@ -55,7 +58,11 @@ def test_tensors_that_are_no_factors(folder, tmp_path):
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     key = next(k for k in tensors if k.endswith("lora_A.weight"))
-    save_file({k: v for k, v in tensors.items() if k != key} | {"base_model.model.classifier.bias": tensors[key][0]}, path)
+    save_file(
+        {k: v for k, v in tensors.items() if k != key}
+        | {"base_model.model.classifier.bias": tensors[key][0]},
+        path,
+    )
     with pytest.raises(FormatError, match=r"1 tensors are no factors .*classifier.bias; .*one factor alone"):
         check(folder)
     with pytest.raises(CheckpointError):

@@ -17,7 +17,14 @@ def base():
 
 
 def settings(r):
-    return dict(r=r, lora_alpha=8, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, init_lora_weights=False, task_type="CAUSAL_LM")
+    return dict(
+        r=r,
+        lora_alpha=8,
+        target_modules=["c_attn", "c_fc"],
+        fan_in_fan_out=True,
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
 
 
 @pytest.fixture
@@ -43,7 +50,9 @@ def test_rows_have_the_adapters_that_they_name(both):
         )  # fmt: skip
         assert torch.equal(made, expected)
         with ours.disable_adapter():
-            torch.testing.assert_close(ours(input_ids=IDS, adapter_names=names).logits, base()(input_ids=IDS).logits)
+            torch.testing.assert_close(
+                ours(input_ids=IDS, adapter_names=names).logits, base()(input_ids=IDS).logits
+            )
     for wrong, said in (
         (["a"], "Length of `adapter_names` should be the same as the number of inputs, but got 1 and 3"),
         (["a", "c", "d"], "Trying to infer with non-existing adapter"),
@@ -77,7 +86,11 @@ def test_a_weighted_adapter_is_the_one_that_peft_makes(both, how, rank, tmp_path
 
 def test_what_cannot_be_summed_is_refused(both):
     ours, _ = both
-    for adapters, how, said in ((["a", "b"], "ties", "ad.combine"), (["a"], "cat", "1 adapters and 2 weights"), (["a", "c"], "cat", "does not exist")):
+    for adapters, how, said in (
+        (["a", "b"], "ties", "ad.combine"),
+        (["a"], "cat", "1 adapters and 2 weights"),
+        (["a", "c"], "cat", "does not exist"),
+    ):
         with pytest.raises(AdaptomeError, match=said):
             ours.add_weighted_adapter(adapters, [1.0, 1.0], "sum", combination_type=how)
     ours.add_adapter("c", LoraConfig(**settings(3)))
@@ -96,9 +109,15 @@ def test_the_card_tells_the_hub_and_leaves_what_is_written(both, tmp_path):
         _, head, body = (tmp_path / "README.md").read_text().split("---\n")
         told = yaml.safe_load(head)
         assert body == "\n# Mine\n" and told["license"] == "mit" and told["library_name"] == "peft"
-        assert told["base_model"] == "openai/gpt2: 'small'" and told["tags"].count("lora") == told["tags"].count("mine") == 1
+        assert (
+            told["base_model"] == "openai/gpt2: 'small'"
+            and told["tags"].count("lora") == told["tags"].count("mine") == 1
+        )
     ours.save_pretrained(tmp_path / "new")
-    assert yaml.safe_load((tmp_path / "new" / "README.md").read_text().split("---\n")[1])["base_model"] == told["base_model"]
+    assert (
+        yaml.safe_load((tmp_path / "new" / "README.md").read_text().split("---\n")[1])["base_model"]
+        == told["base_model"]
+    )
 
 
 def test_it_is_pushed_as_it_is_saved(both, monkeypatch):
@@ -118,7 +137,11 @@ def test_it_is_pushed_as_it_is_saved(both, monkeypatch):
             return repo_id, sorted(os.listdir(folder_path)), commit_message
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    assert both[0].push_to_hub("mine", token="t", selected_adapters=["a"]) == ("me/mine", ["README.md", "a"], "Upload adapter")
+    assert both[0].push_to_hub("mine", token="t", selected_adapters=["a"]) == (
+        "me/mine",
+        ["README.md", "a"],
+        "Upload adapter",
+    )
     assert told == {"token": "t"}
 
 

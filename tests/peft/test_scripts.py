@@ -64,7 +64,9 @@ model.save_pretrained("adapter")
 
 def gpt2():
     torch.manual_seed(0)  # its embeddings are tied to its head
-    settings = dict(n_embd=16, n_layer=1, n_head=2, vocab_size=len(WORDS), n_positions=16, eos_token_id=1, bos_token_id=1)
+    settings = dict(
+        n_embd=16, n_layer=1, n_head=2, vocab_size=len(WORDS), n_positions=16, eos_token_id=1, bos_token_id=1
+    )
     return GPT2LMHeadModel(GPT2Config(**settings)).eval()
 
 
@@ -85,11 +87,19 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", eos_token="[EOS]")
 
 
-DENOISED = {"latents": torch.randn(2, 4, 8, 8), "steps": torch.tensor([3, 50]), "prompt": torch.randn(2, 6, 8)}
+DENOISED = {
+    "latents": torch.randn(2, 4, 8, 8),
+    "steps": torch.tensor([3, 50]),
+    "prompt": torch.randn(2, 6, 8),
+}
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("script", "base"), [(TRAINER, gpt2), (SFT, gpt2), (DREAMBOOTH, unet)], ids=["trainer", "sft", "dreambooth"])
+@pytest.mark.parametrize(
+    ("script", "base"),
+    [(TRAINER, gpt2), (SFT, gpt2), (DREAMBOOTH, unet)],
+    ids=["trainer", "sft", "dreambooth"],
+)
 def test_a_script_with_its_import_changed(script, base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if script is SFT:
@@ -126,10 +136,16 @@ def test_dpo_takes_the_base_for_its_reference(tmp_path):
 
     from adaptome.peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(gpt2(), LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        gpt2(), LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    )
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    rows = Dataset.from_dict({"prompt": ["the sea is"] * 4, "chosen": ["blue and wide"] * 4, "rejected": ["the the the"] * 4})
-    arguments = trl.DPOConfig(str(tmp_path), save_strategy="no", max_length=12, gradient_checkpointing=False, **SETTINGS)
+    rows = Dataset.from_dict(
+        {"prompt": ["the sea is"] * 4, "chosen": ["blue and wide"] * 4, "rejected": ["the the the"] * 4}
+    )
+    arguments = trl.DPOConfig(
+        str(tmp_path), save_strategy="no", max_length=12, gradient_checkpointing=False, **SETTINGS
+    )
     trainer = trl.DPOTrainer(model, None, arguments, train_dataset=rows, processing_class=tokenizer())
     trainer.train()
     after = dict(model.named_parameters())  # with TRL's copy of the adapter as it was, 'ref'

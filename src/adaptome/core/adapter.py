@@ -73,9 +73,7 @@ class Adapted:
         finally:
             self.__dict__.pop("_values", None)
 
-    def _run_dense(
-        self, overrides: dict[str, tuple[WeightAdapter, ...]], *args: Any, **kwargs: Any
-    ) -> Any:
+    def _run_dense(self, overrides: dict[str, tuple[WeightAdapter, ...]], *args: Any, **kwargs: Any) -> Any:
         frozen = Frozen(self, ())
         # the backward, which runs this again, is outside of the rows' own
         elsewhere = overrides is not self._overrides

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from adaptome.core.adapter import ROWS, Adapted, Adapter, Frozen, WeightAdapter, arranged
 from adaptome.core.errors import HostError, StateError
 from adaptome.core.hosts import first_input
-from adaptome.core.state import Attachment, attachment_of, find_root, state_of
+from adaptome.core.state import Attachment, attachment_of, find_root
 from adaptome.core.steer import facts, steer, steered
 from adaptome.core.wrapper import caches, hidden, overrides_of, overriding, with_hidden
 
@@ -126,9 +126,7 @@ class Spread:
             back = torch.empty(len(sorted_), dtype=torch.long)
             back[sorted_] = torch.arange(len(sorted_))
             self.back = back.to(device)
-        self.samples = {
-            name: [i for i, n in enumerate(rows.names) if n == name] for name in rows.order
-        }
+        self.samples = {name: [i for i, n in enumerate(rows.names) if n == name] for name in rows.order}
         self.groups = [(name, self._where(samples, device)) for name, samples in self.samples.items()]
 
     def _where(self, samples: list[int], device: torch.device) -> Where:
@@ -208,7 +206,10 @@ class Placed:
         count = len(spread.samples[name])
         known: dict[int, Placed] = steered(ROWS)
         mine = Rows((name,) * count)
-        return {key: placed.only(name, mine) if placed.rows is self.rows else placed for key, placed in known.items()}
+        return {
+            key: placed.only(name, mine) if placed.rows is self.rows else placed
+            for key, placed in known.items()
+        }
 
     def only(self, name: Names, rows: Rows) -> Placed:
         """The same layer for rows of one kind."""
@@ -227,7 +228,9 @@ class Group(NamedTuple):
     def keep(self, key: Hashable, members: Sequence[nn.Module], make: Callable[[], Any]) -> Any:
         """What `make` gives of the adapters' tensors, kept while these rows run and nothing trains or changes them."""
         tensors = [t for m in members for t in (*m.parameters(), *m.buffers())]
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        if torch.compiler.is_compiling() or (
+            torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        ):
             return make()
         version = sum(0 if t.is_inference() else t._version for t in tensors)
         kept = self.placed._kept.get(key)
@@ -297,7 +300,9 @@ class OfRows(Frozen):
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """How many tensors a layer was called with, those in tuples counted too."""
-    flat = [v for value in (*args, *kwargs.values()) for v in (value if isinstance(value, tuple) else (value,))]
+    flat = [
+        v for value in (*args, *kwargs.values()) for v in (value if isinstance(value, tuple) else (value,))
+    ]
     return sum(isinstance(v, Tensor) for v in flat)
 
 

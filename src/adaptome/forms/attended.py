@@ -83,7 +83,6 @@ class Attending(Adapter):
         """Around the attention's forward, for adapters whose `attend` needs what the module takes in, x `[batch, ...]`."""
         return nullcontext()
 
-
     @classmethod
     def together(
         cls, members: Mapping[Any, Any], rows: Any, frozen: Frozen, *args: Any, **kwargs: Any

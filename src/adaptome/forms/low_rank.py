@@ -18,7 +18,6 @@ from adaptome.core.hosts import Host, first_input
 from adaptome.forms.dropped import dropped_linear
 from adaptome.forms.fused import linear_with_pair, plain_weight
 
-
 #: tokens of a row up to which one batched product for all rows is faster than one product for each
 FEW = 8
 

@@ -46,7 +46,9 @@ class Swap:
 
     def __str__(self) -> str:
         rest = f", {len(self.empty)} as the base" if self.empty else ""
-        return f"{self.method} in {self.name!r}: rank {self.rank} of {self.pad_to} on {self.layers} layers{rest}"
+        return (
+            f"{self.method} in {self.name!r}: rank {self.rank} of {self.pad_to} on {self.layers} layers{rest}"
+        )
 
 
 def hot_swap(
@@ -106,7 +108,9 @@ def hot_swap(
         _put(adapter, factors.get(path))
     empty = tuple(path for path in place.adapters if path not in factors)
     used = max(f.A.shape[-2] for f in factors.values())
-    return Swap(name, found.method.name, used, rank, len(factors), empty, max(f.error for f in factors.values()))
+    return Swap(
+        name, found.method.name, used, rank, len(factors), empty, max(f.error for f in factors.values())
+    )
 
 
 def _read(root: nn.Module, folder: str | os.PathLike[str], check_base: bool) -> Attachment:
@@ -119,7 +123,9 @@ def _read(root: nn.Module, folder: str | os.PathLike[str], check_base: bool) -> 
     tensors: dict[int, Any] = {}
     for value in [*root.parameters(), *root.buffers()]:
         # other objects, since what asks for gradients is theirs; packed ones never do
-        tensors[id(value)] = nn.Parameter(value.detach(), value.requires_grad) if type(value) is nn.Parameter else value
+        tensors[id(value)] = (
+            nn.Parameter(value.detach(), value.requires_grad) if type(value) is nn.Parameter else value
+        )
     beside = copy.deepcopy(root, tensors)
     load(beside, folder, _BESIDE, check_base=check_base)
     return attachment_of(beside, _BESIDE)

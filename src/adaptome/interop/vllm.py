@@ -72,7 +72,11 @@ def _wrong_settings(config: dict[str, Any]) -> list[str]:
         wrong.append(f"r = {config['r']} is above {SERVED_RANKS[-1]}, the largest rank that is served")
     if config.get("bias", "none") != "none":
         wrong.append(f"bias = {config['bias']!r}: biases are not served")
-    wrong += [f"{name} is set" for name in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern") if config.get(name)]
+    wrong += [
+        f"{name} is set"
+        for name in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")
+        if config.get(name)
+    ]
     return wrong
 
 
@@ -85,7 +89,9 @@ def _wrong_tensors(config: dict[str, Any], tensors: dict[str, Tensor]) -> list[s
             foreign.append(key)
             continue
         factors.setdefault(match["path"], {})[match["which"]] = value.shape[0 if match["which"] == "A" else 1]
-    wrong = [f"{len(foreign)} tensors are no factors of a linear layer, first {foreign[0]}"] if foreign else []
+    wrong = (
+        [f"{len(foreign)} tensors are no factors of a linear layer, first {foreign[0]}"] if foreign else []
+    )
     single = [path for path, pair in factors.items() if len(pair) != 2]
     if single:
         wrong.append(f"{single[0]} has one factor alone")

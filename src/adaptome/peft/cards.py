@@ -35,9 +35,18 @@ def write_card(folder: Path, model: nn.Module, configs: Mapping[str, PeftConfig]
     found = _HEAD.match(text)
     known = _known(model, configs)
     head = _read(found[1]) if found else {}
-    tags = [*head.get("tags", []), *known.pop("tags")] if isinstance(head.get("tags", []), list) else known.pop("tags")
+    tags = (
+        [*head.get("tags", []), *known.pop("tags")]
+        if isinstance(head.get("tags", []), list)
+        else known.pop("tags")
+    )
     head |= known | {"tags": list(dict.fromkeys(tags))}
-    body = text[found.end() :] if found else text or _BODY.format(methods=", ".join(sorted({_name(c) for c in configs.values()})), version=__version__)
+    body = (
+        text[found.end() :]
+        if found
+        else text
+        or _BODY.format(methods=", ".join(sorted({_name(c) for c in configs.values()})), version=__version__)
+    )
     write_atomic(path, f"---\n{_written(head)}---\n{body}")
 
 
@@ -53,7 +62,14 @@ def _name(config: PeftConfig) -> str:
 
 
 def _known(model: nn.Module, configs: Mapping[str, PeftConfig]) -> dict[str, Any]:
-    known: dict[str, Any] = {"library_name": "peft", "tags": [f"base_model:adapter:{c.base_model_name_or_path}" for c in configs.values() if c.base_model_name_or_path]}
+    known: dict[str, Any] = {
+        "library_name": "peft",
+        "tags": [
+            f"base_model:adapter:{c.base_model_name_or_path}"
+            for c in configs.values()
+            if c.base_model_name_or_path
+        ],
+    }
     settings = getattr(model, "config", None)
     base = settings.to_dict().get("_name_or_path") if hasattr(settings, "to_dict") else None
     if base is not None:
@@ -74,10 +90,17 @@ def _read(head: str) -> dict[str, Any]:
 
 def _written(head: Mapping[str, Any]) -> str:
     """As YAML; what is written here alone, names and lists of names, needs no library."""
-    if all(isinstance(v, str) or (isinstance(v, list) and all(isinstance(t, str) for t in v)) for v in head.values()):
+    if all(
+        isinstance(v, str) or (isinstance(v, list) and all(isinstance(t, str) for t in v))
+        for v in head.values()
+    ):
         lines = []
         for key, value in head.items():
-            lines += [f"{key}: {_quoted(value)}"] if isinstance(value, str) else [f"{key}:" if value else f"{key}: []", *(f"- {_quoted(t)}" for t in value)]
+            lines += (
+                [f"{key}: {_quoted(value)}"]
+                if isinstance(value, str)
+                else [f"{key}:" if value else f"{key}: []", *(f"- {_quoted(t)}" for t in value)]
+            )
         return "".join(f"{line}\n" for line in lines)
     import yaml
 
@@ -87,4 +110,9 @@ def _written(head: Mapping[str, Any]) -> str:
 
 def _quoted(text: str) -> str:
     """In quotes, unless it is a plain word."""
-    return text if re.fullmatch(r"[A-Za-z][\w./-]*", text) and text.lower() not in ("yes", "no", "true", "false", "null", "on", "off") else "'" + text.replace("'", "''") + "'"
+    return (
+        text
+        if re.fullmatch(r"[A-Za-z][\w./-]*", text)
+        and text.lower() not in ("yes", "no", "true", "false", "null", "on", "off")
+        else "'" + text.replace("'", "''") + "'"
+    )

@@ -64,9 +64,13 @@ def add_weighted(
     """Attach a LoRA made of others on the tuner's model; see `Tuner.add_weighted_adapter`."""
     configs = [tuner.peft_config[n] for n in adapters]
     if len(adapters) != len(weights) or not adapters:
-        raise StateError(f"add_weighted_adapter: {len(adapters)} adapters and {len(weights)} weights; name one weight for each.")
+        raise StateError(
+            f"add_weighted_adapter: {len(adapters)} adapters and {len(weights)} weights; name one weight for each."
+        )
     if not all(isinstance(c, LoraConfig) and c.kind == "LORA" and not c.use_dora for c in configs):
-        raise MethodError("add_weighted_adapter is of LoRA's adapters here; ad.combine(model, {...}, name) is of every method that changes weights.")
+        raise MethodError(
+            "add_weighted_adapter is of LoRA's adapters here; ad.combine(model, {...}, name) is of every method that changes weights."
+        )
     if how not in _HOW:
         raise MethodError(
             f"combination_type={how!r} is not here; there are {', '.join(_HOW)}.\n  TIES, DARE and pruning are ad.combine(model, {{...}}, name, how='ties')."
@@ -74,7 +78,9 @@ def add_weighted(
     running = tuner.active_adapters
     ranks = {c.r for c in configs}
     if how == "linear" and (len(ranks) > 1 or any(c.rank_pattern for c in configs)):
-        raise StateError(f"combination_type='linear' adds factors, which have ranks {sorted(ranks)} here: take 'cat' or 'svd'.")
+        raise StateError(
+            f"combination_type='linear' adds factors, which have ranks {sorted(ranks)} here: take 'cat' or 'svd'."
+        )
     cut = None if how == "cat" else rank or max(ranks)
     made = ad.combine(tuner.model, dict(zip(adapters, weights, strict=True)), name, rank=cut)
     if how == "linear":

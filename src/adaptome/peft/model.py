@@ -10,21 +10,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 import adaptome as ad
-from adaptome.core.errors import CheckpointError, MissingExtraError, StateError
 from adaptome.core.checkpoint import fill
-from adaptome.core.files import write_atomic
+from adaptome.core.errors import MissingExtraError, StateError
 from adaptome.core.manifest import read_manifest, read_tensors
 from adaptome.core.state import attachment_of
-from adaptome.interop.peft_names import CONFIG, TENSORS
 from adaptome.interop.peft_reading import load_peft, read_peft
 from adaptome.peft import state
 from adaptome.peft.attaching import attach, dtype_of
 from adaptome.peft.cards import write_card
 from adaptome.peft.config import PeftConfig, TaskType
+from adaptome.peft.folders import OWN, folder_of, save_adapter
 from adaptome.peft.mixed import rows_of
 from adaptome.peft.tuner import Tuner
 
@@ -191,7 +189,7 @@ class PeftModel(nn.Module):
         Raises:
             CheckpointError: a subclass for each fault; the model is then as it was.
         """
-        folder = _folder(model_id, hub)
+        folder = folder_of(model_id, hub)
         settings = PeftConfig.from_pretrained(folder) if config is None else config
         settings.inference_mode = not is_trainable
         made = _class_of(settings.task_type) if cls is PeftModel else cls
@@ -216,14 +214,16 @@ class PeftModel(nn.Module):
         Raises:
             CheckpointError: a subclass for each fault; the model is then as it was.
         """
-        folder = _folder(model_id, hub)
+        folder = folder_of(model_id, hub)
         config = PeftConfig.from_pretrained(folder, inference_mode=not is_trainable)
-        if adapter_name in self.peft_config:  # as trainers do that resume: the parameters stay the same objects
+        if (
+            adapter_name in self.peft_config
+        ):  # as trainers do that resume: the parameters stay the same objects
             self._read_again(folder, config, adapter_name)
             return Loaded([], [])
         model, running = self.base_model.model, self.base_model.active_adapters
         read = ad.load if config.kind == "ADAPTOME" else load_peft
-        where = folder / _OWN if config.kind == "ADAPTOME" else folder
+        where = folder / OWN if config.kind == "ADAPTOME" else folder
         dtype = None if autocast_adapter_dtype else dtype_of(model)
         read(model, where, adapter_name, trainable=is_trainable)
         for module in attachment_of(model, adapter_name).modules() if dtype is not None else ():
@@ -235,13 +235,12 @@ class PeftModel(nn.Module):
             self.eval()  # as PEFT's: what is loaded to be run has no dropout
         return Loaded([], [])
 
-
     def _read_again(self, folder: Path, config: PeftConfig, name: str) -> None:
         attachment = attachment_of(self, name)
         if config.kind != "ADAPTOME":
             state.write(self.base_model.model, attachment, config, read_peft(folder)[1])
             return
-        where = folder / _OWN
+        where = folder / OWN
         fill(attachment, read_tensors(where, read_manifest(where)), str(where))
 
     def push_to_hub(self, repo_id: str, commit_message: str | None = None, private: bool | None = None, token: str | None = None, **more: Any) -> Any:  # fmt: skip
@@ -268,7 +267,9 @@ class PeftModel(nn.Module):
         name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, **more)
-            return api.upload_folder(repo_id=name, folder_path=folder, commit_message=commit_message or "Upload adapter")
+            return api.upload_folder(
+                repo_id=name, folder_path=folder, commit_message=commit_message or "Upload adapter"
+            )
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
         """Write README.md, or what it is to know of the adapter at the head of the one that is there."""
@@ -319,7 +320,6 @@ CLASSES: dict[str, type[PeftModel]] = {
     "CAUSAL_LM": PeftModelForCausalLM, "SEQ_2_SEQ_LM": PeftModelForSeq2SeqLM, "SEQ_CLS": PeftModelForSequenceClassification,
     "TOKEN_CLS": PeftModelForTokenClassification, "QUESTION_ANS": PeftModelForQuestionAnswering, "FEATURE_EXTRACTION": PeftModelForFeatureExtraction,
 }  # fmt: skip
-_OWN = "adaptome"  # the folder, inside PEFT's, of a method that PEFT has not
 
 
 def _class_of(task: str | None) -> type[PeftModel]:
@@ -405,36 +405,3 @@ def _config(model: nn.Module, name: str) -> PeftConfig:
         raise StateError(f"{type(model).__name__} is no PeftModel: make it one with get_peft_model.")
     config: PeftConfig = configs[name]
     return config
-
-
-def save_adapter(model: nn.Module, folder: Path, name: str, config: PeftConfig) -> None:
-    """Write one adapter as a folder of PEFT's; one that starts from the base's weights as a LoRA of twice the rank, which needs no other base."""
-    attachment = attachment_of(model, name)
-    if any("B0" in dict(adapter.named_buffers()) for adapter in attachment.adapters.values()):
-        ad.export(model, folder, name, format="peft-lora", task_type=config.task_type)
-        return
-    folder.mkdir(parents=True, exist_ok=True)  # trainers have files of their own in it
-    if config.kind == "ADAPTOME":
-        ad.save(model, folder / _OWN, name)
-    else:
-        tensors = {k: v.contiguous() for k, v in state.read(model, attachment, config).items()}
-        write_atomic(folder / TENSORS, dump_tensors(tensors, {"format": "pt"}))
-    written = config.to_dict() | {"inference_mode": True}
-    type(config)(**{k: v for k, v in written.items() if k in config.__dict__}).save_pretrained(folder)
-
-
-def _folder(model_id: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path:
-    """The folder itself, or the repository's, fetched."""
-    inside = hub.get("subfolder") or ""
-    if Path(model_id).is_dir():
-        return Path(model_id) / inside
-    if Path(model_id).exists() or len(Path(model_id).parts) != 2:
-        raise CheckpointError(f"{model_id} is no folder, nor the name of a repository.")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise MissingExtraError("huggingface_hub", "train") from error
-    known = {k: v for k, v in hub.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
-    return (
-        Path(snapshot_download(str(model_id), allow_patterns=["*.json", "*.safetensors"], **known)) / inside
-    )
