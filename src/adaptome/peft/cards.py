@@ -70,7 +70,7 @@ def _known(model: nn.Module, configs: Mapping[str, PeftConfig]) -> dict[str, Any
             if c.base_model_name_or_path
         ],
     }
-    settings = getattr(model, "config", None)
+    settings: Any = getattr(model, "config", None)
     base = settings.to_dict().get("_name_or_path") if hasattr(settings, "to_dict") else None
     if base is not None:
         known["base_model"] = base

@@ -65,29 +65,29 @@ class PeftModel(nn.Module):
                 raise
             return getattr(self.base_model, name)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         """PEFT's own class where PEFT is imported: trainers that ask `isinstance(model, peft.PeftModel)` then treat it as one."""
         theirs = getattr(sys.modules.get("peft"), type(self).__name__, None)
         return theirs if isinstance(theirs, type) else type(self)
 
-    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.
 
         Args:
-            args, kwargs: the model's.
-            adapter_names: for every row of the batch an adapter, "__base__" for none; in evaluation mode.
+            args, kwargs: the model's; and `adapter_names`, for every row of the batch an adapter, "__base__" for none; in evaluation mode.
 
         Raises:
             MixedBatchError: the names do not fit.
         """
-        with rows_of(self, adapter_names, args, kwargs):
+        with rows_of(self, kwargs.pop("adapter_names", None), args, kwargs):
             return self.base_model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """The model's `generate`; `adapter_names` as of `forward`, for every prompt."""
         with rows_of(self, adapter_names, args, kwargs):
-            return self.base_model.model.generate(*args, **kwargs)
+            model: Any = self.base_model.model
+            return model.generate(*args, **kwargs)
 
     def get_base_model(self) -> nn.Module:
         """The model, with its adapters on it."""
