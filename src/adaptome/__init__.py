@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         trainable,
     )
     from adaptome.core.plan import Entry, Plan, Report
+    from adaptome.core.rows import per_row
     from adaptome.core.state import Attachment, adapters
     from adaptome.core.steer import steer, steered, steered_again
     from adaptome.forms.soft import plain_prompt, prompt_from
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from adaptome.interop.merge_reports import MergedFile, MergedFolder
     from adaptome.interop.merged import save_merged
     from adaptome.interop.onnx_files import export_onnx
+    from adaptome.interop.swapping import Swap, hot_swap
     from adaptome.methods.low_rank.cloq import cloq
     from adaptome.methods.low_rank.corda import corda
     from adaptome.methods.low_rank.eva import eva
@@ -63,9 +65,9 @@ if TYPE_CHECKING:
     from adaptome.quantization.quantizing import QuantiseReport, quantize
 
 __all__ = [
-    "Adapter", "AdaptomeError", "Attachment", "Combination", "Conversion", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "MergedFile", "MergedFolder", "Method", "Plan", "QuantiseReport", "Report", "TaskStreams",
-    "activate", "active", "adapters", "adopt", "attach", "average", "check_gradients", "cloq", "combine", "convert", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "export_onnx", "get_method", "list_methods", "load", "load_quantized", "loftq", "merge",
-    "merged_tokens", "on_step", "option", "pack", "parameters_of", "penalty", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "save_gguf", "save_gptq", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
+    "Adapter", "AdaptomeError", "Attachment", "Combination", "Conversion", "Entry", "ExportReport", "Frozen", "Host", "LoadReport", "MergeReport", "MergedFile", "MergedFolder", "Method", "Plan", "QuantiseReport", "Report", "Swap", "TaskStreams",
+    "activate", "active", "adapters", "adopt", "attach", "average", "check_gradients", "cloq", "combine", "convert", "corda", "dequantize", "detach", "disabled", "errors", "eva", "export", "export_onnx", "get_method", "hot_swap", "list_methods", "load", "load_quantized", "loftq", "merge",
+    "merged_tokens", "on_step", "option", "pack", "parameters_of", "penalty", "per_row", "plain_prompt", "plan", "prompt_from", "quantize", "qwha", "register", "save", "save_gguf", "save_gptq", "save_merged", "set_state", "set_trainable", "steer", "steered", "steered_again", "trainable", "unmerge", "weight_of",
 ]  # fmt: skip
 
 # Floors whose parts register themselves: found by the core, which does not know that they are there.
@@ -83,7 +85,7 @@ _HOMES = {
     "adaptome.core.gradients": ("check_gradients",),
     "adaptome.core.hosts": ("Host",),
     "adaptome.core.merging": ("MergeReport", "merge", "unmerge"),
-    "adaptome.core.method": ("Method", "get_method", "list_methods", "option", "register"),
+    "adaptome.core.method": ("Method", "get_method", "hot_swap", "list_methods", "option", "register"),
     "adaptome.core.attaching": (
         "attach",
         "plan",
@@ -99,6 +101,7 @@ _HOMES = {
         "set_trainable",
         "trainable",
     ),
+    "adaptome.core.rows": ("per_row",),
     "adaptome.core.state": (
         "Attachment",
         "adapters",
@@ -113,6 +116,7 @@ _HOMES = {
     "adaptome.interop.onnx_files": ("export_onnx",),
     "adaptome.interop.merged": ("save_merged",),
     "adaptome.interop.formats": ("ExportReport", "export"),
+    "adaptome.interop.swapping": ("Swap", "hot_swap"),
     "adaptome.forms.soft": ("plain_prompt", "prompt_from"),
     "adaptome.core.dense": ("dequantize",),
     "adaptome.methods.low_rank.cloq": ("cloq",),

@@ -16,6 +16,7 @@ import threading
 import types
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -24,10 +25,14 @@ from torch.utils.checkpoint import checkpoint
 
 from adaptome.core.errors import MergeError, StateError
 from adaptome.core.hosts import Host, at_hand
+from adaptome.core.steer import steered
 from adaptome.core.wrapper import Adapter as Adapter
 from adaptome.core.wrapper import Frozen as Frozen
 from adaptome.core.wrapper import WeightAdapter as WeightAdapter
+from adaptome.core.wrapper import overrides_of, overriding
 
+#: the fact under which `adaptome.core.rows` tells which adapters the rows of a batch have: by id of the layer
+ROWS = "per_row"
 #: the modules under which a layer keeps its adapters, and a model what they share
 ATTRIBUTE, SHARED = "adaptome", "adaptome_shared"
 
@@ -40,6 +45,7 @@ class Adapted:
     _host       the layer's host
     _instance_forward  a forward that something had put on the object itself before we came, or None
     _values     during the forward: parameters as its adapters changed them, so that experts read one by one are changed once
+    _in_thread  while rows of a batch have adapters of their own: by thread, what is changed in place of _overrides
     _mode       of a batch norm: whether it would be in training mode were it not frozen
     """
 
@@ -53,12 +59,13 @@ class Adapted:
         instance = self.__dict__.get("_instance_forward")
         if instance is not None:
             return instance(*args, **kwargs)
-        if self._host.parameter in self._overrides and self._host.packed:
+        overrides = overrides_of(self)
+        if self._host.parameter in overrides and self._host.packed:
             if torch.is_grad_enabled():
                 # The backward dequantises again, so that training does not hold a dense weight for every layer.
-                return checkpoint(self._run_dense, *args, use_reentrant=False, **kwargs)
-            return self._run_dense(*args, **kwargs)
-        if not self._overrides or torch.compiler.is_compiling():
+                return checkpoint(self._run_dense, overrides, *args, use_reentrant=False, **kwargs)
+            return self._run_dense(overrides, *args, **kwargs)
+        if not overrides or torch.compiler.is_compiling():
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         self.__dict__["_values"] = {}
         try:
@@ -66,10 +73,13 @@ class Adapted:
         finally:
             self.__dict__.pop("_values", None)
 
-    def _run_dense(self, *args: Any, **kwargs: Any) -> Any:
+    def _run_dense(self, overrides: dict[str, tuple[WeightAdapter, ...]], *args: Any, **kwargs: Any) -> Any:
         frozen = Frozen(self, ())
-        bias = frozen.weight("bias") if self._host.has("bias") or "bias" in self._overrides else None
-        return self._host.run_dense(frozen.weight(), bias, *args, **kwargs)
+        # the backward, which runs this again, is outside of the rows' own
+        elsewhere = overrides is not self._overrides
+        with overriding(self, overrides) if elsewhere else nullcontext():
+            bias = frozen.weight("bias") if self._host.has("bias") or "bias" in overrides else None
+            return self._host.run_dense(frozen.weight(), bias, *args, **kwargs)
 
     def train(self, mode: bool = True) -> Any:
         """As the base's, but the running statistics of a frozen batch norm stay as they are."""
@@ -118,7 +128,7 @@ def _is_away(value: Tensor, adapters: tuple[WeightAdapter, ...]) -> bool:
 def _parameter_property(name: str) -> property:
     def read(self: Any) -> Tensor | None:
         value = self._parameters[name]
-        adapters = self._overrides.get(name, ())
+        adapters = overrides_of(self).get(name, ())
         if not adapters or (value is not None and _is_away(value, adapters)):
             return value
         if value is None:
@@ -173,6 +183,9 @@ def adapted_class(base: type[nn.Module], readable: tuple[str, ...] = ()) -> type
 
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        placed = steered(ROWS)
+        if placed is not None and id(self) in placed:
+            return placed[id(self)].run(self, args, kwargs)
         return Frozen(self, self._chain)(*args, **kwargs)
 
     forward._adaptome = True  # type: ignore[attr-defined]
@@ -251,7 +264,7 @@ def restore(layer: Any) -> None:
     elif hasattr(getattr(layer.__dict__.get("forward"), "__func__", None), "_adaptome"):
         del layer.__dict__["forward"]  # a removed hook's leftover: the adapted class's bound forward
     layer.training = layer.__dict__.pop("_mode", layer.training)
-    for state in ("_host", "_chain", "_overrides"):
+    for state in ("_host", "_chain", "_overrides", "_in_thread"):
         layer.__dict__.pop(state, None)
 
 
@@ -267,6 +280,13 @@ def adapters_on(layer: nn.Module | Adapted, name: str) -> list[Adapter]:
 
 def arrange(layer: Any, names: list[str]) -> None:
     """Run exactly the adapters called `names`, in that order, by the composition rule."""
+    layer.__dict__["_chain"], layer.__dict__["_overrides"] = arranged(layer, names)
+
+
+def arranged(
+    layer: Any, names: list[str]
+) -> tuple[tuple[Adapter, ...], dict[str, tuple[WeightAdapter, ...]]]:
+    """Of the adapters called `names`, in that order: those that run around the forward, and those that change a parameter."""
     stack = [a for name in names for a in adapters_on(layer, name)]
     weights = [a for a in stack if isinstance(a, WeightAdapter)]
     chain: list[Adapter] = []
@@ -282,8 +302,8 @@ def arrange(layer: Any, names: list[str]) -> None:
         for parameter in adapter.changes:
             if adapter.host.has(parameter) or parameter in created:
                 overrides.setdefault(parameter, []).insert(0, adapter)
-    layer.__dict__["_chain"] = (*chain, *(a for a in stack if not isinstance(a, WeightAdapter)))
-    layer.__dict__["_overrides"] = {k: tuple(v) for k, v in overrides.items()}
+    around = (a for a in stack if not isinstance(a, WeightAdapter))
+    return (*chain, *around), {k: tuple(v) for k, v in overrides.items()}
 
 
 def keep_off_fast_path(module: nn.TransformerEncoderLayer | nn.TransformerEncoder) -> None:

@@ -69,7 +69,7 @@ def _check_adapters(root: Any, found: dict[str, Any]) -> None:
 def _densify(layer: Any, name: str, dtype: torch.dtype) -> None:
     weight = nn.Parameter(packed.dense(layer, dtype=torch.float32).to(dtype), requires_grad=False)
     # what its library keeps on the layer beside torch's own attributes goes with the old class
-    kept = {*nn.Linear(1, 1, device="meta").__dict__, "_host", "_chain", "_overrides", "_instance_forward", "_hf_hook", "_old_forward", "forward"}  # fmt: skip
+    kept = {*nn.Linear(1, 1, device="meta").__dict__, "_host", "_chain", "_overrides", "_in_thread", "_instance_forward", "_hf_hook", "_old_forward", "forward"}  # fmt: skip
     for key in set(layer.__dict__) - kept:
         del layer.__dict__[key]
     layer._parameters["weight"] = weight

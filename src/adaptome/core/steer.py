@@ -48,6 +48,11 @@ def _facts() -> dict[str, Any]:
     return handed_on
 
 
+def facts() -> dict[str, Any]:
+    """All that is known in this thread."""
+    return dict(_facts())
+
+
 @contextmanager
 def steer(**facts: Any) -> Iterator[None]:
     """Make facts known to the adapters for the time of the block, in this thread."""

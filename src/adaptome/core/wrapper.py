@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -66,6 +69,33 @@ class Adapter(nn.Module):
         """What it adds to activations, times its strength."""
         return added if self.strength == 1.0 else added * self.strength
 
+    def row_refusal(self) -> str | None:
+        """Why some rows of a batch cannot run with it while others do not (`ad.per_row`); None when they can."""
+        host = self.host
+        if host.read:
+            return "the model reads its layer's weight, once for all rows, instead of calling the layer"
+        if host.role == "expert":
+            return "an expert is given tokens of all rows, and does not know whose they are"
+        if host.kind == "backbone":
+            return "it changes what a whole backbone takes in or gives out, for all rows alike"
+        if host.kind in ("experts", "vector", "parameter") and not host.has_product:
+            return f"{host.name} is read by a module's own forward, once for all rows"
+        return None
+
+    @classmethod
+    def together(
+        cls, members: Mapping[Any, Any], rows: Any, frozen: Frozen, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run several of a kind at once, each on its rows of the batch; None where there is no better form than one after another.
+
+        Args:
+            members: the adapters of one layer, by whose rows they are.
+            rows: which rows those are, a `core.rows.Group`.
+            frozen: the layer without adapters.
+            args, kwargs: what the layer was called with.
+        """
+        return None
+
     def extra_repr(self) -> str:
         return repr(self.host)
 
@@ -114,17 +144,21 @@ class Frozen:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.below:
             return self.layer.frozen_forward(*args, **kwargs)
-        adapter, frozen = self.below[-1], Frozen(self.layer, self.below[:-1])
+        adapter, frozen = self.below[-1], self.beneath()
         if adapter.strength == 1.0 or adapter.own_strength:
             return adapter(frozen, *args, **kwargs)
         _refuse_cache(adapter, args, kwargs)
         return _mix(frozen(*args, **kwargs), adapter(frozen, *args, **kwargs), adapter.strength)
 
+    def beneath(self) -> Frozen:
+        """What the last adapter runs."""
+        return Frozen(self.layer, self.below[:-1])
+
     @property
     def pristine(self) -> bool:
         """Whether nothing has changed the base weight before this adapter."""
         # torch.compile cannot trace `not` of a tuple
-        return len(self.below) + len(self.layer._overrides) == 0 and "_unmerged" not in self.layer.__dict__
+        return len(self.below) + len(overrides_of(self.layer)) == 0 and "_unmerged" not in self.layer.__dict__
 
     def weight(self, name: str = "weight") -> Tensor:
         """The parameter in canonical form, dense, with the weight adapters before this one applied.
@@ -137,7 +171,7 @@ class Frozen:
             if name == host.parameter
             else host.canonical(host.stored_or_zeros(name).detach())
         )
-        stack = [*self.layer._overrides.get(name, ()), *(a for a in self.below if name in a.changes)]
+        stack = [*overrides_of(self.layer).get(name, ()), *(a for a in self.below if name in a.changes)]
         for adapter in stack:
             value = host.canonical(adapter.apply_to(name, host.native(value)))
         return value
@@ -151,10 +185,61 @@ class Frozen:
         return self.weight("bias")
 
 
+def overrides_of(layer: Any) -> dict[str, tuple[WeightAdapter, ...]]:
+    """The adapters that change a layer's parameters, by parameter, in this thread."""
+    own = layer.__dict__.get("_in_thread")
+    found: dict[str, tuple[WeightAdapter, ...]] = (
+        own.get(threading.get_ident(), layer._overrides) if own else layer._overrides
+    )
+    return found
+
+
+@contextmanager
+def overriding(layer: Any, overrides: dict[str, tuple[WeightAdapter, ...]]) -> Iterator[None]:
+    """Let other adapters change a layer's parameters for the time of the block, in this thread."""
+    # it stays, when empty: another thread may be about to write to it
+    own = layer.__dict__.setdefault("_in_thread", {})
+    key = threading.get_ident()
+    before = own.get(key)
+    own[key] = overrides
+    try:
+        yield
+    finally:
+        if before is None:
+            del own[key]
+        else:
+            own[key] = before
+
+
+def hidden(output: Any) -> Tensor:
+    """The activations in a module's output: itself, or a tuple's first element.
+
+    Raises:
+        HostError: for any other output.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise HostError(
+        f"the layer returns a {type(output).__name__}: adapters need a tensor, or a tuple that begins with one."
+    )
+
+
+def with_hidden(output: Any, value: Tensor) -> Any:
+    """The output with its activations replaced."""
+    return value if isinstance(output, Tensor) else (value, *output[1:])
+
+
+def caches(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a layer was called with a cache."""
+    named = any(kwargs.get(name) is not None for name in CACHES)
+    return named or any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values()))
+
+
 def _refuse_cache(adapter: Adapter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise StateError for a share of the effect beside a cache: two runs of the layer would both fill it."""
-    named = any(kwargs.get(name) is not None for name in CACHES)
-    if named or any(hasattr(value, "get_seq_length") for value in (*args, *kwargs.values())):
+    if caches(args, kwargs):
         raise StateError(
             f"{adapter.host.name or 'the root'} runs with weight {adapter.strength} and a cache, which base and adapter would both fill.\n"
             "  Run it with use_cache=False, or with weight 1."

@@ -7,7 +7,10 @@ names ours instead, and ours calls the one that was named before. Threads that r
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 
 from adaptome.core.adapter import Adapter, Frozen
 from adaptome.core.errors import HostError
-from adaptome.core.hosts import Host
+from adaptome.core.hosts import Host, first_input
 from adaptome.core.roles import attention_part
 from adaptome.core.threads import alone
 
@@ -70,23 +73,83 @@ class Attending(Adapter):
         return output, weights
 
     def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
-        inner: Any = self._inner[0]
-        with alone(inner):
-            before = inner.config
-            inner.config = StandIn(before, self.attend_with_strength)
-            try:
-                return frozen(*args, **kwargs)
-            finally:
-                inner.config = before
+        with (
+            self.reading(first_input(self.host.layer, args, kwargs)),
+            standing_in(self._inner[0], self.attend_with_strength),
+        ):
+            return frozen(*args, **kwargs)
+
+    def reading(self, x: Tensor) -> AbstractContextManager[Any]:
+        """Around the attention's forward, for adapters whose `attend` needs what the module takes in, x `[batch, ...]`."""
+        return nullcontext()
+
+    @classmethod
+    def together(
+        cls, members: Mapping[Any, Any], rows: Any, frozen: Frozen, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The maps and the cache run once for all rows; inside of them each row's scores are computed by its own adapter."""
+        inner: Any = next(iter(members.values()))._inner[0]
+
+        def attend(
+            attention: Attention, module: nn.Module, *given: Any, **more: Any
+        ) -> tuple[Tensor, Tensor | None]:
+            parts, weights = [], []
+            for name, where in rows.spread.groups:
+                a, k = _of_rows(given, where, len(given[0])), _of_rows(more, where, len(given[0]))
+                own = members.get(name)
+                run = attention if own is None else partial(own.attend_with_strength, attention)
+                output, seen = run(module, *a, **k)
+                parts.append(output)
+                weights.append(seen)
+            told = [w for w in weights if w is not None]
+            alike = len(told) == len(weights) and len({w.shape[1:] for w in told}) == 1
+            return rows.spread.joined(parts), rows.spread.joined(told) if alike else None
+
+        x = first_input(frozen.layer, args, kwargs)
+        with ExitStack() as around:
+            for name, where in rows.spread.groups:
+                if name in members:
+                    around.enter_context(members[name].reading(x[where]))
+            around.enter_context(standing_in(inner, attend))
+            return frozen(*args, **kwargs)
+
+
+@contextmanager
+def standing_in(inner: Any, attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Iterator[None]:
+    """Let `attend` compute an attention for the time of the block."""
+    with alone(inner):
+        before = inner.config
+        inner.config = StandIn(before, attend)
+        try:
+            yield
+        finally:
+            inner.config = before
+
+
+def _of_rows(given: Any, where: Any, count: int) -> Any:
+    """Of arguments those of some rows of the batch: queries, keys, values, masks and biases, unless they are the same for all."""
+
+    def cut(value: Any) -> Any:
+        own = isinstance(value, Tensor) and value.dim() == 4 and value.shape[0] == count
+        return value[where] if own else value
+
+    return (
+        {key: cut(v) for key, v in given.items()} if isinstance(given, dict) else tuple(cut(v) for v in given)
+    )
 
 
 class StandIn:
     """Stands for a module's config, and names our function as the one that computes the attention."""
 
-    _attn_implementation = NAME
-
     def __init__(self, config: Any, attend: Callable[..., tuple[Tensor, Tensor | None]]):
         self.config, self.attend = config, attend
+        self.thread = None if torch.compiler.is_compiling() else threading.get_ident()
+
+    @property
+    def _attn_implementation(self) -> str:
+        """Ours; in threads that run the module now without the adapter, for their rows have none, what it was."""
+        ours = self.thread is None or self.thread == threading.get_ident()
+        return NAME if ours else str(self.config._attn_implementation or "eager")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.config, name)

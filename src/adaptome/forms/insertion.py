@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from adaptome.core.adapter import Adapter, Frozen
-from adaptome.core.errors import HostError, StateError, TargetError
+from adaptome.core.errors import StateError, TargetError
 from adaptome.core.hosts import Host, first_input
 from adaptome.core.method import Method, option, settings
 from adaptome.core.steer import steered
+from adaptome.core.wrapper import hidden as hidden
+from adaptome.core.wrapper import with_hidden as with_hidden
 
 #: roles of a sub-layer's first and last map -> which sub-layer
 FIRST = {"q": "attention", "qkv": "attention", "up": "mlp", "gate-up": "mlp"}
@@ -319,26 +321,6 @@ def _unpaired(host: Host) -> str:
         f"{host.path}, a {host.role!r}, has no partner among the targets: beside a sub-layer the adapter needs its first map and its last one.\n"
         f"  Write targets={wanted}, or the whole module ('{kind}-blocks') where it has one."
     )
-
-
-def hidden(output: Any) -> Tensor:
-    """The activations in a module's output: itself, or a tuple's first element.
-
-    Raises:
-        HostError: for any other output.
-    """
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-        return output[0]
-    raise HostError(
-        f"the layer returns a {type(output).__name__}: adapters need a tensor, or a tuple that begins with one."
-    )
-
-
-def with_hidden(output: Any, value: Tensor) -> Any:
-    """The output with its activations replaced."""
-    return value if isinstance(output, Tensor) else (value, *output[1:])
 
 
 def plus(output: Any, added: Tensor) -> Any:

@@ -6,6 +6,7 @@ by name), the layer reads `W + scale * B A` instead.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptome.core.adapter import Frozen, WeightAdapter
-from adaptome.core.hosts import Host
+from adaptome.core.hosts import Host, first_input
 from adaptome.forms.dropped import dropped_linear
 from adaptome.forms.fused import linear_with_pair, plain_weight
+
+#: tokens of a row up to which one batched product for all rows is faster than one product for each
+FEW = 8
 
 
 class LowRank(WeightAdapter):
@@ -79,6 +83,35 @@ class LowRank(WeightAdapter):
             return dropped_linear(x, A.to(x.dtype), dropout)
         return self.host.reduce(F.dropout(x, dropout, self.training), A)
 
+    @classmethod
+    def together(
+        cls, members: Mapping[Any, Any], rows: Any, frozen: Frozen, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The layer once; then, of few tokens, all in two batched products, of many, each on its own rows where they lie.
+
+        Adapters that drop inputs, or add otherwise than by two products, run one after another.
+        """
+        host, own = frozen.layer._host, list(members.values())
+        if host.kind != "linear" or not all(a.fused and not (a.dropout and a.training) for a in own):
+            return None
+        y: Tensor = frozen(*args, **kwargs)
+        x = first_input(frozen.layer, args, kwargs).to(y.dtype)
+        pairs = {name: (*a.factors(), a.scale * a.strength) for name, a in members.items()}
+        spread = rows.spread
+        tokens = y.numel() // y.shape[-1]
+        alone = len(spread.names) * spread.each == len(y) and len(members) == len(spread.names)
+        if alone and spread.each == 1 and y.dim() == 3 and tokens <= FEW * len(y):
+            A, B = rows.keep(y.dtype, own, lambda: _batched([pairs[name] for name in spread.names], y))
+            return torch.baddbmm(y, x @ A.mT, B.mT)
+        parts = []
+        for name, where in spread.groups:
+            part = y[where]
+            if name in pairs:
+                A, B, scale = pairs[name]
+                part = host.add_expanded(part, F.linear(x[where], A.to(y.dtype)), B, scale)
+            parts.append(part)
+        return spread.joined(parts)
+
     def delta(self) -> Tensor:
         """`scale * B A`, `[*, out, in]`."""
         A, B = self.factors()
@@ -112,6 +145,14 @@ class FactorPair(LowRank):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.A, self.B
+
+
+def _batched(pairs: Sequence[tuple[Tensor, Tensor, float]], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of any ranks one behind another, A `[n, r, in]` and B `[n, out, r]` with the scales in it; zeros fill up the ranks."""
+    r = max(A.shape[-2] for A, _, _ in pairs)
+    As = [F.pad(A, (0, 0, 0, r - A.shape[-2])) for A, _, _ in pairs]
+    Bs = [F.pad(B * scale, (0, r - B.shape[-1])) for _, B, scale in pairs]
+    return torch.stack(As).to(like.dtype), torch.stack(Bs).to(like.dtype)
 
 
 def kaiming(tensor: Tensor) -> Tensor:

@@ -177,6 +177,9 @@ class CachedPrefix(KeyValuePair):
         own = (own - own[..., p:])[..., :p]
         return torch.cat([own.repeat(len(alibi) // module.num_heads, 1, 1), alibi], -1)
 
+    def row_refusal(self) -> str | None:
+        return "its attention has a way of its own, which one prefix enters through what stands for the cache of the whole batch"
+
 
 class Past:
     """Stands for an attention's cache, or for none."""

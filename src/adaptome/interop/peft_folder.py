@@ -58,6 +58,8 @@ def check_settings(config: dict[str, Any], folder: str) -> None:
 def read_folder(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         config = json.loads((Path(folder) / CONFIG).read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} has no {CONFIG}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TornFileError(f"{Path(folder) / CONFIG} is not whole JSON ({error}).") from error
     if not isinstance(config, dict):

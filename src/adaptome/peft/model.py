@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 import adaptome as ad
-from adaptome.core.errors import CheckpointError, MissingExtraError, StateError
-from adaptome.core.files import atomic_folder
+from adaptome.core.checkpoint import fill
+from adaptome.core.errors import MissingExtraError, StateError
+from adaptome.core.manifest import read_manifest, read_tensors
 from adaptome.core.state import attachment_of
-from adaptome.interop.peft_names import CONFIG, TENSORS
+from adaptome.interop.peft_folder import read_folder
 from adaptome.interop.peft_reading import load_peft
 from adaptome.peft import state
 from adaptome.peft.attaching import attach, dtype_of
+from adaptome.peft.cards import write_card
 from adaptome.peft.config import PeftConfig, TaskType
+from adaptome.peft.folders import OWN, folder_of, save_adapter
+from adaptome.peft.mixed import rows_of
 from adaptome.peft.tuner import Tuner
 
 
@@ -61,9 +66,29 @@ class PeftModel(nn.Module):
                 raise
             return getattr(self.base_model, name)
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """PEFT's own class where PEFT is imported: trainers that ask `isinstance(model, peft.PeftModel)` then treat it as one."""
+        theirs = getattr(sys.modules.get("peft"), type(self).__name__, None)
+        return theirs if isinstance(theirs, type) else type(self)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model."""
-        return self.base_model(*args, **kwargs)
+        """Run the model.
+
+        Args:
+            args, kwargs: the model's; and `adapter_names`, for every row of the batch an adapter, "__base__" for none; in evaluation mode.
+
+        Raises:
+            MixedBatchError: the names do not fit.
+        """
+        with rows_of(self, kwargs.pop("adapter_names", None), args, kwargs):
+            return self.base_model(*args, **kwargs)
+
+    def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """The model's `generate`; `adapter_names` as of `forward`, for every prompt."""
+        with rows_of(self, adapter_names, args, kwargs):
+            model: Any = self.base_model.model
+            return model.generate(*args, **kwargs)
 
     def get_base_model(self) -> nn.Module:
         """The model, with its adapters on it."""
@@ -148,6 +173,7 @@ class PeftModel(nn.Module):
         for name in selected_adapters or list(self.peft_config):
             folder = Path(save_directory) / ("" if name == "default" else name)
             save_adapter(self.base_model.model, folder, name, self.peft_config[name])
+        self.create_or_update_model_card(save_directory)
 
     @classmethod
     def from_pretrained(
@@ -164,7 +190,7 @@ class PeftModel(nn.Module):
         Raises:
             CheckpointError: a subclass for each fault; the model is then as it was.
         """
-        folder = _folder(model_id, hub)
+        folder = folder_of(model_id, hub)
         settings = PeftConfig.from_pretrained(folder) if config is None else config
         settings.inference_mode = not is_trainable
         made = _class_of(settings.task_type) if cls is PeftModel else cls
@@ -189,11 +215,16 @@ class PeftModel(nn.Module):
         Raises:
             CheckpointError: a subclass for each fault; the model is then as it was.
         """
-        folder = _folder(model_id, hub)
+        folder = folder_of(model_id, hub)
         config = PeftConfig.from_pretrained(folder, inference_mode=not is_trainable)
+        if (
+            adapter_name in self.peft_config
+        ):  # as trainers do that resume: the parameters stay the same objects
+            self._read_again(folder, config, adapter_name)
+            return Loaded([], [])
         model, running = self.base_model.model, self.base_model.active_adapters
         read = ad.load if config.kind == "ADAPTOME" else load_peft
-        where = folder / _OWN if config.kind == "ADAPTOME" else folder
+        where = folder / OWN if config.kind == "ADAPTOME" else folder
         dtype = None if autocast_adapter_dtype else dtype_of(model)
         read(model, where, adapter_name, trainable=is_trainable)
         for module in attachment_of(model, adapter_name).modules() if dtype is not None else ():
@@ -201,7 +232,49 @@ class PeftModel(nn.Module):
         self.peft_config[adapter_name] = config
         if running:
             ad.activate(model, running)
+        if not is_trainable:
+            self.eval()  # as PEFT's: what is loaded to be run has no dropout
         return Loaded([], [])
+
+    def _read_again(self, folder: Path, config: PeftConfig, name: str) -> None:
+        attachment = attachment_of(self, name)
+        if config.kind != "ADAPTOME":
+            state.write(self.base_model.model, attachment, config, read_folder(folder)[1])
+            return
+        where = folder / OWN
+        fill(attachment, read_tensors(where, read_manifest(where)), str(where))
+
+    def push_to_hub(self, repo_id: str, commit_message: str | None = None, private: bool | None = None, token: str | None = None, **more: Any) -> Any:  # fmt: skip
+        """Save into a repository of the hub, which is made where there is none.
+
+        Args:
+            repo_id: its name.
+            commit_message: of the upload.
+            private: whether a new repository is.
+            token: of the hub.
+            more: of `save_pretrained`.
+
+        Returns:
+            What the hub tells of the commit.
+
+        Raises:
+            MissingExtraError: huggingface_hub is not installed.
+        """
+        try:
+            from huggingface_hub import HfApi
+        except ImportError as error:
+            raise MissingExtraError("huggingface_hub", "train") from error
+        api = HfApi(token=token)
+        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **more)
+            return api.upload_folder(
+                repo_id=name, folder_path=folder, commit_message=commit_message or "Upload adapter"
+            )
+
+    def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
+        """Write README.md, or what it is to know of the adapter at the head of the one that is there."""
+        write_card(Path(output_dir), self.base_model.model, self.peft_config)
 
 
 class PeftModelForCausalLM(PeftModel):
@@ -210,7 +283,7 @@ class PeftModelForCausalLM(PeftModel):
     def forward(self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None, labels: Any = None, **kwargs: Any) -> Any:  # fmt: skip
         """Run the model on what is given. The names are what a Trainer keeps of a data set's columns."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, "labels": labels}  # fmt: skip
-        return self.base_model(**{k: v for k, v in given.items() if v is not None}, **kwargs)
+        return super().forward(**{k: v for k, v in given.items() if v is not None}, **kwargs)
 
 
 class PeftModelForSeq2SeqLM(PeftModelForCausalLM):
@@ -223,7 +296,7 @@ class PeftModelForSequenceClassification(PeftModel):
     def forward(self, input_ids: Any = None, attention_mask: Any = None, token_type_ids: Any = None, inputs_embeds: Any = None, labels: Any = None, **kwargs: Any) -> Any:  # fmt: skip
         """Run the model on what is given. The names are what a Trainer keeps of a data set's columns."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids, "inputs_embeds": inputs_embeds, "labels": labels}  # fmt: skip
-        return self.base_model(**{k: v for k, v in given.items() if v is not None}, **kwargs)
+        return super().forward(**{k: v for k, v in given.items() if v is not None}, **kwargs)
 
 
 class PeftModelForTokenClassification(PeftModelForSequenceClassification):
@@ -240,7 +313,7 @@ class PeftModelForQuestionAnswering(PeftModel):
     def forward(self, input_ids: Any = None, attention_mask: Any = None, token_type_ids: Any = None, start_positions: Any = None, end_positions: Any = None, **kwargs: Any) -> Any:  # fmt: skip
         """Run the model on what is given. The names are what a Trainer keeps of a data set's columns."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids, "start_positions": start_positions, "end_positions": end_positions}  # fmt: skip
-        return self.base_model(**{k: v for k, v in given.items() if v is not None}, **kwargs)
+        return super().forward(**{k: v for k, v in given.items() if v is not None}, **kwargs)
 
 
 #: PEFT's task -> its class
@@ -248,7 +321,6 @@ CLASSES: dict[str, type[PeftModel]] = {
     "CAUSAL_LM": PeftModelForCausalLM, "SEQ_2_SEQ_LM": PeftModelForSeq2SeqLM, "SEQ_CLS": PeftModelForSequenceClassification,
     "TOKEN_CLS": PeftModelForTokenClassification, "QUESTION_ANS": PeftModelForQuestionAnswering, "FEATURE_EXTRACTION": PeftModelForFeatureExtraction,
 }  # fmt: skip
-_OWN = "adaptome"  # the folder, inside PEFT's, of a method that PEFT has not
 
 
 def _class_of(task: str | None) -> type[PeftModel]:
@@ -334,38 +406,3 @@ def _config(model: nn.Module, name: str) -> PeftConfig:
         raise StateError(f"{type(model).__name__} is no PeftModel: make it one with get_peft_model.")
     config: PeftConfig = configs[name]
     return config
-
-
-def save_adapter(model: nn.Module, folder: Path, name: str, config: PeftConfig) -> None:
-    """Write one adapter as a folder of PEFT's; one that starts from the base's weights as a LoRA of twice the rank, which needs no other base."""
-    attachment = attachment_of(model, name)
-    if any("B0" in dict(adapter.named_buffers()) for adapter in attachment.adapters.values()):
-        ad.export(model, folder, name, format="peft-lora", task_type=config.task_type)
-        return
-    tensors = {} if config.kind == "ADAPTOME" else state.read(model, attachment, config)
-    with atomic_folder(folder, only=(TENSORS, CONFIG, "README.md", _OWN)) as staging:
-        if config.kind == "ADAPTOME":
-            ad.save(model, staging / _OWN, name)
-        else:
-            (staging / TENSORS).write_bytes(
-                dump_tensors({k: v.contiguous() for k, v in tensors.items()}, {"format": "pt"})
-            )
-        written = config.to_dict() | {"inference_mode": True}
-        type(config)(**{k: v for k, v in written.items() if k in config.__dict__}).save_pretrained(staging)
-
-
-def _folder(model_id: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path:
-    """The folder itself, or the repository's, fetched."""
-    inside = hub.get("subfolder") or ""
-    if Path(model_id).is_dir():
-        return Path(model_id) / inside
-    if Path(model_id).exists() or len(Path(model_id).parts) != 2:
-        raise CheckpointError(f"{model_id} is no folder, nor the name of a repository.")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise MissingExtraError("huggingface_hub", "train") from error
-    known = {k: v for k, v in hub.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
-    return (
-        Path(snapshot_download(str(model_id), allow_patterns=["*.json", "*.safetensors"], **known)) / inside
-    )

@@ -14,6 +14,7 @@ from adaptome.core.errors import StateError, did_you_mean
 from adaptome.core.state import find_root, rearrange, state_of
 from adaptome.peft.attaching import attach
 from adaptome.peft.config import PeftConfig
+from adaptome.peft.mixed import add_weighted
 
 
 class AdapterNameError(StateError, ValueError):
@@ -110,6 +111,22 @@ class Tuner(nn.Module):
         del self.peft_config[adapter_name]
         if self.peft_config and not self.active_adapters:
             self.set_adapter(next(iter(self.peft_config)))
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+    ) -> None:
+        """Add a LoRA that is a sum of others: 'cat' the exact sum, 'svd' the same cut to `svd_rank` (None: the largest rank), 'linear' of the factors themselves.
+
+        Raises:
+            MethodError: another type of adapter, or another rule. StateError: the numbers of names and weights differ, or ranks for 'linear'.
+        """
+        self._check_names(adapters)
+        add_weighted(self, adapters, weights, adapter_name, combination_type, svd_rank)
 
     # -- merging ---------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -133,11 +135,13 @@ class Gated(prefix.KeyValuePair):
         super().__init__(host, method.p, method.std)
         self.gate = Gate(host.width, method.std)
 
-    def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
+    @contextmanager
+    def reading(self, x: Tensor) -> Iterator[None]:
+        """Open the gate of each sample of x `[batch, tokens, d]` for the attention's forward."""
         with alone(self.host.layer):
-            self.opened = self.gate(first_input(self.host.layer, args, kwargs))[..., None]
+            self.opened = self.gate(x)[..., None]
             try:
-                return super().forward(frozen, *args, **kwargs)
+                yield
             finally:
                 self.opened = None
 
@@ -153,3 +157,7 @@ class GatedPrefix(Gated, prefix.Prefix):
 
 class GatedCachedPrefix(Gated, prefix.CachedPrefix):
     """Of an attention that has a way of its own."""
+
+    def forward(self, frozen: Frozen, *args: Any, **kwargs: Any) -> Any:
+        with self.reading(first_input(self.host.layer, args, kwargs)):
+            return super().forward(frozen, *args, **kwargs)
