@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adaptome.compare.devices import ROOM, Device, named_device, resident, this_device
-from adaptome.compare.measured import measured_steps
+from adaptome.compare.measured import Measured, measured_steps
 from adaptome.compare.shapes import Counts, Data, Memory, Shapes, size
 from adaptome.compare.study import labelled, method_of, sized
 from adaptome.compare.work import Work
@@ -100,7 +100,7 @@ def advise(
         recipe: whose `compare.methods` are taken one by one, else its `methods` together.
         precisions: of `PRECISIONS`; none for the recipe's own.
         device: of `devices.DEVICES`; None for this machine.
-        steps: real ones of each case that fits, on this machine; 0 counts only.
+        steps: real ones of each case that fits, on this machine, which correct time and memory; 0 counts only.
         length: tokens of a sample, in place of reading the data.
         tell: is given a line before each case.
 
@@ -169,16 +169,19 @@ class _Teller:
         shapes = Shapes(recipe, self.data, methods)
         batches = shapes.batches()
         counts = [shapes.counted(b, self.device, self.libraries) for b in _spread(batches)]
-        verdict = self._verdict(counts[0].memory.total)
-        times = _Times(batches, counts, recipe, self.device)
-        real = [] if verdict == "does not fit" or not self.measure else measured_steps(recipe, self.data, methods, self.measure)  # fmt: skip
-        factor = sum(s for _, s in real) / sum(times.step(held) for held, _ in real) if real else 1.0
+        memory, times, factor = counts[0].memory, _Times(batches, counts, recipe, self.device), 1.0
+        real = None
+        if self.measure and self._verdict(memory.total) != "does not fit":
+            real = measured_steps(recipe, methods, self.measure)
+            factor = sum(s for _, s in real.steps) / sum(times.step(held) for held, _ in real.steps)
+            memory = _corrected(memory, real, times)
+        verdict = self._verdict(memory.total)
         steps, step = shapes.steps(), factor * times.mean_step()
         changes = self._changes(recipe, methods) if verdict == "does not fit" else []
         return Case(
-            label, precision, counts[0].trainable, counts[0].memory, verdict, times.flops(), step, times.at_best(), steps,
+            label, precision, counts[0].trainable, memory, verdict, times.flops(), step, times.at_best(), steps,
             None if steps is None else steps * step,
-            None if steps is None else factor * times.evaluating(self.data, steps), len(real), changes,
+            None if steps is None else factor * times.evaluating(self.data, steps), len(real.steps) if real else 0, changes,
         )  # fmt: skip
 
     def _verdict(self, total: int) -> str:
@@ -224,19 +227,31 @@ def _attempts(recipe: Recipe) -> list[list[dict[str, Any]]]:
     return [kind for kind in kinds if kind] + ([together] if together else [])
 
 
+def _corrected(memory: Memory, real: Measured, times: _Times) -> Memory:
+    """With what real steps took beyond the count, scaled from the largest batch they saw to the largest there is."""
+    seen = times.total(real.largest)
+    total = int(real.peak * memory.total / seen)
+    return replace(memory, total=total, pieces=memory.pieces + total - memory.total)
+
+
 class _Times:
-    """Times of steps of any size, by those that were counted."""
+    """Times (and bytes) of steps of any size, by those that were counted."""
 
     def __init__(self, batches: Sequence[Mapping[str, Any]], counts: Sequence[Counts], recipe: Recipe, device: Device) -> None:  # fmt: skip
         self.sizes = [size(batch) for batch in batches]
         at = [size(batch) for batch in _spread(batches)]
         self.counted = sorted(zip(at, [c.work for c in counts], strict=True), key=lambda pair: pair[0])
+        self.totals = sorted(zip(at, [float(c.memory.total) for c in counts], strict=True))
         self.recipe, self.device = recipe, device
         self.updating = _update_seconds(counts[0], device)
 
     def _mean(self, of: Callable[[Work], float], sizes: Sequence[int] | None = None) -> float:
         known = [(at, of(work)) for at, work in self.counted]
         return statistics.fmean(_between(known, one) for one in sizes or self.sizes)
+
+    def total(self, held: int) -> float:
+        """Bytes that training takes with a batch of this size."""
+        return _between(self.totals, held)
 
     def step(self, held: int) -> float:
         """Seconds of an optimizer step whose batches held so much."""

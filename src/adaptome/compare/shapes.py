@@ -20,6 +20,7 @@ import adaptome as ad
 from adaptome.architectures import hyperparameters
 from adaptome.architectures import names as architectures
 from adaptome.compare.devices import Device
+from adaptome.compare.packed import pack
 from adaptome.compare.work import Counted, Work
 from adaptome.core.errors import ModelError, RecipeError
 from adaptome.core.example_inputs import example_inputs
@@ -35,6 +36,8 @@ from adaptome.training.runs import trainer_of
 
 #: batches of the training data that are looked at, and the seconds that may take
 LOOKED_AT, PATIENCE = 64, 5.0
+#: what glibc's heap holds beyond a step's tensors, as a share of them: seen in small steps, whose tensors it does not map one by one
+PIECES = 0.3
 #: name of a transformers optimizer begins with -> of one whose state is known
 _OPTIMIZERS = {
     "adamw_bnb_8bit": "adamw-8bit", "adamw_8bit": "adamw-8bit", "paged_adamw_8bit": "adamw-8bit", "adafactor": "adafactor",
@@ -51,7 +54,8 @@ class Memory:
         gradients, optimizer: of what trains. activations: kept from the forward to the backward; `logits` of the output among them.
         step: most at once in forward and backward, or in the optimizer's step, beyond what is there between steps.
         libraries: what the process or the driver holds without any of it.
-        total: weights, adapter, optimizer, step and libraries.
+        pieces: what the allocator holds beyond the tensors: measured where steps were, else a share of the step on a CPU.
+        total: weights, adapter, optimizer, step, libraries and pieces.
     """
 
     weights: int
@@ -62,6 +66,7 @@ class Memory:
     logits: int
     step: int
     libraries: int
+    pieces: int
     total: int
 
 
@@ -117,6 +122,8 @@ class Shapes:
             self.model, terms, also = base_model(_built_from_shapes(recipe), data.task, data.processor)
         if not all(p.is_meta for p in self.model.parameters()):  # a composite reads its parts itself
             self.model = shadow(self.model)
+        if _nf4(recipe):
+            pack(self.model, recipe.model.quantization)  # type: ignore[arg-type]
         attach(self.recipe, data.task, self.model, also)
         set_up(self.model, recipe.training.gradient_checkpointing)
         self.trainer: Any = None
@@ -194,8 +201,9 @@ class Shapes:
         # the optimizer's own step: a GPU's makes one temporary the size of the gradients, a CPU's goes tensor by tensor
         largest = max((p.numel() * p.element_size() for p in trained), default=0)
         moment = max(found.peak + kept, found.gradients + (found.gradients if fused else 2 * largest))
-        total = weights + adapter + state + moment + libraries
-        memory = Memory(weights, adapter, found.gradients, state, found.saved, logits[0], moment, libraries, total)  # fmt: skip
+        pieces = 0 if fused else int(PIECES * moment)
+        total = weights + adapter + state + moment + libraries + pieces
+        memory = Memory(weights, adapter, found.gradients, state, found.saved, logits[0], moment, libraries, pieces, total)  # fmt: skip
         return Counts(sum(p.numel() for p in trained), memory, counted.work())
 
     def steps(self) -> int | None:
@@ -243,14 +251,17 @@ def _steered(model: nn.Module) -> Any:
 
 def _built_from_shapes(recipe: Recipe) -> Recipe:
     """The recipe whose base can be built without its weights: of a name that is known here, without its files."""
-    model, update = recipe.model, {}
+    model = recipe.model
+    update: dict[str, Any] = {}
     if model.name in architectures() and not Path(model.name).is_dir():
         update = {"name": None, "from_config": hyperparameters(model.name)}
-    if model.quantization is not None and model.quantization.scheme == "nf4":
-        # bitsandbytes packs on the first move to a device; ours lies in as many bits but an eighth of one
-        ours = {"scheme": "uniform", "bits": 4, "group": 64}
-        update["quantization"] = model.quantization.model_copy(update=ours)
+    if _nf4(recipe):
+        update["quantization"] = None
     return recipe.model_copy(update={"model": model.model_copy(update=update)})
+
+
+def _nf4(recipe: Recipe) -> bool:
+    return recipe.model.quantization is not None and recipe.model.quantization.scheme == "nf4"
 
 
 def known_optimizer(name: str) -> str:
