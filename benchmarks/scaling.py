@@ -52,7 +52,8 @@ def model_of(sizes: dict[str, int], method: str | None) -> nn.Module:
     for k, name in enumerate(names):
         ad.attach(model, method, name, targets="all-linear", seed=k, **settings)
     ad.activate(model, names)
-    ad.set_trainable(model, names)
+    for name in names:
+        ad.set_trainable(model, name)
     ad.on_step(model, 0, 1000)
     return model
 
