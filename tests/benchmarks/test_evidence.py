@@ -67,10 +67,10 @@ def test_quality_takes_what_goes_with_the_model_and_says_why_not(load, tmp_path)
         (tmp_path / "sst2" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     args = argparse.Namespace(data=tmp_path, length=16, rows=None, epochs=1, rate=1e-3, device="cpu", out=tmp_path / "out")  # fmt: skip
     base = quality.content("sst2", args)
-    found, refused = quality.admitted(base, ["lora", "bitfit", "petalface", "vpt"], "lora:r=2")
+    found, refused = quality.admitted(base, ["lora", "bitfit", "petalface", "pyra"], "lora:r=2")
     assert [section["name"] for section in found] == ["lora", "bitfit"]
     assert found[0]["budget"] == "lora:r=2" and found[1]["label"] == "bitfit (own size)"
-    assert set(refused) == {"petalface", "vpt"} and all(refused.values())
+    assert set(refused) == {"petalface", "pyra"} and all(refused.values())
 
 
 @pytest.mark.slow
