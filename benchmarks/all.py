@@ -74,7 +74,9 @@ def carried_out(name: str, args: argparse.Namespace, folder: Path) -> dict[str, 
     done = subprocess.run([sys.executable, *words], cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
     found = rows(done.stdout)
     if done.returncode or not found:
-        print(f"{name} failed ({done.returncode}) and is left out; what it printed is above.", file=sys.stderr)
+        print(
+            f"{name} failed ({done.returncode}) and is left out; what it printed is above.", file=sys.stderr
+        )
         return None
     part = folder / f"{name}.jsonl.part"
     part.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")

@@ -68,7 +68,9 @@ def content(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def admitted(base: dict[str, Any], names: list[str], budget: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def admitted(
+    base: dict[str, Any], names: list[str], budget: str
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Rows for the methods that go with the model, and why the others do not."""
     found, refused = [], {}
     for name in names:

@@ -18,12 +18,11 @@ import time
 from typing import Any
 
 import torch
+from step import kept, open_input, step
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import adaptome as ad
-
-from step import kept, open_input, step
 
 SIZES: dict[str, int] = {"hidden": 256, "depth": 4, "length": 64, "rank": 8, "adapters": 1}
 AXES: dict[str, tuple[int, ...]] = {

@@ -115,7 +115,10 @@ def advice(rows: Rows) -> str:
         ]
         for row in rows
     ]  # fmt: skip
-    good = sum(abs(row["memory_error"]) <= 0.1 for row in rows), sum(abs(row["time_error"]) <= 0.25 for row in rows)
+    good = (
+        sum(abs(row["memory_error"]) <= 0.1 for row in rows),
+        sum(abs(row["time_error"]) <= 0.25 for row in rows),
+    )
     told = f"Memory is within 10 % in {good[0]} of {len(rows)} cases, time within 25 % in {good[1]}."
     names = ("case", "MiB foretold", "came", "error", "above the libraries", "ms foretold", "came", "error")
     return f"{table(names, cells)}\n\n{told}"

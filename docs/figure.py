@@ -78,14 +78,19 @@ def bar_chart(values: Mapping[str, Mapping[str, float]], title: str) -> str:
         title: the figure's title for readers who do not see it, too.
     """
     series = list(dict.fromkeys(key for bars in values.values() for key in bars))
-    colours, high = ("#3f51b5", "#9e9e9e"), max((v for bars in values.values() for v in bars.values()), default=1.0) or 1.0
+    colours, high = (
+        ("#3f51b5", "#9e9e9e"),
+        max((v for bars in values.values() for v in bars.values()), default=1.0) or 1.0,
+    )
     left, thick, y, drawn = 170, 12, 24, []
     legend = "".join(
         f'<rect x="{left + 110 * i}" y="6" width="10" height="10" fill="{colours[i % 2]}"/><text x="{left + 110 * i + 15}" y="15">{escape(key)}</text>'
         for i, key in enumerate(series)
     )
     for name, bars in values.items():
-        drawn.append(f'<text x="{left - 6}" y="{y + thick * len(bars) / 2 + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+        drawn.append(
+            f'<text x="{left - 6}" y="{y + thick * len(bars) / 2 + 4:.1f}" text-anchor="end">{escape(name)}</text>'
+        )
         for i, key in enumerate(series):
             long = (WIDTH - left - 60) * bars.get(key, 0.0) / high
             drawn.append(

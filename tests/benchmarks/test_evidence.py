@@ -138,7 +138,11 @@ def test_the_page_shows_what_there_is_and_names_what_is_not(load, tmp_path):
     old, new = tmp_path / "2026-01-01", tmp_path / "2026-02-01"
     old.mkdir()
     new.mkdir()
-    rows = [{**STEP, "peft_time": 2.0, "peft_bytes": 1.5}, {**STEP, "method": "paca"}, {"method": "vpt", "refused": "no"}]
+    rows = [
+        {**STEP, "peft_time": 2.0, "peft_bytes": 1.5},
+        {**STEP, "method": "paca"},
+        {"method": "vpt", "refused": "no"},
+    ]
     (new / "step.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shown = evidence.evidence_page(tmp_path)
     assert "| `lora` | 1,000 | 1.20 | 1.10 | 1.30 | 2.00 | 1.50 |" in shown and "| `paca` | 1,000 | 1.20 | 1.10 | 1.30 | - | - |" in shown  # fmt: skip

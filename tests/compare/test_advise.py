@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,9 @@ def test_the_count_on_shapes_is_that_of_the_real_step(recipe, changes):
     step = footprint(model, batch, fused=False, padded=not batch["attention_mask"].all())
     assert found.memory.activations == step.saved > 0 and found.memory.gradients == step.gradients
     everything = [*model.parameters(), *model.buffers()]
-    assert found.memory.weights + found.memory.adapter == sum(t.numel() * t.element_size() for t in everything)
+    assert found.memory.weights + found.memory.adapter == sum(
+        t.numel() * t.element_size() for t in everything
+    )
     assert found.memory.optimizer == 2 * found.memory.gradients
     assert found.trainable == ad.trainable(model).count
     assert found.memory.logits == 8 * 2 * 4
@@ -134,17 +137,24 @@ def test_a_case_tells_steps_time_and_verdict(recipe, monkeypatch):
     wanted = recipe("training.gradient_accumulation=2")
     rows = Data(wanted).rows("train")
     [case] = advise(wanted, device="slow").cases
-    assert case.steps == 2 * -(-(-(-rows // 8)) // 2) and case.seconds == pytest.approx(case.steps * case.step_seconds)
+    assert case.steps == 2 * math.ceil(math.ceil(rows / 8) / 2) and case.seconds == pytest.approx(
+        case.steps * case.step_seconds
+    )
     assert case.verdict == "fits" and case.measured == 0 and case.at_best <= case.step_seconds
     assert 0 < case.evaluating < case.seconds
     parts = case.memory
-    assert parts.total == parts.weights + parts.adapter + parts.optimizer + parts.step + parts.libraries + parts.pieces
+    assert (
+        parts.total
+        == parts.weights + parts.adapter + parts.optimizer + parts.step + parts.libraries + parts.pieces
+    )
 
 
 def test_what_does_not_fit_is_told_what_would(recipe, monkeypatch):
     wanted = recipe()
     [roomy] = advise(wanted, device="h100-80g").cases
-    small = Device("small", int(0.8 * (roomy.memory.total - roomy.memory.libraries)), 1e9, SLOW.rates, "made up", taken=0)
+    small = Device(
+        "small", int(0.8 * (roomy.memory.total - roomy.memory.libraries)), 1e9, SLOW.rates, "made up", taken=0
+    )
     monkeypatch.setattr(module, "named_device", lambda name: small)
     [case] = advise(wanted, device="small").cases
     assert case.verdict == "does not fit"
@@ -204,7 +214,16 @@ def test_optimizers_of_transformers_are_known():
 def test_the_command_shows_a_table_and_json(recipe, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe().to_yaml(), encoding="utf-8")
-    words = ["advise", str(path), "--methods", "lora,bitfit", "--precision", "fp32,mixed", "--device", "t4-16g"]
+    words = [
+        "advise",
+        str(path),
+        "--methods",
+        "lora,bitfit",
+        "--precision",
+        "fp32,mixed",
+        "--device",
+        "t4-16g",
+    ]
 
     def command(*given):
         with pytest.raises(SystemExit) as stopped:
@@ -212,7 +231,9 @@ def test_the_command_shows_a_table_and_json(recipe, tmp_path, capsys):
         return stopped.value.code or 0, capsys.readouterr().out
 
     code, shown = command(*words)
-    assert code == 0 and "fits" in shown and "bitfit" in shown and "T4" in shown and "nothing was run" in shown
+    assert (
+        code == 0 and "fits" in shown and "bitfit" in shown and "T4" in shown and "nothing was run" in shown
+    )
     code, shown = command(*words, "--json")
     cases = json.loads(shown)["cases"]
     assert code == 0 and [(c["label"], c["precision"]) for c in cases] == [("lora", "fp32"), ("lora", "mixed"), ("bitfit", "fp32"), ("bitfit", "mixed")]  # fmt: skip

@@ -73,9 +73,7 @@ def advise(
         _list(json)
         return
     if recipe is None:
-        raise typer.BadParameter(
-            "name a recipe, or list the devices with --devices.", param_hint="RECIPE"
-        )
+        raise typer.BadParameter("name a recipe, or list the devices with --devices.", param_hint="RECIPE")
     from adaptome.compare.advice import advise as foretell
     from adaptome.recipe import load_recipe
 

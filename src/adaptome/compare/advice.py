@@ -7,6 +7,7 @@ by the device's rates; on this machine a few real steps say how far from these r
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -290,7 +291,7 @@ def _between(known: Sequence[tuple[int, float]], at: int) -> float:
     """By straight lines between known points, and through the origin's side beyond them."""
     if len(known) == 1:
         return known[0][1] * at / known[0][0]
-    pairs = list(zip(known, known[1:], strict=False))
+    pairs = list(itertools.pairwise(known))
     (x0, y0), (x1, y1) = next((pair for pair in pairs if at <= pair[1][0]), pairs[-1])
     return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
 

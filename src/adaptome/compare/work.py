@@ -109,7 +109,9 @@ def _flops(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any)
     if packet is _aten._scaled_dot_product_flash_attention_for_cpu:
         return 2 * _attended(args[0], args[1])
     if packet is _aten._scaled_dot_product_flash_attention_for_cpu_backward:
-        return 5 * _attended(args[1], args[2])  # the scores once more, and two products for the gradients of each product
+        return 5 * _attended(
+            args[1], args[2]
+        )  # the scores once more, and two products for the gradients of each product
     if packet not in flop_registry:
         return 0
     return int(flop_registry[packet](*args, **kwargs, out_val=out))
