@@ -1,4 +1,4 @@
-"""The page of the benchmarks: tables and plots of the newest folder in benchmarks/results, whatever parts it holds."""
+"""The page of the benchmarks: tables and plots of each part from the newest day in benchmarks/results that has it."""
 
 from __future__ import annotations
 
@@ -14,37 +14,49 @@ RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 Rows = list[dict[str, Any]]
 
 
-def newest(results: Path = RESULTS) -> Path | None:
-    """The folder of the last day that has one; None where there is none."""
-    found = sorted(path for path in results.glob("*") if path.is_dir() and re.fullmatch(r"\d{4}-\d\d-\d\d", path.name))  # fmt: skip
-    return found[-1] if found else None
+def days(results: Path = RESULTS) -> list[Path]:
+    """The folders of days, the last first."""
+    found = [
+        path for path in results.glob("*") if path.is_dir() and re.fullmatch(r"\d{4}-\d\d-\d\d", path.name)
+    ]
+    return sorted(found, reverse=True)
 
 
 def evidence_page(results: Path = RESULTS) -> str:
-    """What was measured last, a section for each part; a part that is missing is named with its command."""
+    """What was measured last, a section for each part from the newest day that has it; one that none has is named with its command."""
     parts = [
         "# Benchmarks",
-        "`python benchmarks/all.py` measures all of it anew and keeps the rows in `benchmarks/results/<date>/`; this page is made of the newest.",
+        "`python benchmarks/all.py` measures all of it anew and keeps the rows in `benchmarks/results/<date>/`; of each part the newest is shown.",
     ]
-    folder = newest(results)
-    if folder is None:
-        return "\n\n".join([*parts, "Nothing has been measured yet."]) + "\n"
-    told = folder / "conditions.json"
-    known = json.loads(told.read_text(encoding="utf-8")) if told.exists() else {"parts": {}}
-    if "versions" in known:
-        versions = ", ".join(f"{name} {version}" for name, version in known["versions"].items())
-        parts.append(f"{known['date']}, {known['device']}, {known['threads']} threads; {versions}.")
     for name, (title, lead, make) in SECTIONS.items():
         parts.append(f"## {title}\n\n{lead}")
-        path = folder / f"{name}.jsonl"
-        if not path.exists():
-            parts.append(f"Not measured in this folder: `python benchmarks/all.py --only {name}`.")
+        folder = next((day for day in days(results) if (day / f"{name}.jsonl").exists()), None)
+        if folder is None:
+            parts.append(f"Not measured yet: `python benchmarks/all.py --only {name}`.")
             continue
-        how = known["parts"].get(name)
-        if how:
-            parts.append(f"`{how['command']}`: {how['minutes']} minutes; the machine's load when it began was {how['load']}.")  # fmt: skip
-        parts.append(make([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]))
+        parts += conditions(folder, name)
+        lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        parts.append(make([json.loads(line) for line in lines]))
     return "\n\n".join(parts) + "\n"
+
+
+def conditions(folder: Path, name: str) -> list[str]:
+    """What a part was run with, as far as its folder tells."""
+    path = folder / "conditions.json"
+    if not path.exists():
+        return [folder.name]
+    known = json.loads(path.read_text(encoding="utf-8"))
+    versions = ", ".join(f"{what} {version}" for what, version in known["versions"].items())
+    how = known["parts"].get(name, {})
+    told = f"{folder.name}, {known['device']}, {known['threads']} thread{'s' * (known['threads'] != 1)}; {versions}."
+    if how:
+        took = (
+            f" ({how['minutes']} minutes; the machine's load when it began was {how['load']})"
+            if how.get("minutes") is not None
+            else ""
+        )
+        told += f" By `{how['command']}`{took}."
+    return [told]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -134,7 +134,7 @@ STEP = {"method": "lora", "trainable": 1000, "ours_time": 1.2, "ours_products": 
 
 def test_the_page_shows_what_there_is_and_names_what_is_not(load, tmp_path):
     evidence = load("evidence")
-    assert "Nothing has been measured" in evidence.evidence_page(tmp_path)
+    assert evidence.evidence_page(tmp_path).count("Not measured yet") == len(evidence.SECTIONS)
     old, new = tmp_path / "2026-01-01", tmp_path / "2026-02-01"
     old.mkdir()
     new.mkdir()
@@ -154,7 +154,12 @@ def test_the_page_shows_what_there_is_and_names_what_is_not(load, tmp_path):
     one = {"set": "trec", "method": "lora", "trained": 10, "metric": "accuracy", "values": [0.5, 0.6], "mean": 0.55, "low": 0.5, "ms": 1.0, "mib": 5.0}  # fmt: skip
     (new / "quality.jsonl").write_text(json.dumps(one))
     (new / "end_to_end.jsonl").write_text(json.dumps({"tokens_per_second": 1234.5, "who": "ours"}))
+    (old / "step.jsonl").write_text(json.dumps({**STEP, "method": "older"}))
+    (old / "adapters.jsonl").write_text(
+        json.dumps({"what": "load", "adapters": 10, "ours": {"median": 1.0, "last": 2.0}, "peft": None})
+    )
     shown = evidence.evidence_page(tmp_path)
+    assert "older" not in shown and "| load | 10 | 1.00 | 2.00 | - | - |" in shown
     assert "0.5500 ± 0.0500" in shown and "| `lora` | rank | 4, 8 | 1.00 | - | 1.00 | 0.50 |" in shown and "| 1,234 | ours |" in shown  # fmt: skip
 
 
