@@ -75,7 +75,7 @@ def imagined(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     with mode:
         for module in model.modules():
             for tensors in (module._parameters, module._buffers):
-                own: dict[str, Any] = tensors  # type: ignore[assignment]
+                own: dict[str, Any] = tensors
                 own.update({name: made(t) for name, t in own.items() if t is not None})
     return model
 
