@@ -6,7 +6,7 @@
     python benchmarks/all.py --data DATA               # with quality on text sets (see quality.py); without it that part is left out
 
 Each part runs in a process of its own and writes <part>.jsonl, whole or not at all; conditions.json says with what, when and how busy the machine was.
-`python docs/generate.py`, or building the documentation, makes the page with the plots of the newest folder.
+Building the documentation (`make docs`) makes the page with the plots, from the newest rows of each part.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def main() -> int:
             failed.append(name)
         else:
             conditions(folder, {name: told})
-    print(f"Kept in {folder}. python -m mkdocs build makes the page.")
+    print(f"Kept in {folder}. `make docs` makes the page.")
     return int(bool(failed))
 
 
