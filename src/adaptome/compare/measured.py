@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from adaptome.compare.shapes import size
 from adaptome.recipe import MethodSection, Recipe
+from adaptome.training.allocator import keep_freed_memory
 from adaptome.training.building import attach, base_model, prepared
 from adaptome.training.memory import PeakMemory
 from adaptome.training.objectives import assembled
@@ -81,6 +82,8 @@ def _carried_out(recipe: Recipe, threads: int) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         one = recipe.model_copy(update={"output": recipe.output.model_copy(update={"folder": folder})})
         peak = PeakMemory()
+        if one.training.device == "cpu" or not torch.cuda.is_available():
+            keep_freed_memory()  # as a run does
         task, processor, _, data = prepared(one)
         model, terms, also = base_model(one, task, processor)
         attach(one, task, model, also)
