@@ -38,7 +38,7 @@ $(VENV)/dev: $(VENV)/made $(LOCK)
 	@$(INSTALL) --editable '.[dev]'
 	@touch $(VENV)/quickstart $@
 
-.PHONY: stale help quickstart test test-all lint types docs docs-serve format generate check lock bench clean
+.PHONY: stale help quickstart test test-all lint types docs docs-serve format generate check lock bench evidence clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## *' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -81,6 +81,9 @@ lock: $(VENV)/dev  ## write the installed versions to constraints.txt
 
 bench:  ## list the benchmarks
 	@for file in $(wildcard benchmarks/*.py benchmarks/*/*.py); do printf '%-44s %s\n' "$$file" "$$(sed -n '1s/^"""//p' "$$file" | sed 's/"""$$//')"; done
+
+evidence: $(VENV)/dev  ## run the benchmarks and keep their rows for the documentation: hours; ARGS=--small to see them run
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/all.py $(ARGS)
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

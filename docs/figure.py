@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 520, 220, 70, 40, 14, 16
@@ -68,3 +68,38 @@ def _ticks(low: float, high: float) -> list[float]:
         if len(ticks) >= 2:
             return ticks
     return [low, high]
+
+
+def bar_chart(values: Mapping[str, Mapping[str, float]], title: str) -> str:
+    """A group of bars for each name, a bar for each series, beginning at zero; the number stands beside it.
+
+    Args:
+        values: name -> series -> length, at least zero; every name has the same series.
+        title: the figure's title for readers who do not see it, too.
+    """
+    series = list(dict.fromkeys(key for bars in values.values() for key in bars))
+    colours, high = (
+        ("#3f51b5", "#9e9e9e"),
+        max((v for bars in values.values() for v in bars.values()), default=1.0) or 1.0,
+    )
+    left, thick, y, drawn = 170, 12, 24, []
+    legend = "".join(
+        f'<rect x="{left + 110 * i}" y="6" width="10" height="10" fill="{colours[i % 2]}"/><text x="{left + 110 * i + 15}" y="15">{escape(key)}</text>'
+        for i, key in enumerate(series)
+    )
+    for name, bars in values.items():
+        drawn.append(
+            f'<text x="{left - 6}" y="{y + thick * len(bars) / 2 + 4:.1f}" text-anchor="end">{escape(name)}</text>'
+        )
+        for i, key in enumerate(series):
+            long = (WIDTH - left - 60) * bars.get(key, 0.0) / high
+            drawn.append(
+                f'<rect x="{left}" y="{y}" width="{long:.1f}" height="{thick - 2}" fill="{colours[i % 2]}"/>'
+                f'<text x="{left + long + 5:.1f}" y="{y + thick - 3}">{bars.get(key, 0.0):.3g}</text>'
+            )
+            y += thick
+        y += 6
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" role="img" aria-label="{escape(title)}" xmlns="http://www.w3.org/2000/svg" '
+        f'style="max-width:100%;height:auto" fill="currentColor" font-size="11">{legend}{"".join(drawn)}</svg>'
+    )

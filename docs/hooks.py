@@ -13,6 +13,7 @@ import adaptome as ad
 from adaptome.recipe import recipe_json_schema
 
 import generate
+from evidence import evidence_page
 
 #: file at the root -> page
 ROOT_PAGES = {
@@ -28,6 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {page: from_root(name) for name, page in ROOT_PAGES.items()}
     pages["methods/index.md"] = generate.methods_index()
     pages["reference/architectures.md"] = generate.architectures_page()
+    pages["reference/benchmarks.md"] = evidence_page()
     pages["reference/cli.md"] = generate.commands_page()
     for name, cls in ad.list_methods().items():
         pages[f"methods/{name}.md"] = generate.method_page(cls)

@@ -47,7 +47,7 @@ FLOORS: dict[str, set[str]] = {
     "training": {
         LIBRARY, "callbacks", "continual", "core", "data", "decoding", "models", "objectives", "optim", "recipe", "report", "tasks",
     },
-    "compare": {LIBRARY, "core", "recipe", "report", "tasks", "training"},
+    "compare": {LIBRARY, "architectures", "core", "inspection", "memory", "quantization", "recipe", "report", "tasks", "training"},
     "quickstart": {LIBRARY, "core", "data", "recipe", "report", "tasks", "training"},
     "cli": {
         LIBRARY, "compare", "continual", "core", "data", "equivalents", "grammar", "inspection", "interop", "interpretation", "models", "objectives", "quantization", "quickstart", "recipe", "report", "tasks",

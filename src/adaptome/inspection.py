@@ -194,7 +194,7 @@ def inspect(
     name = type(model).__name__ if isinstance(model, nn.Module) else str(model)
     base = model if isinstance(model, nn.Module) else build(model, task=task)
     copy = shadow(base, wanted)
-    _prepare(copy, gradient_checkpointing)
+    set_up(copy, gradient_checkpointing)
     plan = None
     if method is not None:
         plan = attach(
@@ -241,7 +241,7 @@ def _name(model: nn.Module) -> str:
     return next((short for short, known in DTYPES.items() if known is dtype), str(dtype))
 
 
-def _prepare(model: Any, gradient_checkpointing: bool) -> None:
+def set_up(model: Any, gradient_checkpointing: bool) -> None:
     """Set the copy up as a training run does: training mode, no cache of keys and values, every layer run."""
     model.train()
     config = getattr(model, "config", None)

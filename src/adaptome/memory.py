@@ -17,11 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["OPTIMIZERS", "Footprint", "footprint", "optimizer_bytes", "shadow"]
+__all__ = ["OPTIMIZERS", "Footprint", "footprint", "imagined", "optimizer_bytes", "shadow"]
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,34 @@ def _to_meta(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return torch.empty_like(tensor.detach(), device="meta", dtype=tensor.dtype if keep else dtype)
 
 
+def imagined(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """Make a copy that `shadow` made one of fake tensors on the CPU, in place: these know what autocast does, as the meta device does not.
+
+    Use it within `mode`.
+    """
+    known: dict[int, Tensor] = {}
+
+    def made(tensor: Tensor) -> Tensor:
+        fake = torch.empty_like(tensor.detach(), device="cpu")
+        if isinstance(tensor, nn.Parameter):
+            fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+        return known.setdefault(id(tensor), fake)
+
+    with mode:
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                own: dict[str, Any] = tensors
+                own.update({name: made(t) for name, t in own.items() if t is not None})
+    return model
+
+
 def footprint(
     model: nn.Module,
     inputs: Mapping[str, Any],
     loss: Callable[[Any], Tensor] | None = None,
+    *,
+    fused: bool = True,
+    padded: bool = False,
 ) -> Footprint:
     """Run one forward and backward of `model` as it stands and count what they keep.
 
@@ -71,6 +96,9 @@ def footprint(
         model: its mode (train or eval) and its trainable parameters are taken as they are.
         inputs: keyword arguments of its forward, on the model's device.
         loss: makes a scalar of the output; by default the output's `loss`, else the sum of its first tensor.
+        fused: with the kernels of a GPU; False for those of a CPU, whose attention is fused where nothing drops out only, and
+            whose dropout keeps its noise in the input's type.
+        padded: some rows of the batch are shorter than others, so that attention takes a mask.
     """
     there = tree_leaves([list(model.parameters()), list(model.buffers()), dict(inputs)])
     known = {_key(t) for t in there if isinstance(t, Tensor)}
@@ -87,7 +115,7 @@ def footprint(
         stack.callback(_restore, trained, before)
         _restore(trained, [None] * len(trained))
         alive = stack.enter_context(_Alive(known))
-        stack.enter_context(_Fused())
+        stack.enter_context(_Fused(fused, padded))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             value = (loss or scalar)(model(**inputs))
         total = sum(saved.values())
@@ -158,34 +186,50 @@ class _Fused(TorchFunctionMode):
     """Runs attention and dropout as a GPU's fused kernels do, whatever the device.
 
     Without it the meta device falls back to attention that keeps its [.., n, n] probabilities, and to dropout
-    that keeps its noise in the input's type instead of one byte an element.
+    that keeps its noise in the input's type instead of one byte an element. With `fused` off, attention alone is put right,
+    where a CPU fuses it.
     """
+
+    def __init__(self, fused: bool = True, padded: bool = False) -> None:
+        super().__init__()
+        self.fused, self.padded = fused, padded
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
+        if func is F.scaled_dot_product_attention and (self.fused or not _drops(*args, **kwargs)):
             return _attention(*args, **kwargs)
-        if func is F.dropout:
+        if func is F.dropout and self.fused:
             return _dropout(*args, **kwargs)
-        if args and isinstance(args[0], Tensor) and args[0].is_meta:
-            return _without_values(func, args, kwargs)
+        if args and isinstance(args[0], Tensor) and _shape_alone(args[0]):
+            return _without_values(func, args, kwargs, self.padded)
         return func(*args, **kwargs)
 
 
-def _without_values(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Answer what models ask of values that do not exist, as for a full batch of finite numbers.
+def _drops(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, *more: Any, **kwargs: Any) -> bool:  # fmt: skip
+    """Whether this attention has dropout."""
+    return dropout_p > 0
 
-    Is every position unmasked, is every sequence unpacked: yes. Is any token padding, any number infinite: no.
+
+def _shape_alone(tensor: Tensor) -> bool:
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
+
+
+def _without_values(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], padded: bool) -> Any:
+    """Answer what models ask of values that do not exist, as for a batch of finite numbers.
+
+    Is every position unmasked: where the batch is not padded. Is every sequence unpacked: yes. Is any number infinite: no.
     """
     if func is Tensor.__contains__:
         return False
     if func is Tensor.__bool__:
-        return not getattr(args[0], "is_any", False)
+        asked = getattr(args[0], "asked", None)
+        return not (asked == "any" or (asked == "all" and padded))
     out = func(*args, **kwargs)
-    if func is torch.any or func is Tensor.any:
-        out.is_any = True
+    for name in ("any", "all"):
+        if func in (getattr(torch, name), getattr(Tensor, name)) and out.dim() == 0:
+            out.asked = name
     return out
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from pyarrow import parquet
+from transformers import TrainerCallback
 
 from adaptome.compare import compare
 from adaptome.compare import study as module
@@ -94,31 +95,53 @@ def test_a_local_ray_cluster_gives_what_one_process_gives(recipe):
     assert [row.values for row in there.rows] == [row.values for row in alone.rows]
 
 
+def children(process):
+    """The processes that a process has begun."""
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [Path("/proc") / pid for pid in listed.read_text().split()] if listed.exists() else []
+
+
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on_and_its_processes_end(recipe, tmp_path):
-    """Killed outright in the middle: what was finished is read, and no process is left that trains on."""
+def test_after_a_kill_it_goes_on_and_repeats_nothing(recipe, tmp_path, monkeypatch):
+    """Killed outright in the middle: its processes end, finished runs stay as they are, the one that was cut off goes on from its checkpoint."""
     wanted = recipe(
-        "compare.trials=2", "compare.budget=200", "training.max_steps=40", "training.save_steps=5"
+        "compare.trials=2", "compare.budget=200", "training.max_steps=60", "training.save_steps=5"
     )
-    path = tmp_path / "recipe.yaml"
+    path, script, out = tmp_path / "recipe.yaml", tmp_path / "script.py", tmp_path / "out"
     path.write_text(wanted.to_yaml(), encoding="utf-8")
     code = f"from adaptome.compare import compare\nif __name__ == '__main__': compare({str(path)!r}, callbacks=[], jobs=2)"
-    script = tmp_path / "script.py"
     script.write_text(code, encoding="utf-8")
     process = subprocess.Popen([sys.executable, str(script)], env=dict(os.environ))
-    first = tmp_path / "out" / "lora" / "search" / "trial-0" / "metrics.json"
-    deadline = time.monotonic() + 200
-    while not first.exists():
+    deadline = time.monotonic() + 250
+    while not (list(out.glob("*/seed-0/metrics.json")) and list(out.glob("*/seed-1/checkpoints/checkpoint-*"))):  # fmt: skip
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(0.05)
+    begun = children(process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    written = first.stat().st_mtime_ns
-    found = compare(wanted, callbacks=[])
-    assert first.stat().st_mtime_ns == written and len(found.rows) == 2
+    deadline = time.monotonic() + 30
+    while any(one.exists() for one in begun):
+        assert time.monotonic() < deadline, "a process of the comparison outlives it"
+        time.sleep(0.1)
+    finished = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in out.glob("**/metrics.json")}
+    assert finished
+    trained, resumed = [], {}
+
+    class Begins(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            folder = Path(args.output_dir).parent
+            trained.append(folder)
+            resumed[folder] = state.global_step
+
+    found = compare(wanted, callbacks=[Begins()])
+    assert not {file.parent for file in finished} & set(trained) and len(set(trained)) == len(trained)
+    assert all((file.stat().st_mtime_ns, file.read_bytes()) == kept for file, kept in finished.items())
+    assert any(step > 0 for folder, step in resumed.items() if "seed" in folder.name)
+    runs = len(found.rows) * (2 + 2)  # trials and seeds of every row, some of them done before
+    assert len(finished) + len(trained) <= runs
     for row in found.rows:
-        search = json.loads((tmp_path / "out" / row.label / "search" / "search.json").read_text())
-        assert len(search["trials"]) == 2
+        search = json.loads((out / row.label / "search" / "search.json").read_text())
+        assert len(search["trials"]) == 2 and len(row.values) == 2
 
 
 HEAD = "task,experiment,peft_type,status,train_time_s,final_test_accuracy,accelerator_memory_max,num_trainable_params,lr,accelerator,final_test_dino_similarity"  # fmt: skip

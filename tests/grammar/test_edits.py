@@ -9,7 +9,7 @@ from adaptome.core.errors import DataError
 from adaptome.grammar import Counts, Edit, Substitution, corpus, edits, tokens
 from adaptome.grammar.alignment import MOST, alignments
 from adaptome.grammar.edits import _near
-from adaptome.grammar.scores import HOPELESS, RIGHT, annotations
+from adaptome.grammar.scores import HOPELESS, RIGHT, annotated_by
 
 
 def told(source, target, **settings):
@@ -178,7 +178,7 @@ def test_ties_are_pooled_taken_first_or_chosen():
     pooled, first, best = (corpus([source], [right], [[right]], ties) for ties in ("pooled", "first", "best"))
     assert (pooled.tp, first.tp, best.tp) == (4, 2, 2)
     assert {c.f() for c in (pooled, first, best)} == {1.0}
-    assert len(annotations(source, [right], "best")) == 2
+    assert len(annotated_by(source, [right], "best")) == 2
 
 
 def test_lists_that_do_not_go_together_are_refused():

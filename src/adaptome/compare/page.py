@@ -50,11 +50,11 @@ def page(
         [
             {
                 "method": row["label"],
+                metric: row["mean"],  # first, as a phone shows the first columns
+                "±": _half(row),
                 "rank": comparison["ranking"].index(row["label"]) + 1,
                 "trained parameters": row["parameters"],
                 "of all": row["share"],
-                metric: row["mean"],
-                "±": _half(row),
                 "learning rate": row["learning_rate"],
                 "training s": row["seconds"],
                 "ms per step": 1000 * row["step_seconds"],
@@ -112,6 +112,9 @@ def _points_and_pairs(report: Report, comparison: Mapping[str, Any], spec: str) 
     report.section("Seeds", "A dot is a seed; the whisker is the 95 % interval of the mean.")
     report.points(Dots(metric, {row["label"]: row["values"] for row in rows}, ranges, spec))
     if comparison["pairs"]:
+        report.text(
+            "Each two rows: the mean of their differences, its 95 % interval, and p of the paired t test."
+        )
         report.table(
             [
                 {
@@ -125,7 +128,7 @@ def _points_and_pairs(report: Report, comparison: Mapping[str, Any], spec: str) 
                 }
                 for p in comparison["pairs"]
             ],
-            caption="Differences seed by seed: mean, 95 % interval, and p of the paired t test",
+            caption="Differences seed by seed",
             formats={"difference": "+.4f", "from": "+.4f", "to": "+.4f", "p": ".3g", "p (Holm)": ".3g"},
         )
     labels = list(dict.fromkeys(name for row in rows for name in row["classes"]))

@@ -96,7 +96,7 @@ def compare(
     if recipe.compare is None or not recipe.compare.methods:
         raise RecipeError("there is nothing to compare: give compare.methods, a list of methods.")
     published = read_published(beside) if beside is not None else []
-    sections = _labelled(_sized(recipe.compare.methods, recipe.compare.budget))
+    sections = labelled(sized(recipe.compare.methods, recipe.compare.budget))
     plans(recipe, [_recipe(recipe, label, s, 0).methods[0] for label, s in sections.items()])
     task = get_task(recipe.task.name, **recipe.task.settings)
     metric = recipe.compare.metric or task.headline
@@ -200,7 +200,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def _sized(
+def sized(
     methods: Sequence[ComparedMethod], budget: int | str | list[int | str] | None
 ) -> list[ComparedMethod]:
     """The rows: of several budgets each method has a row of its own, but one whose size is its own."""
@@ -217,7 +217,8 @@ def _sized(
     return found
 
 
-def _labelled(methods: Sequence[ComparedMethod]) -> dict[str, ComparedMethod]:
+def labelled(methods: Sequence[ComparedMethod]) -> dict[str, ComparedMethod]:
+    """The rows by their names, of which no two may share a folder."""
     found: dict[str, ComparedMethod] = {}
     folders: dict[str, str] = {}
     for number, section in enumerate(methods):
@@ -237,17 +238,21 @@ def _folder(label: str) -> str:
     return re.sub(r"[^\w.+=-]+", "-", label).strip("-.") or "method"
 
 
+def method_of(section: ComparedMethod) -> MethodSection:
+    """A row's method as one of a recipe's `methods`."""
+    own = section.model_dump(exclude={"label", "learning_rate", "budget"}, exclude_unset=True)
+    return MethodSection.model_validate({**own, "budget": section.budget})
+
+
 def _recipe(
     recipe: Recipe, label: str, section: ComparedMethod, seed: int, rate: float | None = None
 ) -> Recipe:
     """The recipe of one run: this method alone, with this seed, in a folder of its own."""
-    own = section.model_dump(exclude={"label", "learning_rate", "budget"}, exclude_unset=True)
-    method = MethodSection.model_validate({**own, "budget": section.budget})
     rate = rate or section.learning_rate or recipe.training.learning_rate
     folder = Path(recipe.output.folder) / _folder(label) / f"seed-{seed}"
     return recipe.model_copy(
         update={
-            "methods": [method],
+            "methods": [method_of(section)],
             "training": recipe.training.model_copy(update={"seed": seed, "learning_rate": rate}),
             "output": recipe.output.model_copy(update={"folder": str(folder)}),
             "compare": None,

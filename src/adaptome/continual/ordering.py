@@ -13,7 +13,7 @@ from adaptome.data.splits import Split
 Order = Literal["given", "random", "similar"]
 
 
-def arranged(values: Sequence[str], how: Order, seed: int, train: Split, column: str) -> list[str]:
+def arranged(values: Sequence[str], how: str, seed: int, train: Split, column: str) -> list[str]:
     """The values of a column in an order.
 
     Args:

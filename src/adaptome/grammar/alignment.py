@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adaptome.grammar.costs import Substitution
 
@@ -91,7 +91,7 @@ def _block(
 
 def _paths(choices: Sequence[Sequence[Sequence[tuple[str, int]]]], i: int, j: int) -> Iterator[list[Step]]:
     """The ways back from the ends, depth first."""
-    waiting: list[tuple[int, int, tuple[Step, tuple] | None]] = [(i, j, None)]  # type: ignore[type-arg]
+    waiting: list[tuple[int, int, Any]] = [(i, j, None)]  # with what follows, as linked pairs
     while waiting:
         i, j, after = waiting.pop()
         if not i and not j:
@@ -100,10 +100,10 @@ def _paths(choices: Sequence[Sequence[Sequence[tuple[str, int]]]], i: int, j: in
         for kind, length in reversed(choices[i][j]):
             a = i if kind == "I" else i - length
             c = j if kind == "D" else j - length
-            waiting.append((a, c, (Step(kind, a, i, c, j), after)))  # type: ignore[arg-type]
+            waiting.append((a, c, (Step(kind, a, i, c, j), after)))
 
 
-def _unrolled(linked: tuple[Step, tuple] | None) -> list[Step]:  # type: ignore[type-arg]
+def _unrolled(linked: Any) -> list[Step]:
     made = []
     while linked is not None:
         step, linked = linked

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from adaptome.core.errors import DataError
 from adaptome.grammar.costs import Substitution
@@ -70,10 +70,10 @@ def simplified(text: str) -> str:
     return str(_CONVERTER.convert(text))
 
 
-_CONVERTER: object = None
+_CONVERTER: Any = None
 
 
-def annotations(
+def annotated_by(
     source: str,
     texts: Sequence[str],
     ties: Ties = "pooled",
@@ -144,8 +144,8 @@ def annotated(
     ):
         if not several:
             raise DataError(f"sentence {number} has no reference: {source!r}.")
-        told = annotations(source, [simplified(hypothesis)], ties, cost, latin)
-        made.append((told, annotations(source, [simplified(text) for text in several], ties, cost, latin)))
+        told = annotated_by(source, [simplified(hypothesis)], ties, cost, latin)
+        made.append((told, annotated_by(source, [simplified(text) for text in several], ties, cost, latin)))
     return made
 
 

@@ -31,8 +31,8 @@ def character_tokenizer() -> Any:
 
     numbers = {token: number for number, token in enumerate((*SPECIAL, *alphabet()))}
     inner = Tokenizer(models.WordLevel(numbers, unk_token=SPECIAL[2]))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # type: ignore[assignment]
-    inner.decoder = decoders.Fuse()  # type: ignore[assignment]
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token=SPECIAL[0], eos_token=SPECIAL[1], unk_token=SPECIAL[2]
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -50,7 +50,7 @@ class Instructed(Task):
 
     Options = InstructedOptions
     options: InstructedOptions
-    later_options = ("max_new_tokens", "num_beams")
+    later_options: ClassVar[tuple[str, ...]] = ("max_new_tokens", "num_beams")
     greater_is_better = False
     ahead = 1
 

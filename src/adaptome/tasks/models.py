@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from adaptome.core.errors import MissingExtraError, RecipeError, did_you_mean, nearest
@@ -49,6 +52,20 @@ def resolve(name: str) -> str:
             f"model.name={name!r}: no such folder.{' Near names: ' + ', '.join(close) + '.' if close else ''}"
         )
     return name
+
+
+_SHAPES: ContextVar[bool] = ContextVar("shapes_alone", default=False)
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Within it models of transformers are built on the meta device, from their configurations: no weight is read, none is drawn."""
+    token = _SHAPES.set(True)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        _SHAPES.reset(token)
 
 
 def load_config(model: ModelSpec, **settings: Any) -> Any:
@@ -137,11 +154,9 @@ def load_pretrained(
 
 
 def _load_full(auto: Any, model: ModelSpec, config: Any, head: Sequence[str]) -> tuple[nn.Module, list[str]]:
-    import torch
-
     settings = {"attn_implementation": model.attention} if model.attention else {}
     dtype: Any = model.dtype if model.dtype == "auto" else getattr(torch, model.dtype)
-    if model.from_config is not None:
+    if model.from_config is not None or _SHAPES.get():
         built = auto.from_config(config, dtype=None if dtype == "auto" else dtype, **settings)
         return built, head_modules(built)
     try:

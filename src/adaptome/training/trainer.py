@@ -191,6 +191,10 @@ class AdapterCheckpoints(TermedTrainer):
             drawn.set_epoch(epoch)
         super()._run_epoch(epoch=epoch, **kwargs)
 
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not any(parameter.is_meta for parameter in model.parameters()):  # shapes alone stay where they are
+            super()._move_model_to_device(model, device)
+
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward of the Trainer, whose loss must be finite."""
         began = time.perf_counter()

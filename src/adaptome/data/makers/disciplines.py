@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from adaptome.data.makers import maker
 from adaptome.data.splits import Table
@@ -106,7 +107,7 @@ def _tables(
             for _ in range(each)
         ]
         draw.shuffle(rows)
-        columns = {
+        columns: dict[str, list[Any]] = {
             "source": [row[0] for row in rows],
             "references": [[row[1]] for row in rows],
             "category": [row[2] for row in rows],
