@@ -171,7 +171,10 @@ class Frozen:
             if name == host.parameter
             else host.canonical(host.stored_or_zeros(name).detach())
         )
-        stack = [*overrides_of(self.layer).get(name, ()), *(a for a in self.below if name in a.changes)]
+        stack: list[Any] = [
+            *overrides_of(self.layer).get(name, ()),
+            *(a for a in self.below if name in a.changes),
+        ]
         for adapter in stack:
             value = host.canonical(adapter.apply_to(name, host.native(value)))
         return value
