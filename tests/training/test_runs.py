@@ -239,7 +239,7 @@ class Task:
 
 
 class Prepared:
-    length_column, remove_unused_columns, label_names = "length", True, None
+    length_column, remove_unused_columns, label_names, in_order = "length", True, None, False
 
     def __init__(self, *splits):
         self.splits = splits

@@ -14,6 +14,8 @@ EXTRACT = """Examples:
 
 adaptome m2 extract corrections.tsv -o corrections.m2
 
+adaptome m2 score corrections.m2 references.m2
+
 adaptome m2 extract corrections.tsv -o corrections.m2 --thesaurus cilin.txt --confusions confusion_dict.txt --readings
 """
 SCORE = """Example:
@@ -29,7 +31,9 @@ class Ties(str, enum.Enum):
 
 def register(app: typer.Typer) -> None:
     """Put the commands on the application."""
-    group = typer.Typer(help="Edits of corrected sentences: M2 files and scores.", no_args_is_help=True)
+    group = typer.Typer(
+        help="Edits of corrected sentences: M2 files and scores.", no_args_is_help=True, epilog=EXTRACT
+    )
     group.command("extract", epilog=EXTRACT)(extract)
     group.command("score", epilog=SCORE)(score)
     app.add_typer(group, name="m2")

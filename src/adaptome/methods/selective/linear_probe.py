@@ -29,7 +29,7 @@ class LinearProbe(Method):
         return "it sits on no layer, and trains what `train` names"
 
     @classmethod
-    def positions(cls) -> tuple[str, ...]:
+    def located(cls) -> tuple[str, ...]:
         return ("output",)
 
     def parameters(self, host: Host) -> int:
