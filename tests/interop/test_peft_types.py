@@ -92,6 +92,10 @@ CASES = {
     "boft": (llama, "boft", {"size": 4, "factors": 1, "scale": True}, ["q", "down"], peft.BOFTConfig(boft_block_size=4, target_modules=["q_proj", "down_proj"])),
     "boft dropout": (llama, "boft", {"size": 4, "factors": 1, "scale": True, "dropout": 0.5}, ["q"], peft.BOFTConfig(boft_block_size=4, boft_dropout=0.5, target_modules=["q_proj"])),
     "boft blocks": (llama, "boft", {"size": 2, "factors": 1}, ["q"], peft.BOFTConfig(boft_block_size=0, boft_block_num=4, target_modules=["q_proj", "down_proj"])),
+    "beft": (llama, "ssf", {"scale": False}, ["v"], peft.BeftConfig(target_modules=["v_proj"])),
+    "glora": (llama, "glora", {"r": 2, "A": "vector", "B": "vector", "C": "lora", "D": "vector", "E": "vector"}, ["q", "down"], peft.GloraConfig(r=3, target_modules=["q_proj", "down_proj"])),
+    "road": (llama, "road", {"size": 4, "variant": 2}, ["q"], peft.RoadConfig(group_size=4, target_modules=["q_proj", "down_proj"])),
+    "delora by layer": (llama, "delora", {"r": 2, "per_layer": {"down": {"r": 4}}}, ["q", "down"], peft.DeloraConfig(r=3, target_modules=["q_proj", "down_proj"])),
     "boft conv": (Convolution, "boft", {"size": 4, "factors": 1, "scale": True}, "conv", peft.BOFTConfig(boft_block_size=4, target_modules=["conv"])),
 }  # fmt: skip
 

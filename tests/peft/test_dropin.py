@@ -37,7 +37,7 @@ def logits(model):
 def randomised(model):
     """The adapter's tensors redrawn, by PEFT's keys."""
     torch.manual_seed(1)
-    kept = ("vera_A", "vera_B")  # drawn from a seed
+    kept = ("vera_A", "vera_B", "delora_w_norm", ".zeros")  # drawn from a seed, or the base's
     drawn = {
         k: v if k.endswith(kept) or not v.is_floating_point() else 0.1 * torch.randn_like(v)
         for k, v in ours.get_peft_model_state_dict(model).items()
@@ -66,6 +66,27 @@ CASES = {
     "oft bounded": ("OFTConfig", {"target_modules": QV, "oft_block_size": 8, "coft": True, "eps": 0.05, "module_dropout": 0.5}),
     "boft dropout": ("BOFTConfig", {"target_modules": QV, "boft_dropout": 0.5}),
     "adalora": ("AdaLoraConfig", {"target_modules": QV, "total_step": 10}),
+    "beft": ("BeftConfig", {"target_modules": ["v_proj"]}),
+    "c3a": ("C3AConfig", {"block_size": 8, "block_size_pattern": {"v_proj": 4}}),
+    "deft": ("DeftConfig", {"r": 4, "alpha": 8}),
+    "deft, qr": ("DeftConfig", {"r": 4, "decomposition_method": "qr", "target_modules": ["down_proj"]}),
+    "deft, para": ("DeftConfig", {"r": 4, "para": True}),
+    "delora": ("DeloraConfig", {"rank_pattern": {"v_proj": 3}}),
+    "glora": ("GloraConfig", {"r": 3}),
+    "glora, vectors": ("GloraConfig", {"config_A_B": "vector", "config_C": "none", "config_D_E": "vector"}),
+    "gralora": ("GraloraConfig", {"r": 4, "hybrid_r": 2}),
+    "hira": ("HiraConfig", {"r": 4}),
+    "hra": ("HRAConfig", {"r": 4}),
+    "hra, orthonormal": ("HRAConfig", {"r": 3, "apply_GS": True}),
+    "miss": ("MissConfig", {"r": 5, "miss_dropout": 0.5}),
+    "miss, mini": ("MissConfig", {"r": 4, "init_weights": "mini", "mini_r": 2}),
+    "miss, bat": ("MissConfig", {"r": 4, "init_weights": "bat"}),
+    "peanut": ("PeanutConfig", {"r": 4, "depth": 2, "act_fn": "gelu", "scaling": 2.0}),
+    "road": ("RoadConfig", {"group_size": 8}),
+    "road, 4": ("RoadConfig", {"group_size": 8, "variant": "road_4"}),
+    "shira": ("ShiraConfig", {"r": 2}),
+    "vblora": ("VBLoRAConfig", {"r": 2, "num_vectors": 10, "vector_length": 8, "target_modules": QV}),
+    "waveft": ("WaveFTConfig", {"n_frequency": 20, "wavelet_family": "db2", "n_frequency_pattern": {"v_proj": 9}}),
     "norms": ("LNTuningConfig", {"target_modules": ["input_layernorm"]}),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from torch import nn
 from adaptome.core.errors import FormatError, MergeError
 from adaptome.core.hosts import Conv1DHost
 from adaptome.core.state import Attachment
+from adaptome.interop.peft_alike import ALIKE
 from adaptome.interop.peft_types import TYPES as SAME
 from adaptome.interop.peft_types import Parts, PeftType
 
@@ -120,4 +121,4 @@ class RandLoRAType(PeftType):
 
 
 #: PEFT's name -> how it is read and written, of all types
-TYPES: dict[str, PeftType] = SAME | {"OFT": OFTType(), "RANDLORA": RandLoRAType()}
+TYPES: dict[str, PeftType] = SAME | ALIKE | {"OFT": OFTType(), "RANDLORA": RandLoRAType()}

@@ -10,7 +10,7 @@ from torch import nn
 import adaptome as ad
 from adaptome.core.errors import MethodError
 from adaptome.core.state import attachment_of
-from adaptome.peft.config import PeftConfig
+from adaptome.peft.configs import PeftConfig
 from adaptome.peft.targets import targets_of
 
 #: heads that are trained with every adapter of a task
@@ -44,22 +44,10 @@ def attach(model: nn.Module, config: PeftConfig, name: str, dtype: torch.dtype |
         per_layer={path: changes for path, changes in own.items() if changes}, **settings,
     )  # fmt: skip
     if not config.starts_as_base:
-        start_elsewhere(attachment_of(model, name))
+        config.start(attachment_of(model, name))
     if config.inference_mode:
         ad.set_trainable(model, name, False)
     return plan
-
-
-@torch.no_grad()
-def start_elsewhere(attachment: ad.Attachment) -> None:
-    """Draw the tensors whose start, zeros or ones, leaves the outputs those of the base."""
-    for adapter in attachment.adapters.values():
-        for value in adapter.parameters():
-            if value.numel() and not (value != value.flatten()[0]).any():
-                if value.dim() > 1:
-                    nn.init.kaiming_uniform_(value, a=5**0.5)
-                else:
-                    value.add_(torch.randn_like(value))
 
 
 def dtype_of(model: nn.Module) -> torch.dtype | None:

@@ -13,7 +13,7 @@ from torch import nn
 from adaptome.core.errors import MissingExtraError
 from adaptome.core.files import write_atomic
 from adaptome.core.version import __version__
-from adaptome.peft.config import PeftConfig
+from adaptome.peft.configs import PeftConfig
 
 NAME = "README.md"
 _HEAD = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)

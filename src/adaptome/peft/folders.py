@@ -16,7 +16,7 @@ from adaptome.core.files import write_atomic
 from adaptome.core.state import attachment_of
 from adaptome.interop.peft_names import TENSORS
 from adaptome.peft import state
-from adaptome.peft.config import PeftConfig
+from adaptome.peft.configs import PeftConfig
 
 OWN = "adaptome"  # the folder, inside PEFT's, of a method that PEFT has not
 

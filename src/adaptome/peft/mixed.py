@@ -12,7 +12,7 @@ from torch import Tensor
 import adaptome as ad
 from adaptome.core.errors import MethodError, StateError
 from adaptome.core.state import attachment_of, state_of
-from adaptome.peft.config import LoraConfig
+from adaptome.peft.configs import LoraConfig
 
 BASE = "__base__"
 

@@ -22,7 +22,7 @@ from adaptome.interop.peft_reading import load_peft
 from adaptome.peft import state
 from adaptome.peft.attaching import attach, dtype_of
 from adaptome.peft.cards import write_card
-from adaptome.peft.config import PeftConfig, TaskType
+from adaptome.peft.configs import PeftConfig, TaskType
 from adaptome.peft.folders import OWN, folder_of, save_adapter
 from adaptome.peft.mixed import rows_of
 from adaptome.peft.tuner import Tuner

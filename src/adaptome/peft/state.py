@@ -17,7 +17,7 @@ from adaptome.interop.peft_products import KEYS, product_tensors
 from adaptome.interop.peft_prompts import PROMPTS, prompt_form
 from adaptome.interop.peft_random import TYPES
 from adaptome.interop.peft_reading import put_tensors
-from adaptome.peft.config import PeftConfig
+from adaptome.peft.configs import PeftConfig
 
 
 def read(model: nn.Module, attachment: Attachment, config: PeftConfig) -> dict[str, Tensor]:

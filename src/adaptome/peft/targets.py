@@ -57,7 +57,10 @@ def targets_of(model: nn.Module, config: Any) -> list[str] | None:
 
 
 #: types that PEFT puts on queries and values where no target is named
-_QUERY_VALUE = ("LORA", "ADALORA", "LOHA", "LOKR", "VERA", "FOURIERFT", "BOFT", "OFT")
+_QUERY_VALUE = (
+    "LORA", "ADALORA", "LOHA", "LOKR", "VERA", "FOURIERFT", "BOFT", "OFT", "C3A", "DEFT", "DELORA", "GLORA", "GRALORA", "HIRA", "HRA", "MISS", "PEANUT", "ROAD",
+    "SHIRA", "WAVEFT",
+)  # fmt: skip
 
 
 def query_value(model: nn.Module) -> list[str] | None:

@@ -13,7 +13,7 @@ import adaptome as ad
 from adaptome.core.errors import StateError, did_you_mean
 from adaptome.core.state import find_root, rearrange, state_of
 from adaptome.peft.attaching import attach
-from adaptome.peft.config import PeftConfig
+from adaptome.peft.configs import PeftConfig
 from adaptome.peft.mixed import add_weighted
 
 
