@@ -87,11 +87,12 @@ def run_commands(code: str, where: str) -> None:
             f"{where}: `{line}` is no adaptome command; mark the block <!-- not run: why -->"
         )
         said = io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            with pytest.raises(SystemExit) as ended:
-                main(
-                    words[1:]
-                )  # in this process: another one for each would spend most of its time importing
+        with (
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main(words[1:])  # in this process: another one for each would spend most of its time importing
         assert not ended.value.code, f"{where}: `{line}` exited with {ended.value.code}\n{said.getvalue()}"
 
 
