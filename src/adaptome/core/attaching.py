@@ -27,14 +27,13 @@ from adaptome.core.state import (
     STATE,
     Attachment,
     State,
-    Targets,
     distributed_wrapper,
     is_ours,
     rearrange,
     root_of,
 )
-from adaptome.core.targets import Match, resolve
-from adaptome.core.trained import Trained, trained
+from adaptome.core.targets import Match, Targets, resolve
+from adaptome.core.trained import Trained, head_targets, trained
 
 
 def plan(
@@ -56,7 +55,7 @@ def plan(
     """
     model = root_of(model)
     chosen = get_method(method, **settings)
-    heads = _head_targets(model, train)
+    heads = head_targets(model, train)
     hosts, told = _hosts(model, chosen, targets, exclude, layers, heads)
     chosen, fitted = _fit(model, chosen, hosts, budget)
     methods, own = _methods_by_layer(model, chosen, hosts, per_layer or {})
@@ -187,32 +186,6 @@ def _recorded(
     return made
 
 
-_ROWS = re.compile(r"(?P<path>.*)\[(?P<first>\d+):(?P<end>\d*)\]")
-
-
-def _head_targets(model: nn.Module, train: Targets) -> dict[str, tuple[int, int] | None]:
-    """Path of a module, or of one parameter of it, -> rows to train, of every pattern in `train`; 'embed_tokens[100:]' names rows."""
-    found: dict[str, tuple[int, int] | None] = {}
-    for pattern in [train] if isinstance(train, str) else train:
-        rows = _ROWS.fullmatch(pattern)
-        for match in resolve(model, rows["path"] if rows else pattern):
-            if next(match.module.parameters(), None) is None:
-                raise TargetError(
-                    f"train={pattern!r}: {match.path} ({type(match.module).__name__}) has no parameters to train."
-                )
-            if rows is None:
-                found[f"{match.path}.{match.parameter}" if match.parameter else match.path] = None
-                continue
-            length = next(iter(match.module.parameters())).shape[0]
-            first, end = int(rows["first"]), int(rows["end"] or length)
-            if not first < end <= length:
-                raise TargetError(
-                    f"train={pattern!r}: rows {first} to {end} of {match.path}, which has {length}."
-                )
-            found[match.path] = (first, end)
-    return found
-
-
 def _plan(
     model: nn.Module,
     method: Method,
@@ -300,12 +273,12 @@ def attach(
     root = _root_to_attach(model)
     state: State | None = root.__dict__.get(STATE)
     _check_name(name, state)
-    head_targets = _head_targets(root, train)
-    hosts, told = _hosts(root, chosen, targets, exclude, layers, head_targets)
+    heads_asked = head_targets(root, train)
+    hosts, told = _hosts(root, chosen, targets, exclude, layers, heads_asked)
     chosen, fitted = _fit(root, chosen, hosts, budget)
     methods, own = _methods_by_layer(root, chosen, hosts, per_layer or {})
     seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
-    heads = trained(root, head_targets, dtype) if head_targets else {}
+    heads = trained(root, heads_asked, dtype) if heads_asked else {}
     made = replace(_plan(root, chosen, hosts, methods, heads, seed, own), budget=fitted, notes=told)
     built, shared = _build(chosen, hosts, methods, seed, dtype)
     # Nothing on the model has changed up to here: an error above leaves it as it was.
@@ -411,9 +384,8 @@ def _cast(adapter: nn.Module, dtype: torch.dtype) -> None:
 
 def _seed(seed: int, name: str) -> None:
     # the CPU's generator alone: torch.manual_seed would also reset those of accelerators, which fork_rng does not keep
-    torch.default_generator.manual_seed(
-        int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big")
-    )
+    drawn = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    torch.default_generator.manual_seed(int.from_bytes(drawn[:7], "big"))
 
 
 def _freeze(root: nn.Module) -> State:

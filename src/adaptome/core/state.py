@@ -19,12 +19,10 @@ from adaptome.core.adapter import Adapted, Adapter
 from adaptome.core.errors import StateError, did_you_mean
 from adaptome.core.method import Method
 from adaptome.core.plan import Entry, Plan
+from adaptome.core.targets import Targets
 from adaptome.core.trained import Trained
 
 STATE, SHARED = "_adaptome", swap.SHARED
-
-
-Targets = str | Sequence[str]
 
 
 @dataclass

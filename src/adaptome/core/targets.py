@@ -32,9 +32,10 @@ from adaptome.core.errors import TargetError, nearest
 from adaptome.core.nodes import Part, is_bypassed
 from adaptome.core.roles import ROLES, guess_role
 
-__all__ = ["ROLES", "Match", "resolve", "role_of", "roles", "roles_of"]
+__all__ = ["ROLES", "Match", "Targets", "resolve", "role_of", "roles", "roles_of"]
 
 Layers: TypeAlias = int | str | Sequence[int]
+Targets: TypeAlias = str | Sequence[str]
 
 
 @dataclass(frozen=True)

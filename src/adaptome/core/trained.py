@@ -7,14 +7,16 @@ is copied once and takes its place in all of them.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adaptome.core.adapter import ATTRIBUTE, Frozen, WeightAdapter
-from adaptome.core.errors import HostError
+from adaptome.core.errors import HostError, TargetError
 from adaptome.core.hosts import Host, host_of
+from adaptome.core.targets import Targets, resolve
 
 
 class Trained(WeightAdapter):
@@ -110,3 +112,29 @@ def trained(
         path: Trained(host_of(layer, path, role="head"), own, rows)
         for path, (layer, own, rows) in wanted.items()
     }
+
+
+_ROWS = re.compile(r"(?P<path>.*)\[(?P<first>\d+):(?P<end>\d*)\]")
+
+
+def head_targets(model: nn.Module, train: Targets) -> dict[str, tuple[int, int] | None]:
+    """Path of a module, or of one parameter of it, -> rows to train, of every pattern in `train`; 'embed_tokens[100:]' names rows."""
+    found: dict[str, tuple[int, int] | None] = {}
+    for pattern in [train] if isinstance(train, str) else train:
+        rows = _ROWS.fullmatch(pattern)
+        for match in resolve(model, rows["path"] if rows else pattern):
+            if next(match.module.parameters(), None) is None:
+                raise TargetError(
+                    f"train={pattern!r}: {match.path} ({type(match.module).__name__}) has no parameters to train."
+                )
+            if rows is None:
+                found[f"{match.path}.{match.parameter}" if match.parameter else match.path] = None
+                continue
+            length = next(iter(match.module.parameters())).shape[0]
+            first, end = int(rows["first"]), int(rows["end"] or length)
+            if not first < end <= length:
+                raise TargetError(
+                    f"train={pattern!r}: rows {first} to {end} of {match.path}, which has {length}."
+                )
+            found[match.path] = (first, end)
+    return found

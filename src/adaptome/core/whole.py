@@ -1,4 +1,4 @@
-"""The whole model on a probe: what it puts out, through its own path, before and after its layers were changed."""
+"""Probes: of a layer, and of the whole model: what it puts out, through its own path, before and after its layers were changed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adaptome.core.errors import AdaptomeError, ModelError
 from adaptome.core.example_inputs import example_inputs
+from adaptome.core.hosts import Host
 
 #: what models raise for inputs that they do not take
 REFUSALS = (
@@ -86,3 +87,19 @@ def _relative(before: Tensor, after: Tensor) -> float:
         return 0.0
     before, after = before[finite], after[finite]
     return float((after - before).abs().max() / before.abs().max().clamp_min(1e-12))
+
+
+def probe(host: Host) -> Tensor | None:
+    """A small input of the layer, from its own generator; None for kinds that have no plain input."""
+    generator = torch.Generator().manual_seed(0)
+    layer = host.layer
+    if host.kind == "linear":
+        x = torch.randn(4, host.fan_in, generator=generator)
+    elif host.kind == "conv":
+        size = [2 * d * (k - 1) + 3 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        x = torch.randn(2, layer.in_channels, *size, generator=generator)
+    elif host.kind == "embedding":
+        return torch.randint(host.fan_in, (64,), generator=generator).to(host.device)
+    else:
+        return None
+    return x.to(host.device, host.dtype)

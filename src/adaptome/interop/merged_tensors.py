@@ -14,8 +14,9 @@ from adaptome.core import packed
 from adaptome.core.adapter import WeightAdapter
 from adaptome.core.errors import MergeError
 from adaptome.core.host import at_hand
-from adaptome.core.merging import TOLERANCE, evaluating, probe
+from adaptome.core.merging import TOLERANCE, evaluating
 from adaptome.core.state import is_ours, rearrange
+from adaptome.core.whole import probe
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,12 @@ from adaptome.peft.configs import (
     VeraConfig,
     WaveFTConfig,
 )
+from adaptome.peft.making import (
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from adaptome.peft.model import (
     PeftModel,
     PeftModelForCausalLM,
@@ -49,10 +55,6 @@ from adaptome.peft.model import (
     PeftModelForSeq2SeqLM,
     PeftModelForSequenceClassification,
     PeftModelForTokenClassification,
-    get_peft_model,
-    get_peft_model_state_dict,
-    inject_adapter_in_model,
-    set_peft_model_state_dict,
 )
 
 __all__ = [
