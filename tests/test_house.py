@@ -27,10 +27,11 @@ FLOORS: dict[str, set[str]] = {
     "architectures": {"core"},
     "graphs": {"core"},
     "grammar": {"core"},
+    "traces": {"core"},
     "models": {"core", "graphs"},
     "decoding": {"core"},
     "objectives": {"core"},
-    "tasks": {"core", "data", "decoding", "grammar", "graphs", "models", "quantization", "report"},
+    "tasks": {"core", "data", "decoding", "grammar", "graphs", "models", "quantization", "report", "traces"},
     "continual": {"core", "data", "objectives", "tasks"},
     # tools on any model
     "arithmetic": {"core", "forms", "interop"},
@@ -47,7 +48,7 @@ FLOORS: dict[str, set[str]] = {
     "training": {
         LIBRARY, "callbacks", "continual", "core", "data", "decoding", "models", "objectives", "optim", "recipe", "report", "tasks",
     },
-    "compare": {LIBRARY, "architectures", "core", "inspection", "memory", "quantization", "recipe", "report", "tasks", "training"},
+    "compare": {LIBRARY, "architectures", "core", "inspection", "memory", "quantization", "recipe", "report", "tasks", "traces", "training"},
     "quickstart": {LIBRARY, "core", "data", "recipe", "report", "tasks", "training"},
     "cli": {
         LIBRARY, "compare", "continual", "core", "data", "equivalents", "grammar", "inspection", "interop", "interpretation", "models", "objectives", "quantization", "quickstart", "recipe", "report", "tasks",

@@ -12,6 +12,7 @@ from adaptome.tasks import get_task, tasks
 from adaptome.training import run
 from tests.tasks.tiny import small, spec, splits_of
 
+TRACE = "<think>\nI add one and one.\n</think>\n\n\\boxed{2}"
 LONG = "the cat runs and the dog sleeps in paris and anna lives in london "
 LLAMA = {"from_config": small("llama", num_key_value_heads=2, vocab_size=258)}
 BERT = {"from_config": small("bert", vocab_size=40)}
@@ -22,6 +23,7 @@ CASES = {
     "token-classification": (BERT, {"tokens": LONG.split(), "tags": ["O", "B-PER"] * (len(LONG.split()) // 2)}, {"max_length": 12}, "6 sentences of train exceed"),
     "grammar-correction": (LLAMA, {"source": LONG, "references": [LONG]}, {"max_length": 40, "template": "plain", "instruction": ""}, DataError),
     "reasoning": (LLAMA, {"instruction": LONG, "answer": "2", "output": "It is 2."}, {"max_length": 40, "train_on_inputs": False}, DataError),
+    "long-reasoning": (LLAMA, {"instruction": LONG, "answer": "2", "output": TRACE}, {"max_length": 40, "markers": "think", "template": "plain"}, DataError),
 }  # fmt: skip
 
 

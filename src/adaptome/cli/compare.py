@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,8 @@ adaptome compare placement --seeds 1 training.max_steps=20 data.limit=64
 adaptome compare recipe.yaml --methods lora,dora,mos,paca --budget 0.1%,1% --seeds 3 --trials 10
 
 adaptome compare recipe.yaml --method lora --method series --budget lora:r=8 --seeds 5 training.epochs=1
+
+adaptome compare recipe.yaml --method lora --vary method.r=[4,16,64] --vary data.limit=[100,1000]
 """
 
 
@@ -54,6 +57,13 @@ def compare(
             help="The same count for all: 20000, 0.1% of the base, or lora:r=8; of several (0.1%,1%) a row each."
         ),
     ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=[V,V]",
+            help="A row for each of these values too, as data.limit=[100,1000]; of several keys for each combination.",
+        ),
+    ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many, from 0.")] = None,
     trials: Annotated[
         int | None,
@@ -80,6 +90,10 @@ def compare(
     names = [*(method or []), *(name.strip() for name in (methods or "").split(",") if name.strip())]
     if names:
         said.append(f"compare.methods=[{', '.join(names)}]")
+    if vary:
+        from adaptome.compare.vary import variants_of
+
+        said.append(f"compare.variants={dumps(variants_of(vary))}")
     if budget is not None:
         several = re.split(r",(?![A-Za-z_]\w*=)", budget)  # lora:r=8,alpha=16 is one
         said.append(f"compare.budget={several if len(several) > 1 else budget!r}")

@@ -18,7 +18,7 @@ from typing import Any
 from adaptome.compare.devices import ROOM, Device, named_device, resident, this_device
 from adaptome.compare.measured import Measured, measured_steps
 from adaptome.compare.shapes import Counts, Data, Memory, Shapes, size
-from adaptome.compare.study import labelled, method_of, sized
+from adaptome.compare.study import method_of, sections_of
 from adaptome.compare.work import Work
 from adaptome.core.errors import ModelError, RecipeError, did_you_mean
 from adaptome.recipe import MethodSection, Recipe, load_recipe
@@ -134,7 +134,7 @@ def rows(recipe: Recipe) -> dict[str, Methods]:
         RecipeError: there are none.
     """
     if recipe.compare is not None and recipe.compare.methods:
-        found = labelled(sized(recipe.compare.methods, recipe.compare.budget))
+        found = sections_of(recipe)
         return {label: [method_of(section)] for label, section in found.items()}
     if not recipe.methods:
         raise RecipeError("there is no method to advise on: give methods, compare.methods, or --methods.")

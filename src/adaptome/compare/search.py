@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
 from adaptome.core.errors import MissingExtraError, RecipeError, TrainingError
+from adaptome.compare.staged import carry_out_first
 from adaptome.core.files import write_atomic
 from adaptome.recipe import RangeSection, Recipe, SearchSection, load_recipe, stages_of
 from adaptome.tasks import get_task
@@ -29,7 +30,7 @@ from adaptome.training.arguments import greater_is_better
 from adaptome.training.building import read
 from adaptome.training.folder import last_checkpoint
 from adaptome.training.runs import evaluate, run
-from adaptome.training.stages import finished, run_stages
+from adaptome.training.stages import finished
 
 SEARCH, BEST, STORAGE, NAME = "search.json", "best.yaml", "search.db", "adaptome"
 Tell = Callable[[str], None]
@@ -111,13 +112,7 @@ def search(
     folder.mkdir(parents=True, exist_ok=True)
     study = _study(recipe, section, folder, greater)
     base = _last(recipe)
-    if recipe.stages[:-1]:
-        first = {
-            "stages": recipe.stages[:-1],
-            "search": None,
-            "training": recipe.training.model_copy(update={"resume": True}),
-        }
-        run_stages(recipe.model_copy(update=first), callbacks, tell)
+    carry_out_first(recipe, callbacks, tell)
     while (turn := _next(study, section, folder)) is not None:
         trial, lock = turn
         with lock:

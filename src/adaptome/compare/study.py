@@ -33,7 +33,16 @@ from adaptome.compare.table import Comparison, Row, half_width
 from adaptome.compare.workers import Workers, workers
 from adaptome.core.errors import RecipeError
 from adaptome.core.files import write_atomic
-from adaptome.recipe import ComparedMethod, MethodSection, RangeSection, Recipe, SearchSection, load_recipe
+from adaptome.compare.staged import last_stage
+from adaptome.recipe import (
+    ComparedMethod,
+    MethodSection,
+    RangeSection,
+    Recipe,
+    SearchSection,
+    VariantSection,
+    load_recipe,
+)
 from adaptome.tasks import get_task
 from adaptome.training.arguments import greater_is_better
 from adaptome.training.folder import METRICS, PREDICTIONS, RECIPE
@@ -96,10 +105,13 @@ def compare(
     if recipe.compare is None or not recipe.compare.methods:
         raise RecipeError("there is nothing to compare: give compare.methods, a list of methods.")
     published = read_published(beside) if beside is not None else []
-    sections = labelled(sized(recipe.compare.methods, recipe.compare.budget))
-    plans(recipe, [_recipe(recipe, label, s, 0).methods[0] for label, s in sections.items()])
+    recipe = last_stage(recipe, callbacks, tell)
+    sections = sections_of(recipe)
+    kinds = {label: _recipe(recipe, label, s, 0) for label, s in sections.items()}
+    plans(recipe, [one.methods[0] for one in kinds.values()])
     task = get_task(recipe.task.name, **recipe.task.settings)
     metric = recipe.compare.metric or task.headline
+    assert recipe.compare is not None
     with workers(jobs, ray) as pool:
         work = _Work(recipe, sections, metric, pool, tell, watch, callbacks)
         found = work.all()
@@ -217,6 +229,30 @@ def sized(
     return found
 
 
+def sections_of(recipe: Recipe) -> dict[str, ComparedMethod]:
+    """The rows of a recipe's comparison by their names: its methods, of several budgets, in several variants."""
+    assert recipe.compare is not None
+    return labelled(varied(sized(recipe.compare.methods, recipe.compare.budget), recipe.compare.variants))
+
+
+def varied(
+    methods: Sequence[ComparedMethod], variants: Sequence[VariantSection]
+) -> list[ComparedMethod]:
+    """Every method in every variant; one method's rows are called by the variants alone."""
+    if not variants:
+        return list(methods)
+    return [
+        method.model_copy(
+            update={
+                "label": variant.label if len(methods) == 1 else f"{method.label or method.name}, {variant.label}",
+                "set": {**method.set, **variant.set},
+            }
+        )
+        for method in methods
+        for variant in variants
+    ]
+
+
 def labelled(methods: Sequence[ComparedMethod]) -> dict[str, ComparedMethod]:
     """The rows by their names, of which no two may share a folder."""
     found: dict[str, ComparedMethod] = {}
@@ -240,7 +276,7 @@ def _folder(label: str) -> str:
 
 def method_of(section: ComparedMethod) -> MethodSection:
     """A row's method as one of a recipe's `methods`."""
-    own = section.model_dump(exclude={"label", "learning_rate", "budget"}, exclude_unset=True)
+    own = section.model_dump(exclude={"label", "learning_rate", "budget", "set"}, exclude_unset=True)
     return MethodSection.model_validate({**own, "budget": section.budget})
 
 
@@ -250,7 +286,7 @@ def _recipe(
     """The recipe of one run: this method alone, with this seed, in a folder of its own."""
     rate = rate or section.learning_rate or recipe.training.learning_rate
     folder = Path(recipe.output.folder) / _folder(label) / f"seed-{seed}"
-    return recipe.model_copy(
+    made = recipe.model_copy(
         update={
             "methods": [method_of(section)],
             "training": recipe.training.model_copy(update={"seed": seed, "learning_rate": rate}),
@@ -258,6 +294,12 @@ def _recipe(
             "compare": None,
         }
     )
+    seeded = recipe.compare.seeded if recipe.compare is not None else []
+    settings = {**section.set, **dict.fromkeys(seeded, seed)}
+    if not settings:
+        return made
+    changes = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    return load_recipe(made.model_dump(mode="json", exclude_defaults=True), changes)
 
 
 def _searched(recipe: Recipe, label: str, section: ComparedMethod, seed: int, metric: str) -> Recipe:

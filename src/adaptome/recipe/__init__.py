@@ -40,6 +40,7 @@ from adaptome.recipe.schema import (
     StartSection,
     TaskSection,
     TrainingSection,
+    VariantSection,
 )
 from adaptome.recipe.search import RangeSection, SearchSection
 from adaptome.recipe.shipped import ShippedRecipe, shipped_recipe, shipped_recipes
@@ -64,6 +65,7 @@ __all__ = [
     "StartSection",
     "TaskSection",
     "TrainingSection",
+    "VariantSection",
     "load_recipe",
     "recipe_from_yaml",
     "recipe_json_schema",

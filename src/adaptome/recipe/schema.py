@@ -340,6 +340,16 @@ class ComparedMethod(MethodSection):
 
     label: str | None = Field(default=None, description="its name in the table; default: the method's")
     learning_rate: float | None = Field(default=None, gt=0, description="default: that of training")
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="what else its runs have of their own, by key: {task.max_length: 512}"
+    )
+
+
+class VariantSection(Section):
+    """Settings that rows of a comparison differ in beside their methods."""
+
+    label: str = Field(min_length=1, description="its name in the table")
+    set: dict[str, Any] = Field(default_factory=dict, description="by key: {data.limit: 100}; null unsets")
 
 
 # `task: causal-lm` stands for `task: {name: causal-lm}`, and so on.
@@ -364,10 +374,16 @@ class CompareSection(Section):
         default=None,
         description="the same count for every method that sets none of its own; of a list every method has a row for each",
     )
+    variants: list[VariantSection] = Field(
+        default_factory=list, description="every method has a row for each of these settings"
+    )
     seeds: list[int] = Field(
         default_factory=lambda: [0, 1, 2],
         min_length=1,
         description="every method is trained with each of them",
+    )
+    seeded: list[str] = Field(
+        default_factory=list, description="further keys that take a run's seed, as data.split_seed"
     )
     metric: str | None = Field(default=None, description="what is compared; default: the task's")
     trials: int = Field(

@@ -28,6 +28,10 @@ class Rule(ABC):
         """Whether the text's answer is the record's."""
         return bool(self.read(text) == self.label(answer))
 
+    def unread(self, text: str) -> bool:
+        """Whether a generated text holds no answer."""
+        return self.label(text) is None
+
     def also(self, text: str, answer: str) -> dict[str, bool]:
         """Verdicts of other readings, reported beside this one."""
         return {}

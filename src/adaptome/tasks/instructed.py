@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,12 +24,20 @@ from adaptome.tasks.language import (
     likelihood,
 )
 from adaptome.tasks.lengths import cut_note
+from adaptome.tasks.packing import collated, packed
 from adaptome.tasks.reasoning_prompts import IGNORED, Template, prompt_of, tokenised
 
 
 class InstructedOptions(TaskOptions):
     max_length: int = Field(
-        default=256, ge=8, description="tokens of an example, prompt and answer; the rest is cut"
+        default=256, ge=8, description="tokens of an example, prompt and answer, and of a packed row"
+    )
+    too_long: Literal["cut", "drop"] = Field(
+        default="cut", description="what becomes of training examples of more tokens; others are cut"
+    )
+    packing: bool = Field(
+        default=False,
+        description="train on rows of max_length tokens that several examples fill; they do not see each other",
     )
     template: Template = Field(
         default="alpaca",
@@ -75,6 +83,10 @@ class Instructed(Task):
     def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
         built, self.new_modules = language_model(model, processor)
         self._positions = "position_ids" in inspect.signature(built.forward).parameters
+        if self.options.packing and not self._positions:
+            raise RecipeError(
+                f"task.packing: {type(built).__name__} is told no positions, so packed examples would see each other. Leave it out."
+            )
         return built
 
     def dataset(
@@ -87,14 +99,16 @@ class Instructed(Task):
 
         Raises:
             DataError: none has room for an answer.
+            MissingExtraError: TRL, which packs, is not installed.
         """
         import datasets
 
         options = self.options
+        drops = options.too_long == "drop" and name == "train"
         parts, cut, unlearned = [], 0, 0
         for part in chunks(list(records), 1000):  # token numbers are large as Python's lists
             rows, over, without = tokenised(
-                part, options.template, processor, options.max_length, options.train_on_inputs
+                part, options.template, processor, options.max_length, options.train_on_inputs, drops
             )
             parts += [datasets.Dataset.from_dict(rows)] if rows["length"] else []
             cut, unlearned = cut + over, unlearned + without
@@ -103,18 +117,24 @@ class Instructed(Task):
                 f"{split.source}: no example of the {name} split has an answer within task.max_length="
                 f"{options.max_length} tokens. Raise it."
             )
-        notes = cut_note(cut, len(records), name, options.max_length)
+        notes = cut_note(cut, len(records), name, options.max_length, drops)
         if unlearned:
             notes.append(
                 f"{unlearned} examples of {name} were left out of the loss: their prompts leave no room for the answer."
             )
-        return datasets.concatenate_datasets(parts), notes
+        made = datasets.concatenate_datasets(parts)
+        if options.packing and name == "train":
+            made, told = packed(made, options.max_length)
+            notes.append(told)
+        return made, notes
 
     def collator(self, processor: Any) -> Any:
-        """Rows -> a batch padded on the left to a multiple of 8; positions count from each row's first token."""
+        """Rows -> a batch padded on the left to a multiple of 8; positions count from each example's first token."""
         return partial(self._collate, processor)
 
-    def _collate(self, processor: Any, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _collate(self, processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        if "position_ids" in rows[0]:
+            return collated(rows, processor.pad_token_id, IGNORED)
         width = -(-max(len(row["input_ids"]) for row in rows) // 8) * 8
 
         def padded(key: str, filler: int) -> Tensor:

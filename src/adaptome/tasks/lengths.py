@@ -25,10 +25,11 @@ def cut_rows(encoded: Any, texts: Sequence[Sequence[str]], processor: Any, limit
     return sum(len(ids) > limit for ids in whole)
 
 
-def cut_note(cut: int, rows: int, split: str, limit: int) -> list[str]:
-    """The note on rows that were cut; none where no row was."""
+def cut_note(cut: int, rows: int, split: str, limit: int, dropped: bool = False) -> list[str]:
+    """The note on rows that were cut, or dropped; none where no row was."""
+    done = "left out" if dropped else "cut"
     return (
-        [f"{cut} of {rows} examples of {split} exceed {limit} tokens and were cut (task.max_length)."]
+        [f"{cut} of {rows} examples of {split} exceed {limit} tokens and were {done} (task.max_length)."]
         if cut
         else []
     )

@@ -14,6 +14,7 @@ from adaptome.core.errors import RecipeError
 from adaptome.data.splits import Split, Splits
 from adaptome.report.shown import Shown, Span
 from adaptome.tasks.answers import Choice, Letter, Number, Rule, Text, guessed, rules_of
+from adaptome.tasks.answers_math import Math, without_a_verifier
 from adaptome.tasks.base import Prepared, TaskOptions, register_task
 from adaptome.tasks.instructed import Instructed, InstructedOptions
 from adaptome.tasks.reasoning_rows import asked_by, contamination, masked_numbers, read_rows, sets_of
@@ -23,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 
 class ReasoningOptions(InstructedOptions):
-    read: Literal["auto", "number", "letter", "choice", "text"] = Field(
+    read: Literal["auto", "number", "letter", "choice", "text", "math"] = Field(
         default="auto",
-        description="how an answer is read out of the text; auto: as the data set's paper, else by its answers",
+        description="how an answer is read out of the text; auto: as the data set's paper, else by its answers; math: equal as mathematics",
     )
     choices: list[str] | None = Field(
         default=None, min_length=2, description="read: choice: the answers there are"
@@ -81,8 +82,10 @@ class Reasoning(Instructed):
     # -- data ------------------------------------------------------------------------------------------------------
 
     def prepare(self, splits: Splits, processor: Any) -> Prepared:
-        texts = {name: read_rows(split, name) for name, split in splits.items()}
-        notes = contamination(splits, self.options.allow_contamination)
+        texts, notes = {}, contamination(splits, self.options.allow_contamination)
+        for name, split in splits.items():
+            texts[name], told = self.records(split, name)
+            notes += told
         made = {}
         for name, records in texts.items():
             made[name], told = self.dataset(records, splits[name], name, processor)
@@ -92,7 +95,16 @@ class Reasoning(Instructed):
             answers_of = [record["answer"] for record in texts[name]]
             rules = rules_of(sets_of(splits[name]), answers_of, splits[name].where, self._rule())
             notes += [] if self._rule() else guessed(rules)
+        notes += without_a_verifier() if self.options.read == "math" else []
         return Prepared(made, self.collator(processor), length_column="length", notes=[*dict.fromkeys(notes)])
+
+    def records(self, split: Split, name: str) -> tuple[list[dict[str, str]], list[str]]:
+        """instruction, input, output and answer of every row that is taken, and notes on those that are not.
+
+        Raises:
+            DataError: as `read_rows`.
+        """
+        return read_rows(split, name), []
 
     # -- scores ----------------------------------------------------------------------------------------------------
 
@@ -107,7 +119,10 @@ class Reasoning(Instructed):
         Returns a list of {"completion"}; where the recipe says how answers are read, with "answer".
         """
         records = [{"instruction": one} if isinstance(one, str) else one for one in inputs]
-        records = [{"instruction": r["instruction"], "input": r.get("input") or ""} for r in records]
+        records = [
+            {"instruction": r["instruction"], "input": r.get("input") or "", "system": r.get("system") or ""}
+            for r in records
+        ]
         options = self.options
         drawn = {key: getattr(options, key) for key in ("temperature", "top_p", "top_k")}
         given = {key: value for key, value in drawn.items() if value is not None}
@@ -142,7 +157,7 @@ class Reasoning(Instructed):
         for name, truth, prediction in zip(sets, truths, predictions, strict=True):
             rule, text = rules[name], prediction["completion"]
             right = rule.right(text, truth)
-            if rule.label(text) is None:
+            if rule.unread(text):
                 unread.setdefault(name, []).append(text)
             rights += right
             prediction |= {"dataset": name, "answer": _written(rule.read(text)), "right": right}
@@ -165,7 +180,8 @@ class Reasoning(Instructed):
         """The rule that the recipe names; None for auto."""
         if self.options.choices is not None:
             return Choice(tuple(self.options.choices), whole=True)
-        return {"number": Number(), "letter": Letter(), "text": Text()}.get(self.options.read)
+        named: dict[str, Rule] = {"number": Number(), "letter": Letter(), "text": Text(), "math": Math()}
+        return named.get(self.options.read)
 
 
 def _written(answer: Any) -> Any:

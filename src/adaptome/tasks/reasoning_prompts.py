@@ -20,14 +20,15 @@ def prompt_of(record: Mapping[str, str], template: Template, processor: Any) -> 
     """The text up to where the answer begins.
 
     Args:
-        record: its instruction, and input, which may be empty.
+        record: its instruction, and input, which may be empty; and system, which 'chat' alone has a place for.
         template: 'alpaca', 'alpaca-indented' (as LLM-Adapters' finetune.py writes it), 'chat', the tokenizer's own, or 'plain', a line each.
         processor: the tokenizer.
     """
     given = record["input"]
     if template == "chat":
         asked = "\n\n".join(filter(None, (record["instruction"], given)))
-        chat = [{"role": "user", "content": asked}]
+        told = [{"role": "system", "content": record["system"]}] if record.get("system") else []
+        chat = [*told, {"role": "user", "content": asked}]
         return str(processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
     if template == "plain":
         return "".join(f"{part}\n" for part in (record["instruction"], given) if part)
@@ -51,6 +52,7 @@ def tokenised(
     processor: Any,
     max_length: int,
     everything: bool,
+    drops: bool = False,
 ) -> tuple[dict[str, list[Any]], int, int]:
     """Columns of the examples, how many were cut, and how many were left out for they have no room for an answer.
 
@@ -59,6 +61,7 @@ def tokenised(
         template, processor: as for `prompt_of`.
         max_length: tokens kept of an example.
         everything: the loss is over the prompt too.
+        drops: longer examples are left out, where others are cut; they are counted either way.
     """
     special = template != "chat"  # a rendered chat has its special tokens
     prompts = [prompt_of(record, template, processor) for record in records]
@@ -68,10 +71,13 @@ def tokenised(
     rows: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": [], "length": []}
     cut = unlearned = 0
     for ids, prompt in zip(whole, before, strict=True):
-        kept = _ended(ids, processor.eos_token_id)[:max_length]
+        full = _ended(ids, processor.eos_token_id)
+        kept = full[:max_length]
         # Nothing stands before the first token: padded on the left, it would be predicted from padding.
         masked = 1 if everything else max(1, _shared(prompt, kept))
-        cut += len(ids) > max_length
+        cut += len(full if drops else ids) > max_length
+        if drops and len(full) > max_length:
+            continue
         if masked == len(kept):
             unlearned += 1
             continue

@@ -180,6 +180,8 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         scores = scored.scores  # measuring without the adapters makes others
         if task.measures_before or measuring.measures:
             metrics |= _without_adapters(measuring, task, data[split], split)
+            if task.measures_before and task.judges:
+                metrics |= _judged_before(measuring, task, processor, splits[split], data[split])
         found = None
         if task.judges or recipe.evaluation.predictions:
             size = measuring.args.per_device_eval_batch_size
@@ -396,6 +398,16 @@ def _without_adapters(trainer: AdapterCheckpoints, task: Task, data: Any, split:
     with ad.disabled(trainer.model):
         found = measured(trainer, task, data, split)
     return {f"{k}_before": v for k, v in found.items() if task.measures_before or k in trainer.measures}
+
+
+def _judged_before(
+    trainer: AdapterCheckpoints, task: Task, processor: Any, rows: Any, data: Any
+) -> dict[str, float]:
+    """What the base alone writes, judged: <metric>_before."""
+    with ad.disabled(trainer.model):
+        size = trainer.args.per_device_eval_batch_size
+        found = predictions_on(task, trainer.model, processor, rows, data, size)
+    return {f"{k}_before": v for k, v in task.judge(rows, found).items()}
 
 
 def result_of(
