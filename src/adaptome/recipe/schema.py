@@ -148,6 +148,7 @@ class DataSection(Section):
         "mentions",
         "ace",
         "frames",
+        "change-pairs",
         "imagefolder",
         "audiofolder",
         "npz",

@@ -350,6 +350,7 @@ def trainer_of(
         "terms": loss,
         "aside": data.aside,
         "facts": task.facts if type(task).facts is not Task.facts else None,
+        "counted": task.counted if type(task).counted is not Task.counted else None,
     }
     trainer: AdapterCheckpoints
     if task.trainer == "sft":
