@@ -29,6 +29,7 @@ from adaptome.models.encoders import (
     is_hierarchical,
     load_dense_encoder,
     map_widths,
+    smallest,
     stride,
 )
 from adaptome.models.windows import padded, tiled
@@ -84,7 +85,7 @@ class ChangeDetector(CompositeModel):
     def logits(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """o_a and o_b [batch, K, h, w] of the pictures of the two times."""
         size, count = first.shape[-2:], len(first)
-        both = padded(torch.cat([first, second]), stride(self.encoder))
+        both = padded(torch.cat([first, second]), stride(self.encoder), smallest(self.encoder))
         maps = feature_maps(self.encoder, both, self.taps)
         lists = exchanged([m[:count] for m in maps], [m[count:] for m in maps], self.settings.exchange)
         # one after the other: the statistics of a batch norm are those of one time's maps, as in the authors' code

@@ -89,6 +89,12 @@ def stride(encoder: nn.Module) -> int:
     return int(config.patch_size)
 
 
+def smallest(encoder: nn.Module) -> int:
+    """Pixels on the shorter side that this encoder takes at least: in Swin a window must fit the last stage's map."""
+    config: Any = encoder.config
+    return stride(encoder) * int(config.window_size) if hasattr(config, "depths") else stride(encoder)
+
+
 def default_taps(encoder: nn.Module, count: int = 4) -> list[int]:
     """The last block of each of `count` equal parts of a plain encoder: 5, 11, 17, 23 of 24."""
     layers = len(map_widths(encoder))

@@ -52,9 +52,13 @@ def tiled(
     return [total / seen for total in sums]
 
 
-def padded(pixels: Tensor, multiple: int) -> Tensor:
-    """Pictures [batch, bands, h, w] with their last rows and columns repeated, so that `multiple` divides the sides."""
-    down, right = (-pixels.shape[-2] % multiple, -pixels.shape[-1] % multiple)
+def padded(pixels: Tensor, multiple: int, least: int = 0) -> Tensor:
+    """Pictures [batch, bands, h, w] with their last rows and columns repeated, so that `multiple` divides the sides.
+
+    Args:
+        least: pixels on a side, at the least.
+    """
+    down, right = (max(-side % multiple, least - side) for side in pixels.shape[-2:])
     return F.pad(pixels, (0, right, 0, down), "replicate") if down or right else pixels
 
 

@@ -263,7 +263,8 @@ def _of_folders(first: Path, second: Path) -> list[Given]:
         DataError: there are none, or a file has no counterpart.
     """
     files = [
-        {f.stem: f for f in folder.iterdir() if f.suffix.lower() in ENDINGS} for folder in (first, second)
+        {f.stem: f for f in sorted(folder.iterdir()) if f.suffix.lower() in ENDINGS}
+        for folder in (first, second)
     ]
     for one, other, where in ((*files, second), (*files[::-1], first)):
         for stem, file in one.items():
