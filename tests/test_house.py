@@ -27,7 +27,7 @@ FLOORS: dict[str, set[str]] = {
     "architectures": {"core"},
     "graphs": {"core"},
     "grammar": {"core"},
-    "models": {"core", "graphs"},
+    "models": {"core", "graphs", "objectives"},
     "decoding": {"core"},
     "objectives": {"core"},
     "tasks": {"core", "data", "decoding", "grammar", "graphs", "models", "quantization", "report"},

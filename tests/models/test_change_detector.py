@@ -9,7 +9,8 @@ from torch.nn import functional as F
 import adaptome as ad
 from adaptome.core.errors import ModelError
 from adaptome.models import composite_models
-from adaptome.models.change_detector import IGNORED, ChangeDetector, exchanged, pixel_loss
+from adaptome.models.change_detector import ChangeDetector, exchanged
+from adaptome.models.dense_losses import IGNORED, pixel_loss
 from adaptome.models.encoders import feature_maps
 from adaptome.models.windows import padded, starts, tiled
 

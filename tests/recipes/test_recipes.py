@@ -49,6 +49,7 @@ def test_every_recipe_is_run_by_a_test():
         "causal-lm/",
         "deepfake-detection/",
         "change-detection/",
+        "dense-multitask/",
         "token-classification/",
         "continual/",
         "text-classification/",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from adaptome.core.errors import ModelError
 from adaptome.models.base import CompositeModel, CompositeSettings, Part, register_model
 from adaptome.models.decoders import DECODERS
+from adaptome.models.dense_losses import pixel_loss
 from adaptome.models.encoders import (
     default_taps,
     feature_maps,
@@ -33,9 +34,6 @@ from adaptome.models.encoders import (
     stride,
 )
 from adaptome.models.windows import padded, tiled
-
-#: the class number of a pixel that is not known
-IGNORED = 255
 
 
 class ChangeDetectorSettings(CompositeSettings):
@@ -105,12 +103,6 @@ class ChangeDetector(CompositeModel):
         if labels is None:
             return made
         return {"loss": (pixel_loss(a, labels) + pixel_loss(b, labels)) / 2, **made}
-
-
-def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean cross-entropy of logits [batch, K, h, w] over the known pixels of labels [batch, h, w]; 0 where there are none."""
-    total = nn.functional.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORED, reduction="sum")
-    return total / (labels != IGNORED).sum().clamp(min=1)
 
 
 def exchanged(

@@ -2,8 +2,11 @@
 
     aspp    maps of one stride (plain vision transformers): weighed by layer at each pixel, then seen at four dilations (PeftCD's for DINOv3)
     fpn     maps that halve from stage to stage: a feature pyramid, then residual blocks from the smallest to the largest (PeftCD's for SAM2)
+    hrnet   each stage's map to a few channels, all at the largest one's size, two maps of one pixel (MTLoRA's)
+    mlp     each stage's map to one width, all at the largest one's size, two maps of one pixel (SegFormer's, in Polyhistor)
 
-source      PeftCD, arXiv:2509.09572, and its authors' code. The branch of the first that they never use is left out.
+source      PeftCD, arXiv:2509.09572, and its authors' code, of whose first decoder the branch that they never use is left out; MTLoRA,
+            arXiv:2403.20320; Polyhistor, arXiv:2210.03265
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptome.models.windows import doubled, resized
+from adaptome.models.windows import doubled, resized, stacked
 
 
 class Separable(nn.Sequential):
@@ -126,4 +129,48 @@ class FpnDecoder(nn.Module):
         return made
 
 
-DECODERS: dict[str, Any] = {"aspp": AsppDecoder, "fpn": FpnDecoder}
+class HrnetHead(nn.Module):
+    """Of maps that halve from stage to stage: `width`, 2, 4, 8, ... times it channels of each, four times their sum between.
+
+    Args: as `AsppDecoder`.
+    """
+
+    def __init__(self, widths: Sequence[int], width: int, outputs: int):
+        super().__init__()
+        reduced = [width * 2**i for i in range(len(widths))]
+        self.reduce = nn.ModuleList(nn.Conv2d(a, b, 1, bias=False) for a, b in zip(widths, reduced, strict=True))  # fmt: skip
+        total = sum(reduced)
+        self.head = nn.Sequential(
+            nn.Conv2d(total, 4 * total, 1),
+            nn.BatchNorm2d(4 * total),
+            nn.ReLU(),
+            nn.Conv2d(4 * total, outputs, 1),
+        )
+
+    def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """As `AsppDecoder.forward`, of maps with the largest first."""
+        joined = stacked([reduce(one) for reduce, one in zip(self.reduce, maps, strict=True)])
+        return resized(self.head(joined), size)
+
+
+class MlpHead(nn.Module):
+    """Of maps that halve from stage to stage: `width` channels of each, and of what they are together.
+
+    Args: as `AsppDecoder`.
+    """
+
+    def __init__(self, widths: Sequence[int], width: int, outputs: int):
+        super().__init__()
+        self.reduce = nn.ModuleList(nn.Conv2d(each, width, 1) for each in widths)
+        self.fuse = nn.Sequential(
+            nn.Conv2d(width * len(widths), width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        self.head = nn.Conv2d(width, outputs, 1)
+
+    def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """As `AsppDecoder.forward`, of maps with the largest first."""
+        joined = stacked([reduce(one) for reduce, one in zip(self.reduce, maps, strict=True)])
+        return resized(self.head(self.fuse(joined)), size)
+
+
+DECODERS: dict[str, Any] = {"aspp": AsppDecoder, "fpn": FpnDecoder, "hrnet": HrnetHead, "mlp": MlpHead}

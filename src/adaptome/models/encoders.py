@@ -115,7 +115,7 @@ def feature_maps(encoder: nn.Module, pixels: Tensor, taps: Sequence[int] = ()) -
         stages: Any = encoder(pixel_values=pixels).intermediate_hidden_states
         return [stage.permute(0, 3, 1, 2) for stage in stages]
     if hasattr(config, "depths"):
-        return _swin_maps(encoder, pixels)
+        return swin_maps(encoder, pixels)
     given: dict[str, Any] = {"output_hidden_states": True}
     if "interpolate_pos_encoding" in inspect.signature(type(encoder).forward).parameters:
         given["interpolate_pos_encoding"] = True
@@ -129,20 +129,33 @@ def feature_maps(encoder: nn.Module, pixels: Tensor, taps: Sequence[int] = ()) -
     return maps
 
 
-def _swin_maps(encoder: nn.Module, pixels: Tensor) -> list[Tensor]:
-    """What the last block of each stage gives, before patches are merged for the next one."""
+def swin_maps(encoder: nn.Module, pixels: Tensor, merged: bool = False) -> list[Tensor]:
+    """A map of each stage of a Swin encoder.
+
+    Args:
+        pixels: sides that `stride` divides.
+        merged: as the next stage takes it, its patches merged (twice the channels at half the size; the last stage's as it is);
+            else what the last block of the stage gives.
+    """
     inner: Any = encoder
     kept: list[Tensor] = []
+    stages = [stage if merged else stage.blocks[-1] for stage in inner.encoder.layers]
 
-    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        tokens = output[0] if isinstance(output, tuple) else output
-        height, width = args[1] if len(args) > 1 else kwargs["input_dimensions"]
-        kept.append(tokens.transpose(1, 2).unflatten(2, (height, width)))
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        kept.append(output[0] if isinstance(output, tuple) else output)
 
-    hooks = [stage.blocks[-1].register_forward_hook(keep, with_kwargs=True) for stage in inner.encoder.layers]
+    hooks = [stage.register_forward_hook(keep) for stage in stages]
     try:
         encoder(pixel_values=pixels)
     finally:
         for hook in hooks:
             hook.remove()
-    return kept
+    return [as_map(encoder, tokens, pixels, i, merged) for i, tokens in enumerate(kept)]
+
+
+def as_map(encoder: nn.Module, tokens: Tensor, pixels: Tensor, stage: int, merged: bool) -> Tensor:
+    """A Swin stage's tokens [batch, n, channels] as a map [batch, channels, h, w]."""
+    config: Any = encoder.config
+    halved = min(stage + merged, len(config.depths) - 1)
+    height, width = (side // (int(config.patch_size) * 2**halved) for side in pixels.shape[-2:])
+    return tokens.transpose(1, 2).unflatten(2, (height, width))

@@ -149,6 +149,7 @@ class DataSection(Section):
         "ace",
         "frames",
         "change-pairs",
+        "dense",
         "imagefolder",
         "audiofolder",
         "npz",
