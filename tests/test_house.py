@@ -28,7 +28,7 @@ FLOORS: dict[str, set[str]] = {
     "graphs": {"core"},
     "grammar": {"core"},
     "traces": {"core"},
-    "models": {"core", "graphs"},
+    "models": {"core", "graphs", "objectives"},
     "decoding": {"core"},
     "objectives": {"core"},
     "tasks": {"core", "data", "decoding", "grammar", "graphs", "models", "quantization", "report", "traces"},

@@ -1,10 +1,11 @@
 """Optimizer groups."""
 
+import pytest
 import torch
 from torch import nn
 
 import adaptome as ad
-from adaptome.optim import parameter_groups
+from adaptome.optim import PowerCourse, parameter_groups
 
 
 def model():
@@ -52,3 +53,19 @@ def test_a_torch_optimizer_takes_the_groups():
     before = net[0].adaptome["default"].B.detach().clone()
     optimizer.step()
     assert not torch.equal(net[0].adaptome["default"].B, before)
+
+
+def test_a_power_course_rises_falls_as_a_power_and_keeps_its_floor():
+    """PeftCD's: 3,000 steps up to 3e-4, then cubic, not below 3e-5, which holds in the warm-up too."""
+    course = PowerCourse(power=3, floor=0.1)
+    rates = [3e-4 * course.factor(step, 3000, 15000) for step in (0, 150, 600, 3000, 9000, 15000, 20000)]
+    assert rates == pytest.approx([3e-5, 3e-5, 6e-5, 3e-4, 3e-4 / 8, 3e-5, 3e-5])
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler, seen = course.scheduler(optimizer, 2, 6), []
+    for _ in range(7):
+        seen.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert seen == pytest.approx([0.2, 1, 2, 2 * 0.75**3, 2 * 0.5**3, 0.2, 0.2])
+    with pytest.raises(ValueError, match="floor=2"):
+        PowerCourse(floor=2)

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from adaptome.core.rows import per_row
     from adaptome.core.state import Attachment, adapters
     from adaptome.core.steer import steer, steered, steered_again
+    from adaptome.core.streams import TaskStreams
     from adaptome.forms.soft import plain_prompt, prompt_from
-    from adaptome.forms.streams import TaskStreams
     from adaptome.forms.token_merging import merged_tokens
     from adaptome.interop.convert import Conversion, convert
     from adaptome.interop.formats import ExportReport, export
@@ -108,7 +108,7 @@ _HOMES = {
     ),
     "adaptome.core.plan": ("Entry", "Plan", "Report"),
     "adaptome.core.steer": ("steer", "steered", "steered_again"),
-    "adaptome.forms.streams": ("TaskStreams",),
+    "adaptome.core.streams": ("TaskStreams",),
     "adaptome.forms.token_merging": ("merged_tokens",),
     "adaptome.interop.convert": ("Conversion", "convert"),
     "adaptome.interop.llama_cpp.models": ("save_gguf",),

@@ -1,10 +1,12 @@
-"""Optimizer groups: LoRA+'s faster B, and weight decay only where it makes sense."""
+"""Optimizer groups: LoRA+'s faster B, and weight decay only where it makes sense; and a course of the learning rate."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from adaptome.core.model import parameters_of
@@ -53,3 +55,35 @@ def parameter_groups(
         }
         for (adapter, fast, matrix), members in sorted(groups.items())
     ]
+
+
+#: its name among the schedulers of recipes
+POWER = "power"
+
+
+@dataclass(frozen=True)
+class PowerCourse:
+    """A learning rate that rises linearly, then falls as a power of what is left: PeftCD's (arXiv:2509.09572), with power 3.
+
+        factor = max(floor, step / warmup)  while step < warmup,  else  max(floor, (1 - (step - warmup) / (steps - warmup))^power)
+
+    The floor holds in the warm-up too, as in the authors' code.
+    """
+
+    power: float = 3.0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.power < 0 or not 0 <= self.floor <= 1:
+            raise ValueError(f"power={self.power}, floor={self.floor}")
+
+    def factor(self, step: int, warmup: int, steps: int) -> float:
+        """Of the peak's learning rate, at a step."""
+        if step < warmup:
+            return max(self.floor, step / warmup)
+        left = 1 - (step - warmup) / max(steps - warmup, 1)
+        return float(max(self.floor, max(left, 0.0) ** self.power))
+
+    def scheduler(self, optimizer: Any, warmup: int, steps: int) -> Any:
+        """A torch scheduler of it."""
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, warmup, steps))

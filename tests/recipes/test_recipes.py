@@ -48,6 +48,8 @@ def test_every_recipe_is_run_by_a_test():
         "kg-queries/",
         "causal-lm/",
         "deepfake-detection/",
+        "change-detection/",
+        "dense-multitask/",
         "token-classification/",
         "continual/",
         "text-classification/",

@@ -25,6 +25,8 @@ adaptome predict runs/town/2-adapter "? : works_for(?, acme) and not lives_in(?,
 
 adaptome predict runs/scenes pictures/ --output found
 
+adaptome predict runs/change before.tif after.tif --output found
+
 adaptome predict runs/entities notes/ letter.txt
 """
 
@@ -96,7 +98,7 @@ def _print(name: str, shown: Any) -> None:
 
 
 def _write(folder: Path, names: Sequence[str], shown: Sequence[Any], told: Sequence[Any]) -> None:
-    """One JSON line for each input in predictions.jsonl, and its pictures as <input>-<what>.png."""
+    """One JSON line for each input in predictions.jsonl, its pictures as <input>-<what>.png, and what else it is as files."""
     import json
 
     from adaptome.core.files import write_atomic
@@ -110,7 +112,15 @@ def _write(folder: Path, names: Sequence[str], shown: Sequence[Any], told: Seque
         files = {what: f"{stem}-{what}.png" for what in one.made}
         for what, file in files.items():
             write_atomic(folder / file, _png(one.made[what]))
-        line = {"input": name, "prediction": prediction, **({"pictures": files} if files else {})}
+        kept = {what: f"{stem}-{what}" for what in one.files}
+        for what, file in kept.items():
+            write_atomic(folder / file, one.files[what])
+        line = {
+            "input": name,
+            "prediction": prediction,
+            **({"pictures": files} if files else {}),
+            **({"files": kept} if kept else {}),
+        }
         lines.append(json.dumps(line, ensure_ascii=False))
     write_atomic(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
 

@@ -10,21 +10,14 @@ source    GenD, arXiv:2508.06248; its encoders are CLIP ViT-L/14, DINOv3 ViT-L/1
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from adaptome.core.errors import ModelError
-from adaptome.models.base import (
-    CompositeModel,
-    CompositeSettings,
-    Part,
-    load_part,
-    part_config,
-    register_model,
-)
+from adaptome.models.base import CompositeModel, CompositeSettings, Part, register_model
+from adaptome.models.encoders import load_encoder
 
 
 class FeatureClassifierSettings(CompositeSettings):
@@ -37,24 +30,6 @@ class FeatureClassifierSettings(CompositeSettings):
         description="pooler_output, the first token, the mean over tokens; auto: the pooler where there is one",
     )
     normalize: bool = Field(default=True, description="put the feature on the unit sphere")
-
-
-def load_encoder(part: Part, weights: bool) -> nn.Module:
-    """The vision encoder of a part: the part itself, or the vision side of a model of pictures and text.
-
-    ViT's pooler, a dense layer after the first token, is left out: most checkpoints have no weights for it.
-
-    Raises:
-        ModelError: it cannot be had.
-    """
-    from transformers import MODEL_MAPPING
-
-    config = part_config(part)
-    config = getattr(config, "vision_config", config)
-    kind: Any = MODEL_MAPPING.get(type(config), None)
-    dense = kind is not None and "add_pooling_layer" in inspect.signature(kind).parameters
-    own = {"add_pooling_layer": False} if dense and not hasattr(config, "depths") else {}  # Swin's is a mean
-    return load_part("AutoModel", part, weights, config, **own)
 
 
 @register_model("feature-classifier")

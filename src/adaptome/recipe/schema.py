@@ -148,6 +148,8 @@ class DataSection(Section):
         "mentions",
         "ace",
         "frames",
+        "change-pairs",
+        "dense",
         "imagefolder",
         "audiofolder",
         "npz",
@@ -271,7 +273,10 @@ class TrainingSection(Section):
     optimizer: str = Field(
         default="adamw_torch", description="any `optim` of transformers' TrainingArguments"
     )
-    scheduler: str = Field(default="linear", description="any `lr_scheduler_type` of transformers")
+    scheduler: str = Field(
+        default="linear",
+        description="any `lr_scheduler_type` of transformers, or power: (1 - progress)^power, not below floor",
+    )
     scheduler_settings: dict[str, Any] = Field(
         default_factory=dict, description="its own, e.g. {num_cycles: 3} of cosine_with_restarts"
     )

@@ -35,6 +35,7 @@ class Shown:
         made: name -> PIL image: the prediction as pictures (an overlay, a change map, a generated image).
         ranked: the likeliest labels, or the items retrieved, best first.
         bounded: the ranked scores are probabilities, which can be drawn as bars.
+        files: name with its ending -> content, of what the prediction is as a file other than a picture (a mask with its place on the earth).
     """
 
     answer: str
@@ -44,6 +45,7 @@ class Shown:
     made: Mapping[str, Any] = field(default_factory=dict)
     ranked: tuple[Ranked, ...] = ()
     bounded: bool = True
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 #: colours of classes and boxes on pictures, told apart in both of the usual kinds of colour blindness (Okabe and Ito 2008)

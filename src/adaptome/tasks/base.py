@@ -151,6 +151,13 @@ class Task(ABC):
         """Applied to each evaluation batch's logits, so that not all of them are kept in memory."""
         return logits[0] if isinstance(logits, tuple) else logits
 
+    def counted(self, logits: Any, labels: Any) -> Tensor:
+        """What `metrics` needs of each example of an evaluation batch [batch, ...], where labels are pictures, too many to keep.
+
+        A task that writes it gets its rows as `predictions`, and no labels.
+        """
+        raise TypeError(f"{self.name} keeps logits and labels.")
+
     def from_logs(self, logs: Mapping[str, float]) -> dict[str, float]:
         """Metrics that follow from an evaluation's logs (with their `eval_` prefix)."""
         return {}

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,13 +18,12 @@ from adaptome.data.augment import AugmentedPictures
 from adaptome.data.faces.crops import SCALE, Boxes, Detector, Face, crop, largest
 from adaptome.data.faces.video import frames
 from adaptome.data.splits import Split, Splits
-from adaptome.models import is_composite, load_composite
-from adaptome.models.feature_classifier import FeatureClassifier
 from adaptome.tasks.base import ModelSpec, Prepared, register_task
+from adaptome.tasks.composites import encoder_spec, load_around
 from adaptome.tasks.detection_scores import Pooling, table
 from adaptome.tasks.image_classification import ImageCollator, to_rgb, with_labels
 from adaptome.tasks.inference import evaluating, to_device
-from adaptome.tasks.models import load_image_processor, resolve
+from adaptome.tasks.models import load_image_processor
 from adaptome.tasks.pairing import Pairing, chosen, paired_share, videos_of
 from adaptome.tasks.scores import Scores, softmax_scores
 from adaptome.tasks.showing import Given
@@ -94,14 +92,7 @@ class DeepfakeDetection(SignalClassification):
     # -- data ----------------------------------------------------------------------------------------------------------
 
     def load_processor(self, model: ModelSpec) -> Any:
-        settings: dict[str, Any] = getattr(model, "settings", {})
-        given = settings.get("encoder") if model.name is None and model.from_config is None else None
-        if given is None:
-            return load_image_processor(model, self.options.image_size)
-        part = {"name": given} if isinstance(given, str) else dict(given)
-        keys = ("name", "revision", "from_config")
-        encoder: Any = SimpleNamespace(tokenizer=model.tokenizer, **{key: part.get(key) for key in keys})
-        return load_image_processor(encoder, self.options.image_size)
+        return load_image_processor(encoder_spec(model), self.options.image_size)
 
     def prepare(self, splits: Splits, processor: Any) -> Prepared:
         splits.require(self.column, "label")
@@ -155,15 +146,7 @@ class DeepfakeDetection(SignalClassification):
 
     def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
         """A `feature-classifier`: as the recipe names it, or around the encoder that it names."""
-        settings: dict[str, Any] = dict(getattr(model, "settings", {}))
-        composite = getattr(model, "composite", None)
-        if composite is not None or (model.name is not None and is_composite(model.name)):
-            return load_composite(model, MODEL, labels=2)
-        part: dict[str, Any] = {
-            "name": model.name and resolve(model.name), "revision": model.revision, "from_config": model.from_config,
-            "dtype": model.dtype, "attention": model.attention,
-        }  # fmt: skip
-        return FeatureClassifier.from_settings(**{**settings, "encoder": part, "labels": 2})
+        return load_around(model, MODEL, labels=2)
 
     def head_patterns(self, model: nn.Module) -> list[str]:
         return ["head"]

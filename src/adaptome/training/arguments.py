@@ -12,6 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from adaptome.core.errors import MissingExtraError, RecipeError
+from adaptome.optim import POWER, PowerCourse
 from adaptome.recipe import Recipe
 from adaptome.tasks import Prepared, Task
 
@@ -44,8 +45,9 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
         "gradient_accumulation_steps": training.gradient_accumulation,
         "learning_rate": training.learning_rate,
         "optim": _optimizer(training.optimizer, training.device, bool(training.fsdp)),
-        "lr_scheduler_type": training.scheduler,
-        "lr_scheduler_kwargs": dict(training.scheduler_settings),
+        # the trainer makes a course of its own itself, see `trainer_of`
+        "lr_scheduler_type": "constant" if training.scheduler == POWER else training.scheduler,
+        "lr_scheduler_kwargs": {} if training.scheduler == POWER else dict(training.scheduler_settings),
         "warmup_steps": training.warmup,
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
@@ -74,6 +76,21 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
     if task.trainer == "sft":
         made |= task.sft_arguments()  # type: ignore[attr-defined]
     return made
+
+
+def course_of(recipe: Recipe) -> PowerCourse | None:
+    """The course of the learning rate where it is the project's own; None where it is one of transformers'.
+
+    Raises:
+        RecipeError: a setting that it does not have or admit.
+    """
+    training = recipe.training
+    if training.scheduler != POWER:
+        return None
+    try:
+        return PowerCourse(**training.scheduler_settings)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"training.scheduler_settings of {POWER}: {error}. It has power, from 0, and floor, from 0 to 1.") from error  # fmt: skip
 
 
 def _optimizer(name: str, device: str, sharded: bool) -> str:

@@ -25,7 +25,7 @@ from adaptome.recipe import MethodSection, Recipe, load_recipe
 from adaptome.tasks import Prepared, Task, task_from_dict
 from adaptome.training.adapters import gathered_adapters, write_adapters
 from adaptome.training.allocator import keep_freed_memory
-from adaptome.training.arguments import training_arguments
+from adaptome.training.arguments import course_of, training_arguments
 from adaptome.training.building import (
     attach,
     base_model,
@@ -349,9 +349,11 @@ def trainer_of(
         "callbacks": callbacks,
         "loraplus_ratio": recipe.training.loraplus_ratio,
         "base_eval": recipe.training.base_eval,
+        "course": course_of(recipe),
         "terms": loss,
         "aside": data.aside,
         "facts": task.facts if type(task).facts is not Task.facts else None,
+        "counted": task.counted if type(task).counted is not Task.counted else None,
     }
     trainer: AdapterCheckpoints
     if task.trainer == "sft":

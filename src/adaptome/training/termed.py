@@ -28,6 +28,7 @@ class TermedTrainer(StoredAdapters):
         terms: of the loss; None for the model's own.
         aside: columns of the batch that the model does not take: terms and `facts` read them.
         facts: the batch -> what its forward and backward are steered by (see `ad.steer`).
+        counted: logits and labels of an evaluation batch -> what is kept of both (see `Task.counted`).
     """
 
     _signature_columns: Any  # None to the type checker, where transformers fills it later
@@ -39,9 +40,10 @@ class TermedTrainer(StoredAdapters):
         terms: Terms | None = None,
         aside: Sequence[str] = (),
         facts: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
+        counted: Callable[[Any, Any], Tensor] | None = None,
         **kwargs: Any,
     ):
-        self.terms, self.aside, self.facts = terms, tuple(aside), facts
+        self.terms, self.aside, self.facts, self.counted = terms, tuple(aside), facts, counted
         self._extras: dict[str, Any] = {}
         self._sums: dict[str, list[Any]] = {}
         #: names of what the terms measured in the last evaluation
@@ -77,7 +79,11 @@ class TermedTrainer(StoredAdapters):
         """The Trainer's, on what the model takes of the batch; it keeps labels that stand aside."""
         with self.given(inputs) as own:
             labels = {k: v for k, v in self._extras.items() if k in self.label_names}
-            return super().prediction_step(model, {**own, **labels}, *args, **kwargs)
+            loss, logits, truth = super().prediction_step(model, {**own, **labels}, *args, **kwargs)
+        if self.counted is None or logits is None or truth is None:
+            return loss, logits, truth
+        counts = self.counted(logits, truth)
+        return loss, counts, counts.new_zeros(len(counts))
 
     def collated(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of examples, as training makes it, on the model's device."""

@@ -34,7 +34,7 @@ import adaptome as ad
 from adaptome.callbacks import AdaptomeCallback
 from adaptome.core.errors import CheckpointError, TrainingError
 from adaptome.core.files import sweep_staging
-from adaptome.optim import parameter_groups
+from adaptome.optim import PowerCourse, parameter_groups
 from adaptome.training.arguments import CHECKPOINTING
 from adaptome.training.bound import Pace
 from adaptome.training.checkpoint import checkpoints, last_good, verify
@@ -54,6 +54,7 @@ class AdapterCheckpoints(TermedTrainer):
     Args:
         loraplus_ratio: learning rate of LoRA's `B` over that of `A`; None for 1.
         base_eval: keep the frozen base in evaluation mode while training, see `training.frozen`.
+        course: of the learning rate, in place of the arguments' scheduler.
         terms, aside, facts: see `training.termed`.
         *args, **kwargs: those of the Trainer. `model` has its adapters attached.
 
@@ -62,9 +63,14 @@ class AdapterCheckpoints(TermedTrainer):
     """
 
     def __init__(
-        self, *args: Any, loraplus_ratio: float | None = None, base_eval: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        loraplus_ratio: float | None = None,
+        base_eval: bool = False,
+        course: PowerCourse | None = None,
+        **kwargs: Any,
     ):
-        self.loraplus_ratio, self.base_eval = loraplus_ratio, base_eval
+        self.loraplus_ratio, self.base_eval, self.course = loraplus_ratio, base_eval, course
         model = kwargs.get("model", args[0] if args else None)
         if isinstance(model, str):
             raise TrainingError(
@@ -141,6 +147,15 @@ class AdapterCheckpoints(TermedTrainer):
                 raise
             logger.warning("%s\n  Resuming from %s, the last good checkpoint before it.", error, found)
             return found
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's, or the course that was given."""
+        if self.course is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        made: Any = self.course.scheduler(optimizer or self.optimizer, warmup, num_training_steps)
+        self.lr_scheduler, self._created_lr_scheduler = made, True
+        return made
 
     def _let_gradients_in(self) -> None:
         """Reentrant checkpointing passes gradients only through inputs that require them; nothing frozen does.

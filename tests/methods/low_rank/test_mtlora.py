@@ -6,7 +6,7 @@ from torch import nn
 
 import adaptome as ad
 from adaptome.core.errors import MergeError, MethodError, StateError, TargetError
-from adaptome.forms.streams import fork, split
+from adaptome.core.streams import fork, split
 from tests.methods.helpers import adapted, batch, linear, shake
 
 TASKS = ("semseg", "depth")

@@ -15,8 +15,8 @@ from adaptome.core.errors import MergeError, MethodError, did_you_mean
 from adaptome.core.hosts import Host
 from adaptome.core.method import Method, option, register
 from adaptome.core.steer import steered
+from adaptome.core.streams import split
 from adaptome.forms.branches import SHARED, Branches, Start, check_tasks, known_task
-from adaptome.forms.streams import split
 
 ATTENTION_IN = ("q", "k", "v", "kv", "qkv")
 
