@@ -233,10 +233,10 @@ def pipeline_of(model: Any) -> Any:
     return kind(**parts, **extra)
 
 
-def write_pipeline(model: Any, folder: Path, plain: str) -> None:
-    """Write a model's parts as a pipeline's folder, whole or not at all."""
+def write_pipeline(model: Any, folder: Path, own: dict[str, Any]) -> None:
+    """Write a model's parts as a pipeline's folder, whole or not at all; `own` goes into its index."""
     parts = {**model.parts(), **model.tokenizers, "scheduler": model.scheduler}
-    index: dict[str, Any] = {"_class_name": model.kind, "composite": plain}
+    index: dict[str, Any] = {"_class_name": model.kind, **(own if model.kind in own else {})}
     if model.kind == "StableDiffusionXLPipeline":
         index["force_zeros_for_empty_prompt"] = model.force_zeros
     with atomic_folder(folder, only=(INDEX, *parts)) as staging:

@@ -61,6 +61,9 @@ class TextToImageSettings(CompositeSettings):
         default_factory=dict, description="settings of a diffusers scheduler, with _class_name; over a pipeline's own"
     )  # fmt: skip
     text_length: int = Field(default=32, ge=1, description="tokens of a text, where no pipeline says it")
+    patch: int = Field(
+        default=1, ge=1, description="without a vae: squares of so many pixels a side are folded into channels"
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> TextToImageSettings:
@@ -87,6 +90,7 @@ class TextToImage(CompositeModel):
         folder = None
         self.kind, self.force_zeros = self.settings.kind, False
         own: dict[str, Any] = dict(self.settings.scheduler)
+        self.text_length, self.patch = self.settings.text_length, self.settings.patch
         if self.settings.pipeline is not None:
             folder = pipeline_folder(self.settings.pipeline, self.settings.revision, self.settings.variant)
             index = read_index(folder)
@@ -94,6 +98,8 @@ class TextToImage(CompositeModel):
                 index["_class_name"],
                 bool(index.get("force_zeros_for_empty_prompt")),
             )
+            own_keys = {"text_length": self.text_length, "patch": self.patch} | index.get(PLAIN, {})
+            self.text_length, self.patch = int(own_keys["text_length"]), int(own_keys["patch"])
             if self.kind != PLAIN and self.kind not in ENCODERS:
                 raise ModelError(
                     f"{folder} is a {self.kind}, which is not trained here. There are {', '.join(ENCODERS)}."
@@ -135,7 +141,7 @@ class TextToImage(CompositeModel):
     def shrinks(self) -> int:
         """Pixels that a latent stands for, on a side."""
         vae: Any = self._modules.get("vae")
-        return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+        return self.patch if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
 
     @property
     def side(self) -> int:
@@ -167,9 +173,8 @@ class TextToImage(CompositeModel):
 
     def _encoded(self, texts: Sequence[str]) -> dict[str, Tensor]:
         if self.kind == PLAIN:
-            told = self.settings
             encoder = self.get_submodule("text_encoder")
-            return encode_plainly(encoder, self.tokenizers["tokenizer"], texts, told.text_length, self.device)
+            return encode_plainly(encoder, self.tokenizers["tokenizer"], texts, self.text_length, self.device)
         given = encode_by_pipeline(pipeline_of(self), texts, self.device)
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in given.items()}
 
@@ -211,7 +216,7 @@ class TextToImage(CompositeModel):
         """Latents [B, C, h, w] of pictures, drawn from the autoencoder's posterior by each example's number; without one the pixels."""
         vae: Any = self._modules.get("vae")
         if vae is None:
-            return pixels
+            return nn.functional.pixel_unshuffle(pixels, self.patch)
         mean, spread = self.moments(pixels, examples if self._is_as_it_was("vae") else None).chunk(2, 1)
         noise = [
             torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(int(n) ^ 1))
@@ -225,7 +230,7 @@ class TextToImage(CompositeModel):
         """Pictures [B, 3, H, W] of latents, about in [-1, 1]."""
         vae: Any = self._modules.get("vae")
         if vae is None:
-            return latents
+            return nn.functional.pixel_shuffle(latents, self.patch)
         moved = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
         found: Tensor = vae.decode(moved.to(vae.dtype), return_dict=False)[0]
         return found
@@ -317,7 +322,7 @@ class TextToImage(CompositeModel):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a pipeline's folder, which diffusers loads too unless its kind is `text-to-image`."""
-        write_pipeline(self, Path(folder), PLAIN)
+        write_pipeline(self, Path(folder), {PLAIN: {"text_length": self.text_length, "patch": self.patch}})
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:

@@ -30,7 +30,7 @@ class Read:
     fit: float = 0.0
 
 
-def read(picture: np.ndarray, least: float = 0.05) -> Read:
+def read(picture: np.ndarray, least: float = 0.05, fitting: float = 0.65) -> Read:
     """Background, shape and colours of a scene.
 
     Every pixel counts as the colour that is nearest to it. The background is the commonest colour on the picture's edge; the object is all
@@ -40,6 +40,7 @@ def read(picture: np.ndarray, least: float = 0.05) -> Read:
     Args:
         picture: RGB bytes [height, width, 3].
         least: the share of the picture that an object covers at least.
+        fitting: what a shape's overlap with the object is at least, over their union; below it the object has no shape.
     """
     labels = ((picture[..., None, :].astype(float) - _TABLE) ** 2).sum(-1).argmin(-1)
     edge = np.concatenate([labels[0], labels[-1], labels[1:-1, 0], labels[1:-1, -1]])
@@ -54,7 +55,7 @@ def read(picture: np.ndarray, least: float = 0.05) -> Read:
     spot = _commonest(kinds[near])
     colour = None if spot is None else _commonest(kinds[~near & (kinds != spot)])
     named = [None if kind is None else NAMES[kind] for kind in (colour, spot)]
-    return Read(NAMES[background], shape, *named, fit=fit)
+    return Read(NAMES[background], shape if fit >= fitting else None, *named, fit=fit)
 
 
 def _fits(mask: np.ndarray) -> Iterator[tuple[str, float, tuple[float, float], float]]:
