@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from adaptome.core.errors import ModelError
+from adaptome.core.steer import steer
 from adaptome.models.base import CompositeModel, CompositeSettings, Part, register_model
 from adaptome.models.denoisers import ENCODERS, denoise, encode_by_pipeline, encode_plainly
 from adaptome.models.noising import Process, Times, noisy
@@ -155,6 +156,14 @@ class TextToImage(CompositeModel):
         count = int(self.denoiser.config.in_channels)
         return count // 4 if self.kind == "FluxPipeline" else count
 
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        self.denoiser.enable_gradient_checkpointing()
+
+    activation_checkpointing_enable = gradient_checkpointing_enable
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.denoiser.disable_gradient_checkpointing()
+
     # -- texts and pictures --------------------------------------------------------------------------------------------
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -235,6 +244,10 @@ class TextToImage(CompositeModel):
         found: Tensor = vae.decode(moved.to(vae.dtype), return_dict=False)[0]
         return found
 
+    def drawn_times(self, draws: Tensor) -> Tensor:
+        """The times [B] that forward takes for examples of these numbers."""
+        return self.process.draw(torch.empty(len(draws), 0), draws, self.times).times
+
     # -- training ------------------------------------------------------------------------------------------------------
 
     def forward(
@@ -301,13 +314,20 @@ class TextToImage(CompositeModel):
         distilled = bool(getattr(self.denoiser.config, "guidance_embeds", False))
         given = self.encode(texts)
         if guidance <= 1 or distilled:
-            return lambda z, t: (denoise(self.denoiser, z, t, given, sizes, guidance), None)
+    
+            def alone(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+                with steer(timestep=t):
+                    return denoise(self.denoiser, z, t, given, sizes, guidance), None
+
+            return alone
         without = self.unconditional(negative)
         both = {name: torch.cat([given[name], without[name]]) for name in given}
         twice = torch.cat([sizes, sizes])
 
         def predict(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-            found = denoise(self.denoiser, torch.cat([z, z]), torch.cat([t, t]), both, twice, guidance)
+            doubled = torch.cat([t, t])
+            with steer(timestep=doubled):
+                found = denoise(self.denoiser, torch.cat([z, z]), doubled, both, twice, guidance)
             first, second = found.chunk(2)
             return first, second
 

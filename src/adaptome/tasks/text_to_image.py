@@ -116,6 +116,7 @@ class TextToImage(Task):
     def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):
         super().__init__(options, labels)
         self._references: list[Any] = []
+        self._model: Model | None = None
 
     @property
     def judges(self) -> bool:  # type: ignore[override]  # where scores are asked for
@@ -208,12 +209,19 @@ class TextToImage(Task):
         assert isinstance(found, Model)
         times = self.options.times
         found.times = Times(times.density, times.mean, times.deviation, times.least, times.most)
+        self._model = found
         found.offset_noise, found.guidance = self.options.offset_noise, self.options.distilled_guidance
         return found
 
     def save_base(self, model: nn.Module, processor: Any, folder: Path) -> None:
         assert isinstance(model, Model)
         model.save_pretrained(folder)
+
+    def facts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The examples' times, for adapters that differ by them."""
+        if self._model is None:
+            return {}
+        return {"timestep": self._model.drawn_times(batch["draws"]).to(batch["draws"].device)}
 
     def reduce(self, logits: Any, labels: Any) -> Tensor:
         """Each example's squared error [B]."""

@@ -22,7 +22,7 @@ def words(scene: Mapping[str, str]) -> str:
 
 
 @maker("scenes")
-def scenes(seed: int, train: int = 3000, validation: int = 128, test: int = 96) -> dict[str, Table]:
+def scenes(seed: int, train: int = 3000, validation: int = 128, test: int = 64) -> dict[str, Table]:
     """Scenes with their words, half of which tell the object's colour; of test the words alone, and what they ask for."""
     rng = np.random.default_rng((seed, 2))
     made = {}
@@ -37,7 +37,7 @@ def scenes(seed: int, train: int = 3000, validation: int = 128, test: int = 96) 
 
 @maker("scene-subject")
 def scene_subject(
-    seed: int, pictures: int = 5, classes: int = 60, each: int = 24, general: int = 32
+    seed: int, pictures: int = 5, classes: int = 60, each: int = 16, general: int = 16
 ) -> dict[str, Table]:
     """A subject to learn from few pictures: an object whose two colours and shape belong together.
 

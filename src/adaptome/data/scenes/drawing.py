@@ -35,12 +35,12 @@ class Scene:
     background: str
     x: float = 0.5
     y: float = 0.5
-    size: float = 0.33
+    size: float = 0.36
 
     def moved(self, rng: np.random.Generator) -> Scene:
         """The same object at another place and of another size."""
-        x, y = rng.uniform(0.42, 0.58, 2)
-        return replace(self, x=float(x), y=float(y), size=float(rng.uniform(0.28, 0.38)))
+        x, y = rng.uniform(0.44, 0.56, 2)
+        return replace(self, x=float(x), y=float(y), size=float(rng.uniform(0.32, 0.4)))
 
 
 def drawn_at_random(rng: np.random.Generator, **fixed: str) -> Scene:
@@ -59,7 +59,7 @@ def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     if shape == "square":
         return np.maximum(np.abs(u), np.abs(v)) <= 0.9
     if shape == "triangle":
-        return (v <= 0.85) & (2 * np.abs(u) <= v + 1.15)
+        return (v <= 0.85) & (1.8 * np.abs(u) <= v + 1.05)
     return (np.minimum(np.abs(u), np.abs(v)) <= 0.36) & (np.maximum(np.abs(u), np.abs(v)) <= 1)
 
 
@@ -71,6 +71,6 @@ def draw(scene: Scene, side: int = SIDE) -> np.ndarray:
     picture = np.empty((side * FINE, side * FINE, 3))
     picture[:] = COLOURS[scene.background]
     picture[inside(scene.shape, u, v)] = COLOURS[scene.colour]
-    picture[u**2 + (v - 0.1 * (scene.shape == "triangle")) ** 2 <= 0.42**2] = COLOURS[scene.spot]
+    picture[u**2 + (v - 0.25 * (scene.shape == "triangle")) ** 2 <= 0.48**2] = COLOURS[scene.spot]
     fine = picture.reshape(side, FINE, side, FINE, 3).mean((1, 3))
     return fine.round().astype(np.uint8)
