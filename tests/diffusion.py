@@ -85,3 +85,16 @@ def t5(width: int):
 
 
 ENCODERS = {"clip": clip, "t5": t5}
+
+
+TINY_BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 128}  # fmt: skip
+
+
+def model_of_pixels(folder: Path) -> dict:
+    """A recipe's model section: pictures of 16 pixels a side, v prediction; its tokenizer is written to the folder."""
+    clip(16)[1].save_pretrained(folder)
+    return {
+        "composite": "text-to-image", "unet": {"from_config": {**PIXELS, "in_channels": 12, "out_channels": 12, "cross_attention_dim": 16}},
+        "text_encoder": {"from_config": TINY_BERT}, "tokenizer": str(folder), "text_length": 24, "patch": 2,
+        "scheduler": {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"},
+    }  # fmt: skip

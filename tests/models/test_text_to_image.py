@@ -11,10 +11,9 @@ from adaptome.core.errors import ModelError
 from adaptome.decoding.diffusion import denoised, scheduler_named
 from adaptome.models.noising import Times
 from adaptome.models.text_to_image import TextToImage
-from tests.diffusion import KINDS, PIXELS, pipeline_folder
+from tests.diffusion import KINDS, model_of_pixels, pipeline_folder
 
 TEXTS, SIZE = ["a red cat", "bee"], (16, 16)
-TINY_BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 128}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +110,12 @@ def test_what_is_frozen_is_encoded_once_and_an_adapter_ends_that(folders):
     hooks = [model.text_encoder.register_forward_hook(lambda *a: calls.append("text"))]
     model.vae.encoder.register_forward_hook(lambda *a: calls.append("picture"))
     first = model(**batch())
-    assert torch.equal(model(**batch())["loss"], first["loss"]) and calls == ["picture", "text"]
+    assert torch.equal(model(**batch())["loss"], first["loss"])
+    assert calls == ["picture", "picture", "text", "text"]
     ad.attach(model, "lora", targets="text_encoder.attention", r=2)
     loss = model(**batch())["loss"]
     loss.backward()
-    assert calls == ["picture", "text", "text"]
+    assert calls == ["picture", "picture", "text", "text", "text"]
     gradients = [p.grad for p in ad.parameters_of(model).values()]
     assert any(g is not None and g.abs().sum() > 0 for g in gradients)
     hooks[0].remove()
@@ -133,17 +133,13 @@ def test_pictures_are_made_one_by_one_or_together(folders):
 
 def test_a_model_of_pixels_and_of_a_pipeline_come_back_from_their_folders(tmp_path, folders):
     torch.manual_seed(0)
-    settings = {
-        "unet": {"from_config": {**PIXELS, "in_channels": 12, "out_channels": 12, "cross_attention_dim": 16}},
-        "text_encoder": {"from_config": TINY_BERT}, "tokenizer": str(folders("StableDiffusionPipeline") / "tokenizer"),
-        "scheduler": {"prediction_type": "v_prediction"}, "text_length": 6, "patch": 2,
-    }  # fmt: skip
+    settings = {k: v for k, v in model_of_pixels(tmp_path / "words").items() if k != "composite"}
     model = TextToImage.from_settings(**settings)
     assert (model.predicts, model.side, model.channels, model.shrinks) == ("v", 16, 12, 2)
     assert torch.equal(model.pixels(model.latents(batch()["pixel_values"], torch.tensor([1, 2]))), batch()["pixel_values"])  # fmt: skip
     model.save_pretrained(tmp_path / "own")
     again = TextToImage.from_pretrained(tmp_path / "own")
-    assert (again.text_length, again.patch) == (6, 2)
+    assert (again.text_length, again.patch) == (24, 2)
     assert torch.equal(again(**batch())["loss"], model(**batch())["loss"])
     kind = "StableDiffusionXLPipeline"
     ours = TextToImage.from_settings(pipeline=str(folders(kind)))

@@ -156,6 +156,14 @@ class TextToImage(CompositeModel):
         count = int(self.denoiser.config.in_channels)
         return count // 4 if self.kind == "FluxPipeline" else count
 
+    def train(self, mode: bool = True) -> Self:
+        """The mode of the denoiser, and of text encoders that train; what is frozen has no dropout."""
+        super().train(mode)
+        for name, part in self.parts().items():
+            if part is not self.denoiser and self._is_as_it_was(name):
+                part.eval()
+        return self
+
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         self.denoiser.enable_gradient_checkpointing()
 
@@ -171,12 +179,10 @@ class TextToImage(CompositeModel):
         if not self._is_as_it_was("text_encoder"):
             self._texts.clear()
             return self._encoded(texts)
-        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        if new:
-            with torch.no_grad():
-                made = self._encoded(new)
-            for row, text in enumerate(new):
-                self._texts[text] = {name: value[row].clone() for name, value in made.items()}
+        for text in dict.fromkeys(texts):
+            if text not in self._texts:  # alone: in company its last bits would depend on the others, and so on when a run was resumed
+                with torch.no_grad():
+                    self._texts[text] = {name: value[0] for name, value in self._encoded([text]).items()}
         found = [self._texts[text] for text in texts]
         return {name: torch.stack([one[name] for one in found]).to(self.device) for name in found[0]}
 
@@ -196,7 +202,7 @@ class TextToImage(CompositeModel):
         return {k: v * kept.view(-1, *[1] * (v.dim() - 1)) for k, v in made.items()}
 
     def _is_as_it_was(self, prefix: str) -> bool:
-        """Whether the parts of these names are frozen and have no adapters, so that what they give can be kept."""
+        """Whether the parts whose names begin so are frozen and have no adapters, so that what they give can be kept."""
         parts = [part for name, part in self.parts().items() if name.startswith(prefix)]
         return not any(
             hasattr(m, "adaptome") or any(p.requires_grad for p in m._parameters.values() if p is not None)
@@ -209,17 +215,17 @@ class TextToImage(CompositeModel):
         vae: Any = self.get_submodule("vae")
         told = [-1] * len(pixels) if examples is None else examples.tolist()
         numbers = [None if number < 0 else int(number) for number in told]
-        new = [i for i, n in enumerate(numbers) if n is None or n not in self._moments]
-        found: dict[int, Tensor] = {}
-        if new:
-            with torch.no_grad():
-                made = vae.encode(pixels[new].to(vae.dtype)).latent_dist.parameters
-            found = dict(zip(new, made, strict=True))
-        for i, number in enumerate(numbers):
-            if number is not None:
-                self._moments.setdefault(number, found[i].cpu()) if i in found else None
-                found.setdefault(i, self._moments[number].to(pixels.device))
-        return torch.stack([found[i] for i in range(len(pixels))])
+        found = []
+        for picture, number in zip(pixels, numbers, strict=True):
+            if number is None or number not in self._moments:
+                with torch.no_grad():  # alone, as texts are
+                    made = vae.encode(picture[None].to(vae.dtype)).latent_dist.parameters[0]
+                if number is not None:
+                    self._moments[number] = made.cpu()
+            else:
+                made = self._moments[number].to(pixels.device)
+            found.append(made)
+        return torch.stack(found)
 
     def latents(self, pixels: Tensor, draws: Tensor, examples: Tensor | None = None) -> Tensor:
         """Latents [B, C, h, w] of pictures, drawn from the autoencoder's posterior by each example's number; without one the pixels."""

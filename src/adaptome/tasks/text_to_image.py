@@ -151,6 +151,10 @@ class TextToImage(Task):
             train = name == "train"
             kept = how if train else replace(how, mirror=False, drop=0.0, repeats=1, crop="centre")
             own = [i for i, prior in enumerate(_priors(split)) if not prior]
+            if not own:
+                raise DataError(
+                    f"{split.source}: the {name} pictures are all of the class. Hold none out (data.validation_fraction=0), or give the split its own."
+                )
             others = self._others(split, texts[name], kept) if train else None
             rows = split.rows if len(own) == len(split) else split.rows.select(own)
             prepared[name] = TrainingPictures(rows, [texts[name][i] for i in own], to_rgb, kept, others)
@@ -198,7 +202,9 @@ class TextToImage(Task):
                 if isinstance(settings.get(name), str):
                     settings[name] = {"name": resolve(settings[name])}
             spec: Any = SimpleNamespace(composite=model.composite, settings=settings)  # type: ignore[attr-defined]
-            found = load_composite(spec, COMPOSITE, dtype=model.dtype)
+            own = {"tokenizer": model.tokenizer, "revision": model.revision}
+            own = {name: value for name, value in own.items() if value is not None}
+            found = load_composite(spec, COMPOSITE, dtype=model.dtype, **own)
         elif model.from_config is not None:
             raise RecipeError(
                 f"model.from_config: text-to-image is built of parts: {{composite: {COMPOSITE}, unet: {{from_config: {{...}}}}, text_encoder: minilm}}."

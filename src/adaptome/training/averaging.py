@@ -57,8 +57,11 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
-def averaging(recipe: Recipe) -> list[TrainerCallback]:
+def averaging(recipe: Recipe, validated: bool) -> list[TrainerCallback]:
     """The callback of a recipe that asks for it.
+
+    Args:
+        validated: whether there is a split by which a best checkpoint is chosen.
 
     Raises:
         RecipeError: settings that do not go with it.
@@ -68,5 +71,9 @@ def averaging(recipe: Recipe) -> list[TrainerCallback]:
     if recipe.training.fsdp:
         raise RecipeError(
             "training.ema keeps whole parameters, which a sharded run has not: leave ema or fsdp out."
+        )
+    if validated and recipe.training.keep_best:
+        raise RecipeError(
+            "training.ema ends with the mean over steps, training.keep_best with the best of them: write keep_best=false, or leave ema out."
         )
     return [Averaged(recipe.training.ema)]

@@ -161,7 +161,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         [
             *([Progress()] if callbacks is None else callbacks),
             *_stopping(recipe),
-            *averaging(recipe),
+            *averaging(recipe, data.get("validation") is not None),
             *sketches(task, processor, folder),
         ],
         loss,
