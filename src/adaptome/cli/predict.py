@@ -102,6 +102,7 @@ def _write(folder: Path, names: Sequence[str], shown: Sequence[Any], told: Seque
     import json
 
     from adaptome.core.files import write_atomic
+    from adaptome.tasks.showing import png_bytes
 
     folder.mkdir(parents=True, exist_ok=True)
     lines, taken = [], set[str]()
@@ -111,7 +112,7 @@ def _write(folder: Path, names: Sequence[str], shown: Sequence[Any], told: Seque
         taken.add(stem)
         files = {what: f"{stem}-{what}.png" for what in one.made}
         for what, file in files.items():
-            write_atomic(folder / file, _png(one.made[what]))
+            write_atomic(folder / file, png_bytes(one.made[what]))
         kept = {what: f"{stem}-{what}" for what in one.files}
         for what, file in kept.items():
             write_atomic(folder / file, one.files[what])
@@ -123,14 +124,6 @@ def _write(folder: Path, names: Sequence[str], shown: Sequence[Any], told: Seque
         }
         lines.append(json.dumps(line, ensure_ascii=False))
     write_atomic(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
-
-
-def _png(image: Any) -> bytes:
-    from io import BytesIO
-
-    held = BytesIO()
-    image.save(held, "PNG")
-    return held.getvalue()
 
 
 def _show_documents(

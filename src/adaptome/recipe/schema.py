@@ -150,6 +150,7 @@ class DataSection(Section):
         "frames",
         "change-pairs",
         "dense",
+        "captioned",
         "imagefolder",
         "audiofolder",
         "npz",
@@ -287,6 +288,9 @@ class TrainingSection(Section):
     max_grad_norm: float = Field(default=1.0, ge=0, description="0: no clipping")
     base_eval: bool = Field(
         default=False, description="keep the frozen base in evaluation mode in training: none of its dropout"
+    )
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="end with the running mean of what trains, of this decay (0.999)"
     )
     bf16: bool = Field(default=False, description="autocast to bfloat16")
     gradient_checkpointing: bool = Field(

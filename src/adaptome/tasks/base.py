@@ -54,6 +54,7 @@ class Prepared:
     aside: the batch's columns that objectives and `Task.facts` read, and the model does not take.
     label_names: the batch's columns that `Task.metrics` gets as label_ids; None for what the model calls labels.
     in_order: train on the rows as they stand, without shuffling them.
+    only_asked: splits that have no loss: what `predict` gives for their rows is judged, and nothing else.
     """
 
     splits: dict[str, Any]
@@ -65,6 +66,7 @@ class Prepared:
     aside: tuple[str, ...] = ()
     label_names: tuple[str, ...] | None = None
     in_order: bool = False
+    only_asked: frozenset[str] = frozenset()
 
     def __getitem__(self, split: str) -> Any:
         return self.splits[split]
@@ -200,6 +202,10 @@ class Task(ABC):
 
     def scores(self, result: Any) -> Scores | None:
         """Probabilities and truths of an EvalPrediction, for the ROC and calibration curves; None where there are none."""
+        return None
+
+    def sketch(self, model: nn.Module, processor: Any) -> Any | None:
+        """A PIL picture of what the model makes at this moment of training, for the report; None where the task has none."""
         return None
 
     def judge(self, split: Any, predictions: list[Any]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,6 +168,13 @@ def made_pictures(picture: Any, prediction: Mapping[str, Any]) -> dict[str, Any]
     if picture is not None and prediction.get("boxes"):
         made["boxes"] = boxed(picture, prediction["boxes"])
     return made
+
+
+def png_bytes(picture: Any) -> bytes:
+    """A PIL picture as the content of a PNG file."""
+    held = BytesIO()
+    picture.save(held, "PNG")
+    return held.getvalue()
 
 
 def plain(prediction: Any) -> Any:

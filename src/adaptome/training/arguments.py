@@ -72,7 +72,8 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
         made["label_names"] = list(prepared.label_names)
     if training.fsdp:
         made |= {"fsdp": True, "fsdp_config": dict(training.fsdp) if isinstance(training.fsdp, dict) else {}}
-    made |= _when(recipe, task, prepared.get("validation") is not None)
+    validated = prepared.get("validation") is not None and "validation" not in prepared.only_asked
+    made |= _when(recipe, task, validated)
     if task.trainer == "sft":
         made |= task.sft_arguments()  # type: ignore[attr-defined]
     return made

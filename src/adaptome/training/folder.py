@@ -8,6 +8,7 @@
   scores.json         the ROC and calibration curves, where the task has probabilities
   examples.json       some rows with their predictions; their pictures are in examples/
   metrics.json        scores, loss curve, counts, time and memory; a run that has it is finished
+  samples/            pictures that the model made as training went, where the task has such
   report.html         all of it as one page
   predictions.jsonl   where the recipe asks for them
   merged/             base and adapters as one model, where a later run started from it
@@ -28,6 +29,7 @@ ADAPTER, METRICS, RECIPE, TASK = "adapter", "metrics.json", "recipe.yaml", "task
 PREDICTIONS, CHECKPOINTS, MERGED = "predictions.jsonl", "checkpoints", "merged"
 STAGES, DATA = "stages.json", "data.json"
 EXAMPLES, PICTURES, SCORES, REPORT = "examples.json", "examples", "scores.json", "report.html"
+SAMPLES = "samples"
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
@@ -63,7 +65,7 @@ def make_room(recipe: Recipe, folder: Path) -> None:
     """Remove an earlier run that is to be overwritten: late, so that a mistake in the recipe does not cost it."""
     if not recipe.output.overwrite or recipe.training.resume:
         return
-    for name in (ADAPTER, CHECKPOINTS, MERGED, PICTURES):
+    for name in (ADAPTER, CHECKPOINTS, MERGED, PICTURES, SAMPLES):
         if (folder / name).is_dir():
             remove_folder(folder / name)
     for name in (METRICS, RECIPE, TASK, DATA, PREDICTIONS, EXAMPLES, SCORES, REPORT):

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from adaptome.core.errors import TrainingError
-from adaptome.report import Bars, Curves, Report, logged, points, smooth
+from adaptome.report import Bars, Curves, Report, Shown, logged, points, smooth
 from adaptome.report.streams import stream_section
 from adaptome.training.examples import Example, read_examples
 from adaptome.training.folder import METRICS, RECIPE, REPORT, SCORES, STAGES
+from adaptome.training.sketches import read_sketches
 
 CALIBRATION = (
     "Calibration: of the examples whose likeliest answer has a certain probability, how many are right. On the diagonal the "
@@ -99,6 +100,7 @@ def page(runs: Sequence[Finished], title: str) -> Report:
     for run in runs:
         stream_section(report, run.result, run.label if len(runs) > 1 else "")
     _training(report, runs)
+    _sketches(report, runs)
     _trust(report, runs)
     for run in runs:
         _examples(report, run, len(runs) > 1)
@@ -174,6 +176,18 @@ def _training(report: Report, runs: Sequence[Finished]) -> None:
         Curves("Learning rate", lines(["learning_rate"]), "step", "learning rate"),
     ]  # fmt: skip
     report.curves(*(panel for panel in panels if panel.lines))
+
+
+def _sketches(report: Report, runs: Sequence[Finished]) -> None:
+    """What the model made as training went."""
+    drawn = {run.label: read_sketches(run.folder) for run in runs}
+    if not any(drawn.values()):
+        return
+    report.section("Pictures during training", "Made of the same texts from the same noise each time.")
+    for label, pictures in drawn.items():
+        for step, picture in pictures.items():
+            named = step if len(runs) == 1 else f"{label}, {step}"
+            report.example(Shown(named, made={"samples": picture}))
 
 
 _TIMES = ("_runtime", "_per_second", "_time", "_num_tokens", "_samples")

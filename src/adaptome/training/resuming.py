@@ -68,6 +68,7 @@ REFUSED: dict[str, str] = {
     "training.gradient_accumulation": "a step would be another number of rows, and the place in the data another",
     "training.length_grouping": "it draws the order of the rows",
     "training.seed": "it draws the order of the rows",
+    "training.ema": "the checkpoint holds the mean so far",
     "training.metric": "the best checkpoint so far was chosen by the other one",
 }
 #: keys that say how to go on, and nothing of the run

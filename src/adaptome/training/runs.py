@@ -26,6 +26,7 @@ from adaptome.tasks import Prepared, Task, task_from_dict
 from adaptome.training.adapters import gathered_adapters, write_adapters
 from adaptome.training.allocator import keep_freed_memory
 from adaptome.training.arguments import course_of, training_arguments
+from adaptome.training.averaging import averaging
 from adaptome.training.building import (
     attach,
     base_model,
@@ -54,6 +55,7 @@ from adaptome.training.predicting import predict_by_strategy, run_of, scored_row
 from adaptome.training.predictions import predictions_on, write_predictions
 from adaptome.training.progress import Progress
 from adaptome.training.resuming import changed_settings, write_data
+from adaptome.training.sketches import sketches
 from adaptome.training.trainer import AdapterCheckpoints, AdaptomeTrainer
 
 logger = logging.getLogger(__name__)
@@ -156,7 +158,12 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         processor,
         data,
         model,
-        [*([Progress()] if callbacks is None else callbacks), *_stopping(recipe)],
+        [
+            *([Progress()] if callbacks is None else callbacks),
+            *_stopping(recipe),
+            *averaging(recipe, data.get("validation") is not None),
+            *sketches(task, processor, folder),
+        ],
         loss,
     )
     if trainer.args.should_save:
@@ -176,9 +183,9 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         scored = Scored(task)
         if measuring.compute_metrics is not None and task.trainer == "trainer":
             measuring.compute_metrics = scored
-        metrics = measured(measuring, task, data[split], split)
+        metrics = {} if split in data.only_asked else measured(measuring, task, data[split], split)
         scores = scored.scores  # measuring without the adapters makes others
-        if task.measures_before or measuring.measures:
+        if split not in data.only_asked and (task.measures_before or measuring.measures):
             metrics |= _without_adapters(measuring, task, data[split], split)
             if task.measures_before and task.judges:
                 metrics |= _judged_before(measuring, task, processor, splits[split], data[split])
@@ -281,7 +288,7 @@ def evaluate(folder: str | Path, split: str | None = None, overrides: Sequence[s
     task, model, processor = loaded.task, loaded.model, loaded.processor
     loss = assembled(recipe, task, processor, model, terms_of(recipe.objective))
     trainer = trainer_of(recipe, task, processor, data, model, [], loss, only=chosen)
-    metrics = measured(trainer, task, data[chosen], chosen)
+    metrics = {} if chosen in data.only_asked else measured(trainer, task, data[chosen], chosen)
     if task.judges:
         size = trainer.args.per_device_eval_batch_size
         found = predictions_on(task, model, processor, splits[chosen], data[chosen], size)
@@ -333,6 +340,14 @@ def trainer_of(
     """The task's trainer; with `only`, one that evaluates this split and does not train."""
     settings = training_arguments(recipe, task, data)
     train, validation = data.get(only or "train"), data.get(only or "validation")
+    if (only or "validation") in data.only_asked:
+        validation = None
+    for rows, size in (
+        (train, settings["per_device_train_batch_size"]),
+        (validation, settings["per_device_eval_batch_size"]),
+    ):
+        if hasattr(rows, "set_batch_size"):  # it puts what can be one batch after one another
+            rows.set_batch_size(size)
     if only:
         settings |= {
             "eval_strategy": "no",

@@ -39,6 +39,10 @@ class Algorithm(ABC):
     needed: ClassVar[tuple[str, ...]]
     rows: ClassVar[tuple[str, ...]] = ()
 
+    def takes(self, roles: Roles) -> bool:
+        """Whether the tensors of a layer are of this form."""
+        return any(mark in roles for mark in self.marks)
+
     def check(self, roles: Roles, layer: nn.Module, where: str) -> None:
         """Raise KeyMismatchError for what is missing, too much, or on a layer of another kind."""
         missing = [r for r in self.needed if r not in roles]

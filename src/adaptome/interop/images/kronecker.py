@@ -87,6 +87,40 @@ class LoKr(Algorithm):
         return {_NAMES[n]: v for n, v in own.items()} | {"alpha": torch.tensor(float(alpha))}
 
 
+class KronA(LoKr):
+    """Two whole factors of sizes that no `factor` of LyCORIS makes: DiffuseKronA's. Programs that form kron(w1, w2) take it as LoKr."""
+
+    method = "diffusekrona"
+
+    def takes(self, roles: Roles) -> bool:
+        if not {"lokr_w1", "lokr_w2"} <= roles.keys():
+            return False
+        (o1, i1), (o2, i2) = (tuple(roles[f"lokr_w{i}"].shape[:2]) for i in (1, 2))
+        try:
+            _factor_of(o1 * o2, i1 * i2, (o1, i1), (o2, i2), "")
+        except KeyMismatchError:
+            return True
+        return False
+
+    def read(self, roles: Roles, layer: nn.Module, where: str) -> tuple[dict[str, Any], Roles]:
+        first, second = (matrix(roles[f"lokr_w{i}"], where, f"lokr_w{i}") for i in (1, 2))
+        taps = max(1, torch.Size(kernel(layer)).numel())
+        weight: Any = layer.weight
+        sides = (len(first) * len(second), first.shape[1] * second.shape[1])
+        if sides != (weight.shape[0], wide(layer) * taps):
+            raise KeyMismatchError(
+                f"{where}: factors of {list(first.shape)} and {list(second.shape)} do not make a weight of {list(weight.shape)}.\n  Nothing was loaded."
+            )
+        return {"a1": first.shape[0], "a2": first.shape[1]}, {"A": first, "B": second}
+
+    def write(self, adapter: Any) -> Roles:
+        A, B = (value.detach().float().cpu().clone() for value in adapter.pair())
+        B *= adapter.scale * adapter.strength
+        if adapter.host.kind == "conv":
+            B = B.view(len(B), -1, *adapter.host.stored("weight").shape[2:])
+        return {"lokr_w1": A, "lokr_w2": B, "alpha": torch.tensor(1.0)}
+
+
 def _core(core: Tensor, inner: Tensor, where: str) -> Tensor:
     if core.shape[1] != inner.shape[0]:
         raise KeyMismatchError(f"{where}: lokr_t2 has {core.shape[1]} ranks, its factor {inner.shape[0]}.\n  Nothing was loaded.")  # fmt: skip

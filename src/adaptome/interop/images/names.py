@@ -3,7 +3,8 @@
     diffusers   unet.down_blocks.0.attentions.0.proj_in          the part of the pipeline, then the module; a model alone needs no part
     kohya       lora_unet_down_blocks_0_attentions_0_proj_in     the part as a prefix, dots as underscores; SDXL, Flux and SD3 by their authors' names
 
-A model is one part of a pipeline, or several in an `nn.ModuleDict` under the pipeline's names for them.
+A model is one part of a pipeline, or several in an `nn.ModuleDict` or a composite model under the pipeline's names
+for them.
 """
 
 from __future__ import annotations
@@ -96,6 +97,11 @@ def components(root: nn.Module) -> list[Component]:
     """The parts of a pipeline that a model is."""
     if isinstance(root, nn.ModuleDict) and len(root) and set(root) <= set(PARTS):
         return [Component(name, model, f"{name}.", False) for name, model in root.items()]
+    parts = getattr(root, "parts", None)
+    if callable(parts):  # a composite model whose parts have the pipeline's names
+        named = {name: part for name, part in parts().items() if name in PARTS}
+        if named:
+            return [Component(name, part, f"{name}.", False) for name, part in named.items()]
     return [Component(_kind(root), root, "", True)]
 
 

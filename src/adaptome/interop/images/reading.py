@@ -21,13 +21,13 @@ from adaptome.interop.images.algorithms import IA3, Algorithm, DoRA, LoHa, LoRA,
 from adaptome.interop.images.file import file_of, keys_of, read_file
 from adaptome.interop.images.glora import GLoRA
 from adaptome.interop.images.keys import dialect, split
-from adaptome.interop.images.kronecker import LoKr
+from adaptome.interop.images.kronecker import KronA, LoKr
 from adaptome.interop.images.metadata import alphas
 from adaptome.interop.images.names import read_names, unknown
 from adaptome.interop.images.schemes import Part
 from adaptome.interop.installing import install
 
-ALGORITHMS: tuple[Algorithm, ...] = (DoRA(), LoRA(), LoHa(), LoKr(), IA3(), GLoRA())
+ALGORITHMS: tuple[Algorithm, ...] = (DoRA(), LoRA(), LoHa(), KronA(), LoKr(), IA3(), GLoRA())
 #: roles of modules that are stored whole, as what is added to them: the weight's and the bias's
 WHOLE = (("diff", "diff_b"), ("w_norm", "b_norm"))
 
@@ -115,7 +115,7 @@ def _placed(
 
 def _algorithm(found: Found, source: str) -> Algorithm:
     for algorithm in ALGORITHMS:
-        if any(mark in found.roles for mark in algorithm.marks):
+        if algorithm.takes(found.roles):
             return algorithm
     raise KeyMismatchError(
         f"{source}: {found.name!r} has {', '.join(sorted(found.roles))} only, which makes no adapter.\n  Nothing was loaded."

@@ -20,7 +20,7 @@ from adaptome.interop.formats import Asked, ExportReport, provenance, register_w
 from adaptome.interop.images.algorithms import IA3, Algorithm, DoRA, LoHa, LoRA, Roles
 from adaptome.interop.images.file import write_file
 from adaptome.interop.images.glora import GLoRA
-from adaptome.interop.images.kronecker import LoKr
+from adaptome.interop.images.kronecker import KronA, LoKr
 from adaptome.interop.images.metadata import described
 from adaptome.interop.images.names import write_names
 from adaptome.interop.images.schemes import Part
@@ -28,7 +28,7 @@ from adaptome.interop.lora_factors import lora_factors
 from adaptome.interop.peft_names import has_form
 
 #: what LyCORIS has besides LoRA and DoRA
-OWN: dict[str, Algorithm] = {form.method: form for form in (LoHa(), LoKr(), IA3(), GLoRA())}
+OWN: dict[str, Algorithm] = {form.method: form for form in (LoHa(), KronA(), LoKr(), IA3(), GLoRA())}
 _DIFFUSERS = {"down": "lora_A.weight", "up": "lora_B.weight", "dora_scale": "lora_magnitude_vector"}
 _KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight"}
 

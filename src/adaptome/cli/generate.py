@@ -1,0 +1,199 @@
+"""`adaptome generate`: pictures of a text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adaptome.cli._output import JsonOption, print_json
+
+EXAMPLES = """Examples:
+
+adaptome generate runs/dog "a photo of sks dog on a beach"
+
+adaptome generate runs/dog "a photo of sks dog" --grid 3x3 --seed 7 --guidance 7.5
+
+adaptome generate runs/dog "a painting of sks dog" --image beach.jpg --strength 0.6
+
+adaptome generate stabilityai/stable-diffusion-xl-base-1.0 "a photo of a dog" --count 100 --output data/class-dog
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Put the command on the application."""
+    app.command("generate", epilog=EXAMPLES)(generate)
+
+
+def generate(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="The output folder of a finished run; or a pipeline's folder or hub id, for the base alone.",
+            show_default=False,
+        ),
+    ],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="What is to be shown.", show_default=False)],
+    image: Annotated[
+        Path | None, typer.Option(help="A picture to begin from, in place of noise.", show_default=False)
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="With --image: the share of the steps that change it.")
+    ] = 0.7,
+    seed: Annotated[int | None, typer.Option(help="Of the first picture; the next have the next numbers.", show_default="the run's")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures of each text.")] = 1,
+    grid: Annotated[
+        str | None,
+        typer.Option(help="Columns x rows of one picture of several, as 3x3.", show_default=False),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the sampler.", show_default="the run's")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How much the text counts.", show_default="the run's")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="What is not to be shown.", show_default="the run's")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="A scheduler of diffusers, as DPMSolverMultistepScheduler.", show_default="the run's"),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Width x height in pixels.", show_default="the run's")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder that the pictures are written to.")
+    ] = Path("generated"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures made together.")] = 4,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="An adapter beside the run's: a folder of adaptome, or a .safetensors file of diffusers, kohya or LyCORIS.",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Without the run's adapters.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Make pictures of texts; each PNG holds what it was made with."""
+    from adaptome.core.files import write_atomic
+    from adaptome.tasks.image_classification import to_rgb
+    from adaptome.tasks.image_generation import grid as one_picture
+    from adaptome.tasks.image_generation import made, png, told
+
+    columns, rows = _pair(grid, "--grid") if grid else (0, 0)
+    count = columns * rows if grid else count
+    model, how = _opened(run, base, adapter)
+    changed: dict[str, Any] = {"steps": steps, "guidance": guidance, "negative": negative, "sampler": sampler}
+    changed |= dict(zip(("width", "height"), _pair(size, "--size"), strict=True)) if size else {}
+    changed |= {"strength": strength} if image is not None else {}
+    first = how.seed if seed is None else seed
+    given = {name: value for name, value in changed.items() if value is not None}
+    asked = [_with(how, given, text, first + number) for text in texts for number in range(count)]
+    start = None if image is None else to_rgb(image)
+    with _bar(asked, batch_size, image is not None) as step:
+        pictures = made(model, asked, batch_size, start, step)
+    output.mkdir(parents=True, exist_ok=True)
+    source: dict[str, Any] = {"run": run, "adapters": not base}
+    source |= {k: str(v) for k, v in (("image", image), ("adapter", adapter)) if v is not None}
+    written = []
+    for number, text in enumerate(texts):
+        part = slice(number * count, (number + 1) * count)
+        if grid:
+            settings = {**told(asked[part][0]), **source, "seeds": [one.seed for one in asked[part]]}
+            files = [(f"{_stem(text)}-{grid}", one_picture(pictures[part], columns), settings)]
+        else:
+            files = [
+                (f"{_stem(text)}-{one.seed}", picture, {**told(one), **source})
+                for picture, one in zip(pictures[part], asked[part], strict=True)
+            ]
+        for stem, picture, settings in files:
+            path = _free(output, stem, {str(one["file"]) for one in written})
+            write_atomic(path, png(picture, settings))
+            written.append({"file": str(path), **settings})
+    if json:
+        print_json(written)
+        return
+    for one in written:
+        print(one["file"])
+
+
+def _opened(run: str, base: bool, adapter: Path | None) -> tuple[Any, Any]:
+    """The model with what is to act on it, and how it makes a picture unless told otherwise."""
+    import adaptome as ad
+
+    model, how = _model(run)
+    kept = [] if base else list(ad.active(model)) if ad.adapters(model) else []
+    if adapter is not None:
+        ad.load(model, adapter, "given")
+        kept.append("given")
+    if ad.adapters(model):
+        ad.activate(model, kept)
+    return model, how
+
+
+def _model(run: str) -> tuple[Any, Any]:
+    from adaptome.core.errors import RecipeError
+    from adaptome.tasks.image_generation import Making
+
+    if (Path(run) / "model_index.json").is_file() or not Path(run).is_dir():
+        from adaptome.models.text_to_image import TextToImage
+
+        model = TextToImage.from_settings(pipeline=run)
+        return model, Making("", width=model.side, height=model.side)
+    from adaptome.training import load_run
+
+    loaded = load_run(run)
+    task: Any = loaded.task
+    if not hasattr(task, "making"):
+        raise RecipeError(
+            f"{run} learned {task.name}, which makes no pictures of texts. Use `adaptome predict`."
+        )
+    return loaded.model, task.making("", task.options.seed)
+
+
+def _with(how: Any, given: dict[str, Any], text: str, seed: int) -> Any:
+    from dataclasses import replace
+
+    return replace(how, text=text, seed=seed, **given)
+
+
+def _pair(text: str, option: str) -> tuple[int, int]:
+    """Two numbers of a text such as 3x2."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip().lower())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not two whole numbers with an x between, as 3x3.", param_hint=option)
+    return int(found[1]), int(found[2])
+
+
+def _bar(asked: list[Any], batch_size: int, begun: bool) -> Any:
+    """A bar over the sampler's steps on standard error, where that is a terminal; within it a function that advances it."""
+    import sys
+    from contextlib import contextmanager
+
+    from tqdm.auto import tqdm
+
+    from adaptome.tasks.image_generation import groups
+
+    @contextmanager
+    def open_bar() -> Any:
+        total = sum(
+            max(round(group[0].strength * group[0].steps), 1) if begun else group[0].steps
+            for group in groups(asked, batch_size)
+        )
+        with tqdm(total=total, unit="step", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+            yield bar.update
+
+    return open_bar()
+
+
+def _stem(text: str) -> str:
+    return re.sub(r"[^\w]+", "-", text)[:50].strip("-").lower() or "picture"
+
+
+def _free(folder: Path, stem: str, taken: set[str]) -> Path:
+    """A name that no picture of this call has, nor one of another; an earlier picture of the same settings is replaced."""
+    path, number = folder / f"{stem}.png", 2
+    while str(path) in taken:
+        path, number = folder / f"{stem}-{number}.png", number + 1
+    return path

@@ -1,0 +1,72 @@
+"""Pictures with texts: a folder of pictures, and for each the text that stands beside it.
+
+    dog/01.jpg  dog/01.txt                     a text file of the same name (as kohya's scripts have it)
+    dog/metadata.jsonl  or  metadata.csv       {"file_name": "01.jpg", "text": "..."} a row (as the hub's image folders have it)
+
+Without texts there is no column `text`: the task gives one for all.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from adaptome.core.errors import DataError
+from adaptome.data.readers import ReadOptions, reader
+from adaptome.data.readers.images import IMAGES
+from adaptome.data.splits import Table
+from adaptome.data.textfile import read_text
+
+
+@reader("captioned", ".captioned", folders=True)
+def read_captioned(path: Path, options: ReadOptions) -> Table:
+    """Columns image and, where there are such, text.
+
+    Raises:
+        DataError: no pictures, one without a text where others have one, or a table that cannot be read.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path}: the format captioned is of folders of pictures.")
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGES.endings)
+    if not files:
+        raise DataError(f"{path}: no pictures. Endings read: {', '.join(sorted(IMAGES.endings))}.")
+    for file in files:
+        assert IMAGES.check is not None
+        IMAGES.check(file)
+    texts = _texts(path, files, options.encoding)
+    columns: dict[str, list[str]] = {"image": [str(file) for file in files]}
+    if texts:
+        missing = [str(file) for file in files if file not in texts]
+        if missing:
+            raise DataError(f"{missing[0]}: no text, and {len(texts)} of the {len(files)} pictures have one.")
+        columns["text"] = [texts[file] for file in files]
+    return Table(
+        str(path), columns, range(1, len(files) + 1), files={"image": "images"}, places=[str(f) for f in files]
+    )  # fmt: skip
+
+
+def _texts(folder: Path, files: list[Path], encoding: str) -> dict[Path, str]:
+    for name in ("metadata.jsonl", "metadata.csv"):
+        if (folder / name).is_file():
+            rows = _rows(folder / name)
+            return {folder / row["file_name"]: row["text"] for row in rows}
+    beside = {file: file.with_suffix(".txt") for file in files}
+    return {file: read_text(text).strip() for file, text in beside.items() if text.is_file()}
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    text = read_text(file)
+    try:
+        if file.suffix == ".csv":
+            rows = list(csv.DictReader(io.StringIO(text)))
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{file} cannot be read: {error}.") from error
+    for number, row in enumerate(rows, 1):
+        absent = [key for key in ("file_name", "text") if not row.get(key)]
+        if absent:
+            raise DataError(f"{file}, row {number}: no {absent[0]!r}. Each row needs file_name and text.")
+    return rows
