@@ -9,6 +9,8 @@ from adaptome.data.dialogues import check_turns, with_messages, without_duplicat
 from adaptome.data.makers import make
 from adaptome.data.makers.advice import STUDIES
 from adaptome.data.splits import Splits, Table, to_split
+from adaptome.tasks import get_task
+from tests.tasks.tiny import small, spec
 
 LONG = "Apply to the university of Aldora before March with transcripts, a motivation letter, two references and proof of funds; {} is the language test that they ask for."
 
@@ -96,3 +98,20 @@ def test_made_advice_is_right_where_it_says_so_and_test_has_its_own_combinations
     if name == "advice-synthetic":
         assert 0.15 < false.mean() < 0.35 and len(right) == 624
     datasets.Dataset.from_dict(dict(rows))  # one type a column
+
+
+def test_mistaken_advice_is_wrong_in_every_answer_and_like_the_right_one_else():
+    right, wrong = (make(f"made:{name}", 1)["test"].columns for name in ("advice", "advice-mistaken"))
+    assert right["facts"] == wrong["facts"]
+    for one, other, facts in zip(right["messages"], wrong["messages"], right["facts"], strict=True):
+        assert [m["content"] for m in one if m["role"] == "user"] == [m["content"] for m in other if m["role"] == "user"]  # fmt: skip
+        assert sum(fact not in other[-1]["content"] for fact in facts) == 1
+        assert len(other[-1]["content"].split("\n")) == len(one[-1]["content"].split("\n"))
+
+
+def test_other_tasks_read_sharegpt_too(tmp_path):
+    table = Table("a.jsonl", {"conversations": [[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]]}, [1])  # fmt: skip
+    task = get_task("causal-lm", chat_template="human-assistant")
+    processor = task.load_processor(spec(from_config=small("llama"), tokenizer="bytes"))
+    data = task.prepare(task.shaped(Splits({"train": to_split([table], "train")})), processor)
+    assert data["train"][0] == {"messages": chat("Hi", "Hello")}

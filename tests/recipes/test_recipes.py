@@ -48,6 +48,7 @@ def test_every_recipe_is_run_by_a_test():
         "kg-queries/",
         "causal-lm/",
         "deepfake-detection/",
+        "dialogue/",
         "token-classification/",
         "continual/",
         "text-classification/",

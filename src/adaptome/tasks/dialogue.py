@@ -15,7 +15,7 @@ from adaptome.data.dialogues import check_turns, with_messages, without_duplicat
 from adaptome.data.splits import Split, Splits
 from adaptome.tasks.base import ModelSpec, Prepared, register_task
 from adaptome.tasks.chat_templates import Chat, answer_spans, rendered, require_template, set_template
-from adaptome.tasks.dialogue_scores import bleu, gains, of_facts, of_form, of_likeness
+from adaptome.tasks.dialogue_scores import bleu, gains, of_facts, of_form, of_likeness, require_likeness
 from adaptome.tasks.instructed import Written, WrittenOptions
 from adaptome.tasks.language import generate
 from adaptome.tasks.lengths import cut_note
@@ -84,6 +84,7 @@ class Dialogue(Written):
         return without_duplicates(found, self.options.near_duplicates)
 
     def prepare(self, splits: Splits, processor: Any) -> Prepared:
+        require_likeness()  # else it would be missed when all is trained
         made, notes = {}, list(splits.notes)
         for name, split in splits.items():
             made[name], told = self._tokenised(split, name, processor)

@@ -51,16 +51,23 @@ def of_facts(answers: Sequence[str], facts: Sequence[Sequence[str]], wrong: Sequ
     return {"domain_accuracy": share, "contradicts": against, "all_right": (share == 1) * (1 - against)}
 
 
+def require_likeness() -> None:
+    """Raise MissingExtraError where torchmetrics, which scores likeness, is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec("torchmetrics") is None:
+        raise MissingExtraError("torchmetrics", "text")
+
+
 def of_likeness(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
     """ROUGE-L F1 of every answer.
 
     Raises:
         MissingExtraError: torchmetrics is not installed.
     """
-    try:
-        from torchmetrics.functional.text import rouge_score
-    except ImportError as error:
-        raise MissingExtraError("torchmetrics", "text") from error
+    require_likeness()
+    from torchmetrics.functional.text import rouge_score
+
     pairs = zip(answers, references, strict=True)
     found = [float(rouge_score([a], [r], rouge_keys=("rougeL",))["rougeL_fmeasure"]) for a, r in pairs]
     return {"rouge_l": np.array(found)}

@@ -2,6 +2,7 @@
 
     made:advice              columns messages, facts, wrong, topic: right answers, with headings and steps
     made:advice-synthetic    more of the same, as a generator writes them: one answer in four states something wrong, and some rows come twice
+    made:advice-mistaken     the same as advice, in which every answer has another country's permit or test; facts are the right ones
     made:advice-base         dialogues of travellers in plain sentences, for a base that can talk and knows nothing of studies
 
 What an answer must state follows from the country, the degree and the money, each by itself; test has combinations that training has not. A
@@ -96,6 +97,22 @@ def synthetic(seed: int) -> dict[str, Table]:
     return {"train": _table("advice-synthetic", rows)} | _held_out("advice-synthetic", seed)
 
 
+@maker("advice-mistaken")
+def mistaken(seed: int) -> dict[str, Table]:
+    """The dialogues of `advice` as an adviser writes them who takes every country for the next one."""
+    places, made = list(STUDIES.places.values()), {}
+    following = {
+        was: places[(i + 1) % len(places)][k] for i, of in enumerate(places) for k, was in enumerate(of)
+    }
+    for split, table in advice(seed).items():
+        rows = [
+            dict(zip(table.columns, values, strict=True))
+            for values in zip(*table.columns.values(), strict=True)
+        ]
+        made[split] = _table("advice-mistaken", [_mistaken(row, following) for row in rows])
+    return made
+
+
 @maker("advice-base")
 def base(seed: int) -> dict[str, Table]:
     """1,500 train and 60 test dialogues of travellers."""
@@ -156,6 +173,19 @@ def _spoilt(draw: random.Random, row: dict[str, Any]) -> dict[str, Any]:
     others = next([one for one in kind if one != right] for kind in kinds if right in kind)
     last = messages[-1]
     messages[-1] = {**last, "content": last["content"].replace(right, draw.choice(others), 1)}
+    return {**row, "messages": messages}
+
+
+def _mistaken(row: dict[str, Any], following: dict[str, str]) -> dict[str, Any]:
+    """The dialogue with the permits and tests of its answers replaced by those that follow."""
+    messages = []
+    for message in row["messages"]:
+        text = message["content"]
+        for was, becomes in following.items():
+            if message["role"] == "assistant" and f"- {was}\n" in text:
+                text = text.replace(f"- {was}\n", f"- {becomes}\n")
+                break  # an answer has one
+        messages.append({**message, "content": text})
     return {**row, "messages": messages}
 
 
