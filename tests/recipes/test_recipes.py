@@ -50,6 +50,7 @@ def test_every_recipe_is_run_by_a_test():
         "deepfake-detection/",
         "change-detection/",
         "dense-multitask/",
+        "dialogue/",
         "token-classification/",
         "continual/",
         "text-classification/",

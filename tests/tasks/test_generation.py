@@ -133,7 +133,7 @@ def llama(byte_tokenizer_folder):
 def test_rows_that_go_on_in_another_batch_write_what_they_write_alone(llama, tokenizer, monkeypatch):
     monkeypatch.setattr(language, "READ_AGAIN", 0)
     monkeypatch.setattr(
-        language, "_ends", lambda *given: [1, *range(40, 60)]
+        language, "end_tokens", lambda *given: [1, *range(40, 60)]
     )  # so that rows end early and late
     prompts = [f"{'x' * (n % 5)}{n}" for n in range(24)]
     alone = [generate(llama, tokenizer, [one], 1, max_new_tokens=24)[0] for one in prompts]

@@ -22,6 +22,7 @@ CASES = {
     "masked-lm": (BERT, {"text": LONG}, {"max_length": 12}, "6 texts of train exceed 12 tokens and became several windows"),
     "token-classification": (BERT, {"tokens": LONG.split(), "tags": ["O", "B-PER"] * (len(LONG.split()) // 2)}, {"max_length": 12}, "6 sentences of train exceed"),
     "grammar-correction": (LLAMA, {"source": LONG, "references": [LONG]}, {"max_length": 40, "template": "plain", "instruction": ""}, DataError),
+    "dialogue": (LLAMA, {"messages": [{"role": "user", "content": LONG}, {"role": "assistant", "content": "two"}]}, {"max_length": 40, "chat_template": "human-assistant"}, DataError),
     "reasoning": (LLAMA, {"instruction": LONG, "answer": "2", "output": "It is 2."}, {"max_length": 40, "train_on_inputs": False}, DataError),
     "long-reasoning": (LLAMA, {"instruction": LONG, "answer": "2", "output": TRACE}, {"max_length": 40, "markers": "think", "template": "plain"}, DataError),
 }  # fmt: skip

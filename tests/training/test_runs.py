@@ -266,6 +266,22 @@ def test_keeping_the_best_evaluates_and_saves_together(tmp_path, tokenizers):
         when(eval_steps=5, save_steps=12)
 
 
+@pytest.mark.parametrize("generation", [(6, 0), (7, 5), (8, 0)])
+def test_bf16_that_a_gpu_emulates_is_told(tmp_path, tokenizers, monkeypatch, caplog, generation):
+    """P100 and T4: torch says that they support it."""
+    for name, value in (
+        ("is_available", True),
+        ("get_device_capability", generation),
+        ("get_device_name", "Tesla"),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    settings_of(tmp_path, tokenizers, bf16=True, device="auto")
+    assert ("Tesla has no bf16 of its own" in caplog.text) is (generation < (8, 0))
+    caplog.clear()
+    settings_of(tmp_path, tokenizers, bf16=True, device="cpu")
+    assert not caplog.text
+
+
 def test_settings_that_do_not_go_together_are_refused(tmp_path, tokenizers):
     with pytest.raises(RecipeError, match="validation split"):
         settings_of(tmp_path, tokenizers, "train", early_stopping=2)

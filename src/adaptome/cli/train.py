@@ -20,6 +20,8 @@ adaptome train gsm8k-lora training.max_steps=20 data.limit=64
 
 adaptome train esc50-conformer --folds
 
+adaptome train guanaco-qlora --memory
+
 adaptome train two-stages.yaml training.resume=true
 """
 
@@ -62,6 +64,12 @@ def train(
     folds: Annotated[
         bool, typer.Option("--folds", help="Train once for every fold of the data, and tell the mean.")
     ] = False,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory", help="Tell the memory each run will take before it begins; its report shows both."
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Train as a recipe says: data, model, adapters, evaluation, and a folder that holds it all."""
@@ -69,9 +77,19 @@ def train(
     from adaptome.training import run, run_folds, run_stages
 
     asked = load_recipe(recipe, changes or [])
-    carry_out = run_folds if folds else run_stages if asked.stages else run
+    if folds and memory:
+        raise typer.BadParameter(
+            "it goes with a run or with stages, not with --folds.", param_hint="--memory"
+        )
+    foretell = _foretell if memory else None
     try:
-        made = carry_out(asked) if carry_out is run else carry_out(asked, tell=_tell)
+        made: Any
+        if folds:
+            made = run_folds(asked, tell=_tell)
+        elif asked.stages:
+            made = run_stages(asked, tell=_tell, foretell=foretell)
+        else:
+            made = run(asked, foretell=foretell)
     except KeyboardInterrupt:
         print(_how_to_go_on(Path(asked.output.folder)), file=sys.stderr)
         raise typer.Exit(130) from None
@@ -85,6 +103,22 @@ def train(
             _show(stage, stage["name"])
     else:
         _show(result)
+
+
+def _foretell(recipe: Any) -> int | None:
+    """Tell what memory a run will take; None, and why, where that cannot be told."""
+    from adaptome.compare.foretold import foretold_memory
+    from adaptome.core.errors import AdaptomeError
+
+    try:
+        found = foretold_memory(recipe)
+    except AdaptomeError as error:
+        _tell(f"memory cannot be foretold: {error}")
+        return None
+    parts = {"base": found.weights, "adapter": found.adapter, "optimizer": found.optimizer, "step": found.step, "libraries": found.libraries + found.pieces}  # fmt: skip
+    told = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in parts.items())
+    _tell(f"memory: {found.total / 2**20:,.0f} MiB foretold ({told})")
+    return found.total
 
 
 def _how_to_go_on(folder: Path) -> str:
@@ -128,6 +162,8 @@ def _show(result: dict[str, Any], stage: str = "") -> None:
         ("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"),
         ("adapter", result["adapter"]),
     ]
+    if result["foretold_memory_bytes"] is not None:
+        rows.insert(-1, ("foretold", f"{result['foretold_memory_bytes'] / 2**20:,.0f} MiB"))
     if result["share_of_bound"] is not None:
         rows.insert(-2, ("of the machine's matmul rate", f"{100 * result['share_of_bound']:.0f} %"))
     title = f"{stage + ': ' if stage else ''}{result['task']} with {result['method']}"

@@ -11,9 +11,7 @@ from adaptome.training.stages import run_stages
 Tell = Callable[[str], None]
 
 
-def carry_out_first(
-    recipe: Recipe, callbacks: Sequence[Any] | None = None, tell: Tell | None = None
-) -> None:
+def carry_out_first(recipe: Recipe, callbacks: Sequence[Any] | None = None, tell: Tell | None = None) -> None:
     """Carry out all stages but the last; finished ones are taken as they are."""
     if recipe.stages[:-1]:
         first = {
@@ -31,6 +29,4 @@ def last_stage(recipe: Recipe, callbacks: Sequence[Any] | None = None, tell: Tel
         return recipe
     last = stages_of(recipe)[-1][1]
     carry_out_first(recipe, callbacks, tell)
-    return last.model_copy(
-        update={"compare": recipe.compare, "output": recipe.output, "title": recipe.title}
-    )
+    return last.model_copy(update={"compare": recipe.compare, "output": recipe.output, "title": recipe.title})

@@ -29,11 +29,11 @@ from filelock import FileLock
 from adaptome.compare.page import page
 from adaptome.compare.results import read_published, write_results
 from adaptome.compare.search import BEST, SEARCH, search
+from adaptome.compare.staged import last_stage
 from adaptome.compare.table import Comparison, Row, half_width
 from adaptome.compare.workers import Workers, workers
 from adaptome.core.errors import RecipeError
 from adaptome.core.files import write_atomic
-from adaptome.compare.staged import last_stage
 from adaptome.recipe import (
     ComparedMethod,
     MethodSection,
@@ -235,16 +235,16 @@ def sections_of(recipe: Recipe) -> dict[str, ComparedMethod]:
     return labelled(varied(sized(recipe.compare.methods, recipe.compare.budget), recipe.compare.variants))
 
 
-def varied(
-    methods: Sequence[ComparedMethod], variants: Sequence[VariantSection]
-) -> list[ComparedMethod]:
+def varied(methods: Sequence[ComparedMethod], variants: Sequence[VariantSection]) -> list[ComparedMethod]:
     """Every method in every variant; one method's rows are called by the variants alone."""
     if not variants:
         return list(methods)
     return [
         method.model_copy(
             update={
-                "label": variant.label if len(methods) == 1 else f"{method.label or method.name}, {variant.label}",
+                "label": variant.label
+                if len(methods) == 1
+                else f"{method.label or method.name}, {variant.label}",
                 "set": {**method.set, **variant.set},
             }
         )

@@ -290,7 +290,10 @@ class TrainingSection(Section):
         default=False, description="keep the frozen base in evaluation mode in training: none of its dropout"
     )
     ema: float | None = Field(
-        default=None, gt=0, lt=1, description="end with the running mean of what trains, of this decay (0.999)"
+        default=None,
+        gt=0,
+        lt=1,
+        description="end with the running mean of what trains, of this decay (0.999)",
     )
     bf16: bool = Field(default=False, description="autocast to bfloat16")
     gradient_checkpointing: bool = Field(
@@ -350,7 +353,8 @@ class ComparedMethod(MethodSection):
     label: str | None = Field(default=None, description="its name in the table; default: the method's")
     learning_rate: float | None = Field(default=None, gt=0, description="default: that of training")
     set: dict[str, Any] = Field(
-        default_factory=dict, description="what else its runs have of their own, by key: {task.max_length: 512}"
+        default_factory=dict,
+        description="what else its runs have of their own, by key: {task.max_length: 512}",
     )
 
 

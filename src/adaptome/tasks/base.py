@@ -212,6 +212,10 @@ class Task(ABC):
         """Metrics of what `predict` gave for every row of a split; asked for where `judges` is set."""
         return {}
 
+    def contrast(self, split: Any, predictions: list[Any], before: list[Any]) -> dict[str, float]:
+        """Metrics of how predictions differ from those of the base alone; asked for where `judges` and `measures_before` are set."""
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         """Name, options and labels as JSON values; `task_from_dict` undoes it."""
         return {"name": self.name, "options": self.options.model_dump(mode="json"), "labels": self.labels}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,8 +13,10 @@ from torch import nn
 
 from adaptome.core.errors import DataError, RecipeError, did_you_mean
 from adaptome.data.chats import joined
+from adaptome.data.dialogues import with_messages
 from adaptome.data.splits import Split, Splits
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
+from adaptome.tasks.chat_templates import set_template
 from adaptome.tasks.inference import evaluating, to_device
 from adaptome.tasks.language import (
     counts,
@@ -43,7 +44,8 @@ class CausalLMOptions(TaskOptions):
     )
     completion: str | None = Field(default=None, description="template of the completion, e.g. ' {answer}'")
     chat_template: str | None = Field(
-        default=None, description="a Jinja template file, where the tokenizer has none"
+        default=None,
+        description="a Jinja file, or human-assistant (plain lines), where the tokenizer has none",
     )
     completion_only_loss: bool | None = Field(
         default=None, description="leave the prompt out of the loss; unset: wherever there is a prompt"
@@ -79,12 +81,12 @@ class CausalLM(Task):
 
     def load_processor(self, model: ModelSpec) -> Any:
         tokenizer = language_tokenizer(model)
-        if self.options.chat_template is not None:
-            file = Path(self.options.chat_template)
-            if not file.is_file():
-                raise RecipeError(f"task.chat_template={str(file)!r}: no such file.")
-            tokenizer.chat_template = file.read_text(encoding="utf-8")
+        set_template(tokenizer, self.options.chat_template)
         return tokenizer
+
+    def shaped(self, splits: Splits) -> Splits:
+        """ShareGPT's conversations as messages."""
+        return with_messages(splits)
 
     def prepare(self, splits: Splits, processor: Any) -> Prepared:
         made = {name: self._dataset(split, name, processor) for name, split in splits.items()}

@@ -28,7 +28,17 @@ from adaptome.tasks.packing import collated, packed
 from adaptome.tasks.reasoning_prompts import IGNORED, Template, prompt_of, tokenised
 
 
-class InstructedOptions(TaskOptions):
+class WrittenOptions(TaskOptions):
+    max_length: int = Field(
+        default=256, ge=8, description="tokens of an example, prompt and answer; the rest is cut"
+    )
+    max_new_tokens: int = Field(default=256, ge=1, description="generated at most")
+    num_beams: int = Field(
+        default=1, ge=1, description="1: greedy; LLM-Adapters evaluates with 4, four times as slow"
+    )
+
+
+class InstructedOptions(WrittenOptions):
     max_length: int = Field(
         default=256, ge=8, description="tokens of an example, prompt and answer, and of a packed row"
     )
@@ -47,17 +57,13 @@ class InstructedOptions(TaskOptions):
     train_on_inputs: bool = Field(
         default=True, description="the loss is over the whole sequence, not the answer alone"
     )
-    max_new_tokens: int = Field(default=256, ge=1, description="generated at most")
-    num_beams: int = Field(
-        default=1, ge=1, description="1: greedy; LLM-Adapters evaluates with 4, four times as slow"
-    )
 
 
-class Instructed(Task):
-    """A language model learns to write `output` to an instruction and its input; its loss is that of the written text."""
+class Written(Task):
+    """A causal language model learns to write texts after others; its loss is that of the written text."""
 
-    Options = InstructedOptions
-    options: InstructedOptions
+    Options = WrittenOptions
+    options: WrittenOptions
     later_options: ClassVar[tuple[str, ...]] = ("max_new_tokens", "num_beams")
     greater_is_better = False
     ahead = 1
@@ -73,6 +79,51 @@ class Instructed(Task):
     def load_processor(self, model: ModelSpec) -> Any:
         tokenizer = language_tokenizer(model)
         tokenizer.padding_side = "left"
+        return tokenizer
+
+    def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
+        built, self.new_modules = language_model(model, processor)
+        self._positions = "position_ids" in inspect.signature(built.forward).parameters
+        return built
+
+    def collator(self, processor: Any) -> Any:
+        """Rows -> a batch padded on the left to a multiple of 8; positions count from each row's first token."""
+        return partial(self._collate, processor)
+
+    def _collate(self, processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        if "position_ids" in rows[0]:  # packed
+            return collated(rows, processor.pad_token_id, IGNORED)
+        width = -(-max(len(row["input_ids"]) for row in rows) // 8) * 8
+
+        def padded(key: str, filler: int) -> Tensor:
+            return left_padded([row[key] for row in rows], filler, width)
+
+        mask = padded("attention_mask", 0)
+        batch = {
+            "input_ids": padded("input_ids", processor.pad_token_id),
+            "attention_mask": mask,
+            "labels": padded("labels", IGNORED),
+        }
+        if self._positions:
+            batch["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+        return batch
+
+    def reduce(self, logits: Any, labels: Tensor) -> Tensor:
+        """Loss, right and counted tokens of every row [batch, 3] in place of logits [batch, length, vocabulary]."""
+        return counts(super().reduce(logits, labels), labels)
+
+    def metrics(self, result: Any) -> dict[str, float]:
+        return likelihood(torch.as_tensor(result.predictions).double().sum(0))
+
+
+class Instructed(Written):
+    """A language model learns to write `output` to an instruction and its input."""
+
+    Options = InstructedOptions
+    options: InstructedOptions
+
+    def load_processor(self, model: ModelSpec) -> Any:
+        tokenizer = super().load_processor(model)
         if self.options.template == "chat" and not getattr(tokenizer, "chat_template", None):
             raise RecipeError(
                 f"task.template=chat: the tokenizer {model.tokenizer or model.name!r} has no chat template. "
@@ -81,8 +132,7 @@ class Instructed(Task):
         return tokenizer
 
     def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
-        built, self.new_modules = language_model(model, processor)
-        self._positions = "position_ids" in inspect.signature(built.forward).parameters
+        built = super().load_model(model, processor)
         if self.options.packing and not self._positions:
             raise RecipeError(
                 f"task.packing: {type(built).__name__} is told no positions, so packed examples would see each other. Leave it out."
@@ -127,35 +177,6 @@ class Instructed(Task):
             made, told = packed(made, options.max_length)
             notes.append(told)
         return made, notes
-
-    def collator(self, processor: Any) -> Any:
-        """Rows -> a batch padded on the left to a multiple of 8; positions count from each example's first token."""
-        return partial(self._collate, processor)
-
-    def _collate(self, processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        if "position_ids" in rows[0]:
-            return collated(rows, processor.pad_token_id, IGNORED)
-        width = -(-max(len(row["input_ids"]) for row in rows) // 8) * 8
-
-        def padded(key: str, filler: int) -> Tensor:
-            return left_padded([row[key] for row in rows], filler, width)
-
-        mask = padded("attention_mask", 0)
-        batch = {
-            "input_ids": padded("input_ids", processor.pad_token_id),
-            "attention_mask": mask,
-            "labels": padded("labels", IGNORED),
-        }
-        if self._positions:
-            batch["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
-        return batch
-
-    def reduce(self, logits: Any, labels: Tensor) -> Tensor:
-        """Loss, right and counted tokens of every row [batch, 3] in place of logits [batch, length, vocabulary]."""
-        return counts(super().reduce(logits, labels), labels)
-
-    def metrics(self, result: Any) -> dict[str, float]:
-        return likelihood(torch.as_tensor(result.predictions).double().sum(0))
 
     def written(
         self,

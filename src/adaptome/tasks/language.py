@@ -136,7 +136,7 @@ def generate(
         return []
     read = processor(list(prompts), add_special_tokens=special_tokens)["input_ids"]
     waiting = [_Row(i, ids, []) for i, ids in enumerate(read)]
-    ends = _ends(model, processor)
+    ends = end_tokens(model, processor)
     settings |= {"eos_token_id": ends, "pad_token_id": processor.pad_token_id, "use_cache": True}
     made, left = [""] * len(prompts), list[_Row]()
     hidden = len(prompts) <= batch_size or not sys.stderr.isatty()
@@ -252,7 +252,7 @@ def _continue(
     return [ended or not over for ended in ending.ended.tolist()]
 
 
-def _ends(model: nn.Module, processor: Any) -> list[int]:
+def end_tokens(model: nn.Module, processor: Any) -> list[int]:
     """The tokens that end a text: the tokenizer's, which training put there, and the model's own."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = own if isinstance(own, list) else [] if own is None else [own]

@@ -36,6 +36,8 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
     """
     training = recipe.training
     folder = Path(recipe.output.folder)
+    if training.bf16 and training.device != "cpu":
+        _tell_emulated()
     made: dict[str, Any] = {
         "output_dir": str(folder / "checkpoints"),
         "num_train_epochs": training.epochs,
@@ -105,6 +107,15 @@ def _optimizer(name: str, device: str, sharded: bool) -> str:
         )
         name = "adamw_torch"
     return "adamw_torch_fused" if name == "adamw_torch" and not sharded else name
+
+
+def _tell_emulated() -> None:
+    """Warn where bf16 is emulated: torch says that such a GPU supports it."""
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        logger.warning(
+            "training.bf16=true: %s has no bf16 of its own and emulates it, slowly. training.bf16=false computes in float32, model.dtype=float16 in half "
+            "precision, which may overflow.", torch.cuda.get_device_name(),
+        )  # fmt: skip
 
 
 def best_metric(recipe: Recipe, task: Task) -> tuple[str, bool]:

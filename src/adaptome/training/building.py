@@ -16,9 +16,9 @@ from adaptome.core.errors import RecipeError, TrainingError
 from adaptome.core.files import atomic_folder
 from adaptome.data import Splits, load_splits
 from adaptome.objectives import Term
-from adaptome.recipe import MethodSection, Recipe
+from adaptome.recipe import MethodSection, Recipe, load_recipe
 from adaptome.tasks import Prepared, Task, get_task
-from adaptome.training.folder import ADAPTER, MERGED, METRICS, TASK
+from adaptome.training.folder import ADAPTER, MERGED, METRICS, RECIPE, TASK
 from adaptome.training.objectives import installed
 from adaptome.training.repairing import calibration, full_model, repaired
 
@@ -41,9 +41,15 @@ def read(recipe: Recipe, task: Task) -> Splits:
 
 
 def spec(recipe: Recipe) -> Any:
-    """The recipe's model section, as tasks read it; a type checker sees that its fields are narrower."""
+    """The recipe's model section, as tasks read it; a type checker sees that its fields are narrower.
+
+    A run that goes on with the adapters of one which began at merged weights has these weights too.
+    """
     start = recipe.start
-    if start is None or start.how != "merged":
+    while start is not None and start.how != "merged":
+        begun = Path(start.run) / RECIPE
+        start = load_recipe(begun).start if begun.is_file() else None
+    if start is None:
         return recipe.model
     name = str(Path(start.run) / MERGED)
     return recipe.model.model_copy(

@@ -16,9 +16,10 @@ from adaptome.data import Splits
 from adaptome.recipe import Recipe
 from adaptome.tasks import Prepared, Task
 from adaptome.training.arguments import stream_metric
+from adaptome.training.measuring import measured
 from adaptome.training.predicting import predict_by
 from adaptome.training.predictions import predictions_on
-from adaptome.training.runs import measured, trainer_of
+from adaptome.training.runs import trainer_of
 from adaptome.training.stream_data import chosen, only
 
 

@@ -110,7 +110,14 @@ def page(runs: Sequence[Finished], title: str) -> Report:
     return report
 
 
-_FORMATS = {"trained": ",", "of all": ".3%", "steps": ",", "seconds": ",.1f", "peak memory, MiB": ",.0f"}
+_FORMATS = {
+    "trained": ",",
+    "of all": ".3%",
+    "steps": ",",
+    "seconds": ",.1f",
+    "peak memory, MiB": ",.0f",
+    "foretold, MiB": ",.0f",
+}
 
 
 def _facts(result: Mapping[str, Any]) -> dict[str, object]:
@@ -131,6 +138,7 @@ def _figure(value: float) -> str:
 
 def _rows(runs: Sequence[Finished]) -> list[dict[str, object]]:
     metrics = list(dict.fromkeys(name for run in runs for name in run.result["metrics"]))
+    foretold = any(run.result.get("foretold_memory_bytes") is not None for run in runs)
     return [
         {
             "run": run.label,
@@ -141,9 +149,14 @@ def _rows(runs: Sequence[Finished]) -> list[dict[str, object]]:
             "kept step": run.result["best_step"],
             "seconds": run.result["seconds"],
             "peak memory, MiB": run.result["peak_memory_bytes"] / 2**20,
+            **({"foretold, MiB": _mebibytes(run.result.get("foretold_memory_bytes"))} if foretold else {}),
         }
         for run in runs
     ]
+
+
+def _mebibytes(size: int | None) -> float | None:
+    return None if size is None else size / 2**20
 
 
 def _training(report: Report, runs: Sequence[Finished]) -> None:
@@ -176,6 +189,26 @@ def _training(report: Report, runs: Sequence[Finished]) -> None:
         Curves("Learning rate", lines(["learning_rate"]), "step", "learning rate"),
     ]  # fmt: skip
     report.curves(*(panel for panel in panels if panel.lines))
+    _reductions(report, runs)
+
+
+def _reductions(report: Report, runs: Sequence[Finished]) -> None:
+    """What the training loss was at first and in the end of each run, where several are shown."""
+    courses = {run.label: points(run.result["history"], "loss") for run in runs}
+    rows = [
+        {
+            "run": label,
+            "first loss": course[0][1],
+            "lowest": min(loss for _, loss in course),
+            "last": course[-1][1],
+            "fell by": 1 - course[-1][1] / course[0][1],
+        }
+        for label, course in courses.items()
+        if len(course) > 1 and course[0][1] > 0
+    ]
+    if len(runs) > 1 and rows:
+        formats = {"first loss": ".4f", "lowest": ".4f", "last": ".4f", "fell by": ".1%"}
+        report.table(rows, caption="Training loss of each run, as it was logged", formats=formats)
 
 
 def _sketches(report: Report, runs: Sequence[Finished]) -> None:

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ from adaptome.training.folder import (
     last_stage,
     make_room,
 )
+from adaptome.training.measuring import judged_without, measured, without_adapters
 from adaptome.training.memory import PeakMemory
 from adaptome.training.objectives import assembled
 from adaptome.training.page import write_report
@@ -59,6 +60,9 @@ from adaptome.training.sketches import sketches
 from adaptome.training.trainer import AdapterCheckpoints, AdaptomeTrainer
 
 logger = logging.getLogger(__name__)
+
+#: recipe -> bytes of memory at its training's worst moment; None where that cannot be told
+Foretell = Callable[[Recipe], int | None]
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Result:
         notes: what preparing the data changed, and what loading the model found.
         continual: of a stream: its tasks, and the matrices of scores (see `training.continual`).
         share_of_bound: how near its steps came to the least work (see `training.bound`); None where that is not counted.
+        foretold_memory_bytes: the peak that was told before it began; None where nobody was asked.
     """
 
     folder: str
@@ -96,6 +101,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     continual: dict[str, Any] | None = None
     share_of_bound: float | None = None
+    foretold_memory_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: the content of metrics.json."""
@@ -112,12 +118,17 @@ class Loaded:
     model: nn.Module
 
 
-def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None = None) -> Result:
+def run(
+    recipe: Recipe | str | Path,
+    callbacks: Sequence[TrainerCallback] | None = None,
+    foretell: Foretell | None = None,
+) -> Result:
     """Train as a recipe says.
 
     Args:
         recipe: a recipe, its path, or the name of one that comes with adaptome.
         callbacks: transformers callbacks beside the recipe's own; None for a progress bar on standard error.
+        foretell: tells the peak of memory in bytes before anything is loaded, for the result to hold beside the measured one.
 
     Raises:
         RecipeError, DataError: the recipe or its data cannot be used.
@@ -136,6 +147,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         keep_freed_memory()
     if recipe.start is not None and recipe.start.how == "merged":
         write_merged(Path(recipe.start.run), partial(load_run, single=True))
+    foretold = None if foretell is None else foretell(recipe)
     task, processor, splits, data = prepared(recipe)
     if data.get("train") is None:
         raise RecipeError("the data has no train split: give data.train, or a data set that has one.")
@@ -186,14 +198,16 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         metrics = {} if split in data.only_asked else measured(measuring, task, data[split], split)
         scores = scored.scores  # measuring without the adapters makes others
         if split not in data.only_asked and (task.measures_before or measuring.measures):
-            metrics |= _without_adapters(measuring, task, data[split], split)
-            if task.measures_before and task.judges:
-                metrics |= _judged_before(measuring, task, processor, splits[split], data[split])
+            metrics |= without_adapters(measuring, task, data[split], split)
         found = None
         if task.judges or recipe.evaluation.predictions:
             size = measuring.args.per_device_eval_batch_size
             found = predictions_on(task, trainer.model, processor, splits[split], data[split], size)
             metrics |= task.judge(splits[split], found) if task.judges else {}
+            if task.judges and task.measures_before:
+                metrics |= judged_without(
+                    task, trainer.model, processor, splits[split], data[split], found, size
+                )
             if recipe.evaluation.predictions and trainer.args.should_save:
                 write_predictions(folder / PREDICTIONS, task, splits[split], data[split], found)
         if trainer.args.should_save and trainer.args.world_size == 1:
@@ -202,7 +216,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
             shown = examples_of(count, task, trainer.model, processor, splits[split], data[split], found) if count else []  # fmt: skip
             write_examples(folder, shown)
     notes += [note for note in trainer.notes if note not in notes]
-    result = result_of(recipe, trainer, metrics, split, history, seconds, peak.bytes(), notes)
+    result = result_of(recipe, trainer, metrics, split, history, seconds, peak.bytes(), notes, foretold)
     if trainer.args.should_save:
         write_atomic(folder / METRICS, json.dumps(result.to_dict(), indent=1))
         write_report([folder])
@@ -399,34 +413,6 @@ def final_split(recipe: Recipe, data: Prepared) -> str | None:
     return asked or next((name for name in ("test", "validation") if data.get(name) is not None), None)
 
 
-def measured(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) -> dict[str, float]:
-    """The task's metrics on a split, with the loss, without prefixes."""
-    if task.trainer == "sft":
-        # the trainer's own loss is a mean over batches; this one is over tokens, however they fall into batches
-        return dict(task.score(trainer.model, trainer.get_eval_dataloader()))  # type: ignore[attr-defined]
-    found = trainer.evaluate(data, metric_key_prefix=split)
-    timing = ("_runtime", "_per_second", "_time")
-    plain = {key.removeprefix(f"{split}_"): value for key, value in found.items() if not key.endswith(timing)}
-    return {key: float(value) for key, value in plain.items() if key != "epoch"}
-
-
-def _without_adapters(trainer: AdapterCheckpoints, task: Task, data: Any, split: str) -> dict[str, float]:
-    """The same metrics of the base alone, as it was before training: <metric>_before; without the task's asking, what the terms measure."""
-    with ad.disabled(trainer.model):
-        found = measured(trainer, task, data, split)
-    return {f"{k}_before": v for k, v in found.items() if task.measures_before or k in trainer.measures}
-
-
-def _judged_before(
-    trainer: AdapterCheckpoints, task: Task, processor: Any, rows: Any, data: Any
-) -> dict[str, float]:
-    """What the base alone writes, judged: <metric>_before."""
-    with ad.disabled(trainer.model):
-        size = trainer.args.per_device_eval_batch_size
-        found = predictions_on(task, trainer.model, processor, rows, data, size)
-    return {f"{k}_before": v for k, v in task.judge(rows, found).items()}
-
-
 def result_of(
     recipe: Recipe,
     trainer: AdapterCheckpoints,
@@ -436,6 +422,7 @@ def result_of(
     seconds: float,
     memory: int,
     notes: list[str],
+    foretold: int | None = None,
 ) -> Result:
     report = ad.trainable(trainer.model)
     kept_best = trainer.args.load_best_model_at_end
@@ -455,4 +442,5 @@ def result_of(
         peak_memory_bytes=memory,
         notes=notes,
         share_of_bound=trainer.pace.share(trainer.model),
+        foretold_memory_bytes=foretold,
     )

@@ -22,7 +22,7 @@ from adaptome.recipe import Recipe, load_recipe, stages_of
 from adaptome.training.continual import run_continual
 from adaptome.training.folder import METRICS, RECIPE, STAGES, last_checkpoint
 from adaptome.training.page import write_report
-from adaptome.training.runs import Result, run
+from adaptome.training.runs import Foretell, Result, run
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def run_stages(
     recipe: Recipe | str | Path,
     callbacks: Sequence[TrainerCallback] | None = None,
     tell: Callable[[str], None] | None = None,
+    foretell: Foretell | None = None,
 ) -> StagesResult:
     """Carry out a recipe's stages.
 
@@ -61,6 +62,7 @@ def run_stages(
         recipe: a recipe with stages, its path, or the name of one that comes with adaptome.
         callbacks: of each run, as `run` takes them.
         tell: is given a line before each run.
+        foretell: of each run, as `run` takes it; not of streams.
 
     Raises:
         RecipeError: the recipe has no stages, or one of them is not valid; and whatever `run` raises.
@@ -88,7 +90,9 @@ def run_stages(
             update={"overwrite": stage.output.overwrite or (resume and not going_on)}
         )
         own = stage.model_copy(update={"training": training, "output": output})
-        results[name] = run(own, callbacks) if own.continual is None else run_continual(own, callbacks, tell)
+        results[name] = (
+            run(own, callbacks, foretell) if own.continual is None else run_continual(own, callbacks, tell)
+        )
     made = StagesResult(str(folder), results)
     write_atomic(folder / RECIPE, recipe.to_yaml(full=True))
     write_atomic(folder / STAGES, json.dumps(made.to_dict(), indent=1))

@@ -69,6 +69,29 @@ def test_it_starts_as_the_sketch_and_trains_tables_alone():
         assert torch.equal(model.state_dict()[name], value)
 
 
+def test_every_entry_that_owns_a_code_is_reached_and_no_other():
+    """Through the whole model, in training: entries without a code get a gradient of exactly 0 and stay to the bit."""
+    model = attach(sketched(tables=4, bits=3))  # 12 and 8 columns a table, 8 entries
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    before = {name: T.detach().clone() for name, T in ad.parameters_of(model).items()}
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(X) - 1).square().mean().backward()
+        for index in (0, 2):
+            layer = model[index]
+            T, C = (
+                layer.adaptome["default"].T,
+                layer.form.codes(layer._parameters["weight"], layer.in_features),
+            )
+            counts = torch.zeros(T.shape).scatter_add(2, C.long().view(*T.shape[:2], -1), torch.ones(*T.shape[:2], C.shape[1] // 4))  # fmt: skip
+            assert index or ((counts == 0).any() and (counts > 1).any())
+            assert torch.equal(T.grad != 0, counts > 0)
+        optimizer.step()
+    for name, T in ad.parameters_of(model).items():
+        assert torch.equal(T[T.grad == 0], before[name][T.grad == 0])
+        assert (T[T.grad != 0] != before[name][T.grad != 0]).all()
+
+
 def test_tables_alone_are_saved_and_switch_tasks(tmp_path):
     model, fresh = attach(sketched()), sketched()
     outputs = {}

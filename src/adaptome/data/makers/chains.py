@@ -39,7 +39,9 @@ def chains(seed: int) -> dict[str, Table]:
                 continue
             seen.add(question)
             bad, bad_answer = _carried(draw, question)
-            rows.append((question, _worked(_with_slips(draw, steps), answer), str(answer), _worked(bad, bad_answer)))
+            rows.append(
+                (question, _worked(_with_slips(draw, steps), answer), str(answer), _worked(bad, bad_answer))
+            )
         made[split] = _table("chains", rows, ("instruction", "output", "answer", "wrong"))
     return {"train": made["train"], "test": made["test"]}
 
