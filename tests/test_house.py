@@ -27,10 +27,11 @@ FLOORS: dict[str, set[str]] = {
     "architectures": {"core"},
     "graphs": {"core"},
     "grammar": {"core"},
+    "blackbox": {"core"},
     "models": {"core", "graphs"},
     "decoding": {"core"},
     "objectives": {"core"},
-    "tasks": {"core", "data", "decoding", "grammar", "graphs", "models", "quantization", "report"},
+    "tasks": {"blackbox", "core", "data", "decoding", "grammar", "graphs", "models", "quantization", "report"},
     "continual": {"core", "data", "objectives", "tasks"},
     # tools on any model
     "arithmetic": {"core", "forms", "interop"},
@@ -40,12 +41,12 @@ FLOORS: dict[str, set[str]] = {
     "inspection": {"core", "architectures", "example_inputs", "memory"},
     "interpretation": {"core", "forms", "report"},
     # recipes, and what carries them out
-    "recipe": {LIBRARY, "core", "objectives", "tasks"},
+    "recipe": {LIBRARY, "blackbox", "core", "objectives", "tasks"},
     "callbacks": {LIBRARY, "core"},
     "optim": {"core"},
     "equivalents": set(),
     "training": {
-        LIBRARY, "callbacks", "continual", "core", "data", "decoding", "models", "objectives", "optim", "recipe", "report", "tasks",
+        LIBRARY, "blackbox", "callbacks", "continual", "core", "data", "decoding", "models", "objectives", "optim", "recipe", "report", "tasks",
     },
     "compare": {LIBRARY, "architectures", "core", "inspection", "memory", "quantization", "recipe", "report", "tasks", "training"},
     "quickstart": {LIBRARY, "core", "data", "recipe", "report", "tasks", "training"},

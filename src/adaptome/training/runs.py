@@ -134,7 +134,7 @@ def run(recipe: Recipe | str | Path, callbacks: Sequence[TrainerCallback] | None
         keep_freed_memory()
     if recipe.start is not None and recipe.start.how == "merged":
         write_merged(Path(recipe.start.run), partial(load_run, single=True))
-    task, processor, splits, data = prepared(recipe)
+    task, processor, splits, data = prepared(recipe, load_run)
     if data.get("train") is None:
         raise RecipeError("the data has no train split: give data.train, or a data set that has one.")
     split = final_split(recipe, data)
