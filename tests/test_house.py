@@ -28,10 +28,11 @@ FLOORS: dict[str, set[str]] = {
     "graphs": {"core"},
     "grammar": {"core"},
     "traces": {"core"},
+    "blackbox": {"core"},
     "models": {"core", "graphs", "objectives"},
     "decoding": {"core"},
     "objectives": {"core"},
-    "tasks": {"core", "data", "decoding", "grammar", "graphs", "models", "quantization", "report", "traces"},
+    "tasks": {"blackbox", "core", "data", "decoding", "grammar", "graphs", "models", "quantization", "report", "traces"},
     "continual": {"core", "data", "objectives", "tasks"},
     # tools on any model
     "arithmetic": {"core", "forms", "interop"},
@@ -41,12 +42,12 @@ FLOORS: dict[str, set[str]] = {
     "inspection": {"core", "architectures", "example_inputs", "memory"},
     "interpretation": {"core", "forms", "report"},
     # recipes, and what carries them out
-    "recipe": {LIBRARY, "core", "objectives", "tasks"},
+    "recipe": {LIBRARY, "blackbox", "core", "objectives", "tasks"},
     "callbacks": {LIBRARY, "core"},
     "optim": {"core"},
     "equivalents": set(),
     "training": {
-        LIBRARY, "callbacks", "continual", "core", "data", "decoding", "models", "objectives", "optim", "recipe", "report", "tasks",
+        LIBRARY, "blackbox", "callbacks", "continual", "core", "data", "decoding", "models", "objectives", "optim", "recipe", "report", "tasks",
     },
     "compare": {LIBRARY, "architectures", "core", "inspection", "memory", "quantization", "recipe", "report", "tasks", "traces", "training"},
     "quickstart": {LIBRARY, "core", "data", "recipe", "report", "tasks", "training"},

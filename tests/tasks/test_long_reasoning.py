@@ -209,7 +209,7 @@ def test_it_starts_as_the_base_and_merges(tmp_path):
     ad.attach(model, "lora", r=4, targets="all-linear")
     model.eval()
     torch.testing.assert_close(model(**batch).logits, base(**batch).logits, atol=0, rtol=0)
-    for name, parameter in model.named_parameters():
+    for _name, parameter in model.named_parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.05)
     before = model(**batch).logits

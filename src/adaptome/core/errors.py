@@ -17,6 +17,7 @@
       DataError            input data that cannot be read; names the file and the line
       RecipeError          a recipe that is not valid; names the key and the nearest one
       TrainingError        a run that had to stop (NaN loss, ...); names the step and the last good checkpoint
+      BlackBoxError        a model behind an interface does not answer, or may not be asked any more
       MissingExtraError    an optional library is not installed; names the extra
 
 A message says what was wrong, what was found, the nearest valid choice and what to do.
@@ -94,6 +95,10 @@ class RecipeError(AdaptomeError, ValueError):
 
 class TrainingError(AdaptomeError, RuntimeError):
     """A training run had to stop."""
+
+
+class BlackBoxError(AdaptomeError, RuntimeError):
+    """A model behind an interface does not answer as it should, or its budget of calls is spent."""
 
 
 class MissingExtraError(AdaptomeError, ImportError):

@@ -21,6 +21,7 @@ from adaptome.data.readers.arrays import read_npz
 from adaptome.data.readers.folders import FolderKind, holds, read_class_folders
 from adaptome.data.readers.images import IMAGES
 from adaptome.data.readers.sounds import SOUNDS
+from adaptome.data.shots import few_shot
 from adaptome.data.splits import Split, Splits, Table, to_split
 
 Files = str | Sequence[str] | None
@@ -51,6 +52,7 @@ def load_splits(
     split_seed: int = 0,
     group: str | None = None,
     limit: int | None = None,
+    shots: int | None = None,
     folds: Mapping[str, Any] | None = None,
     paths: str | None = None,
     prefer: Mapping[str, str] | None = None,
@@ -66,6 +68,7 @@ def load_splits(
 
     Args:
         group: column whose equal values are held out together, as the frames of one video.
+        shots: rows of each label that are kept of train, and of validation; see `adaptome.data.shots`.
         folds: {"column", "test", "validation"}: the folds that are held out, see `adaptome.data.folds`.
         paths: pattern of the files that a table's rows stand for, see `adaptome.data.manifests`.
         prefer: what an ending's format means for this task, e.g. {"tsv": "conll"}.
@@ -108,6 +111,9 @@ def load_splits(
         splits = _held_out(
             splits, {"test": test_fraction, "validation": validation_fraction}, split_by, split_seed, group
         )
+    if shots is not None:
+        splits, told = few_shot(splits, shots, split_seed)
+        notes += told
     if limit is not None:
         splits = {k: _drawn(split, limit, split_seed) for k, split in splits.items()}
     return Splits({k: splits[k] for k in ("train", "validation", "test") if k in splits}, notes)

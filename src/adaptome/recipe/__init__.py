@@ -25,6 +25,7 @@ from adaptome.recipe.load import (
     validate_task,
 )
 from adaptome.recipe.schema import (
+    AugmentationSection,
     ComparedMethod,
     CompareSection,
     ContinualSection,
@@ -47,6 +48,7 @@ from adaptome.recipe.shipped import ShippedRecipe, shipped_recipe, shipped_recip
 from adaptome.recipe.stages import stages_of
 
 __all__ = [
+    "AugmentationSection",
     "CompareSection",
     "ComparedMethod",
     "ContinualSection",

@@ -93,6 +93,18 @@ def validate_objectives(recipe: Recipe) -> None:
     terms_of(recipe.objective)
 
 
+def validate_augmentation(recipe: Recipe) -> None:
+    """Check the generator's name and settings against the registered generators.
+
+    Raises:
+        RecipeError: no such generator, or a setting that it does not have or admit.
+    """
+    from adaptome.blackbox.generators import get_generator
+
+    if recipe.augmentation is not None:
+        get_generator(recipe.augmentation.generator.name, **recipe.augmentation.generator.settings)
+
+
 def _with_sections(section: MethodSection, error: AdaptomeError) -> str:
     """The method's complaint, and the recipe's own keys where the unknown setting is near one of them."""
     own = [k for k in type(section).model_fields if k != "name"]
@@ -245,6 +257,7 @@ def _build(content: dict[str, Any], where: str, overrides: list[str], validate: 
             validate_task(recipe)
             validate_methods(recipe)
             validate_objectives(recipe)
+            validate_augmentation(recipe)
         except RecipeError as error:
             raise RecipeError(f"{where}: {error}") from error
     return recipe

@@ -188,6 +188,11 @@ class DataSection(Section):
     group: str | None = Field(
         default=None, description="column whose equal values are held out together, e.g. video"
     )
+    shots: int | None = Field(
+        default=None,
+        ge=1,
+        description="keep so many rows of each label of train, and of validation (few-shot)",
+    )
     limit: int | None = Field(
         default=None, ge=1, description="draw at most so many rows of every split (for trials)"
     )
@@ -413,6 +418,32 @@ class CompareSection(Section):
     )
 
 
+class GeneratorSection(OpenSection):
+    """What writes further texts of a class; further keys are its settings."""
+
+    name: str = Field(description="file, spliced, local or endpoint, see `adaptome.blackbox.generators`")
+
+
+GeneratorField = Annotated[
+    GeneratorSection, BeforeValidator(_named, json_schema_input_type=str | GeneratorSection)
+]
+
+
+class AugmentationSection(Section):
+    """Generated texts among the training rows: those to which a teacher, too, gives the label they were written for."""
+
+    generator: GeneratorField
+    per_label: int = Field(default=100, ge=1, description="texts asked for of each label")
+    teacher: str | None = Field(
+        default=None,
+        description="folder of a finished run, or an earlier stage's name, whose predictions must agree; default: nobody sifts",
+    )
+    threshold: float = Field(
+        default=0.9, ge=0, le=1, description="probability from which the teacher is believed"
+    )
+    seed: int = Field(default=0, ge=0, description="of what the generator draws")
+
+
 class StartSection(Section):
     """An earlier run that this one starts from."""
 
@@ -528,6 +559,9 @@ class Recipe(Section):
         description="the terms of the loss, summed; without `model` they stand in place of the model's own",
     )
     training: TrainingSection = TrainingSection()
+    augmentation: AugmentationSection | None = Field(
+        default=None, description="generated texts that train beside the data's own"
+    )
     evaluation: EvaluationSection = EvaluationSection()
     output: OutputField = OutputSection()
     compare: CompareSection | None = Field(default=None, description="methods for `adaptome compare`")
@@ -539,6 +573,10 @@ class Recipe(Section):
         default_factory=list, description="runs one after another, each with what differs from the recipe"
     )
 
+    choose: list[str] = Field(
+        default_factory=list,
+        description="stages of which the best by validation stands for the run, the earlier where they are level; default: the last",
+    )
     continual: ContinualSection | None = Field(
         default=None, description="a stream of tasks and a strategy, for `adaptome continual`"
     )
@@ -562,6 +600,11 @@ class Recipe(Section):
             )
         if len({stage.name for stage in self.stages}) < len(self.stages):
             raise ValueError("stages: two of them have the same name")
+        unknown = [name for name in self.choose if name not in {stage.name for stage in self.stages}]
+        if unknown:
+            raise ValueError(
+                f"choose: no stage is called {unknown[0]!r}.{did_you_mean(unknown[0], [s.name for s in self.stages])}"
+            )
         return self
 
     def to_yaml(self, full: bool = False) -> str:

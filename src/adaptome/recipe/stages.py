@@ -11,7 +11,7 @@ from adaptome.recipe.load import load_recipe
 from adaptome.recipe.schema import Recipe, StageSection
 
 #: what a stage cannot change
-_FIXED = ("stages", "compare", "search", "output", "start", "title")
+_FIXED = ("stages", "compare", "search", "output", "start", "title", "choose")
 
 
 def stages_of(recipe: Recipe) -> list[tuple[str, Recipe]]:
@@ -37,6 +37,14 @@ def stages_of(recipe: Recipe) -> list[tuple[str, Recipe]]:
         content = {key: _over(shared.get(key), own.get(key, shared.get(key))) for key in {**shared, **own}}
         content["output"] = {**recipe.output.model_dump(), "folder": str(Path(recipe.output.folder) / name)}
         content["title"] = f"{recipe.title or recipe.task.name}: {stage.name}"
+        augmentation = content.get("augmentation")
+        if isinstance(augmentation, dict):
+            folders = {
+                Path(earlier.output.folder).name.partition("-")[2]: earlier.output.folder
+                for _, earlier in made
+            }
+            teacher = augmentation.get("teacher")
+            content["augmentation"] = {**augmentation, "teacher": folders.get(str(teacher), teacher)}
         if made:
             content |= _started(stage, own, content, made[-1][1], where)
         elif stage.start not in (None, "base"):

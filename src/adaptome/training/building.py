@@ -18,17 +18,26 @@ from adaptome.data import Splits, load_splits
 from adaptome.objectives import Term
 from adaptome.recipe import MethodSection, Recipe, load_recipe
 from adaptome.tasks import Prepared, Task, get_task
+from adaptome.training.augmenting import augmented
 from adaptome.training.folder import ADAPTER, MERGED, METRICS, RECIPE, TASK
 from adaptome.training.objectives import installed
 from adaptome.training.repairing import calibration, full_model, repaired
 
 
-def prepared(recipe: Recipe) -> tuple[Task, Any, Splits, Prepared]:
-    """The recipe's task, its processor, and the data as it was read and as the Trainer takes it."""
+def prepared(recipe: Recipe, teacher: Any = None) -> tuple[Task, Any, Splits, Prepared]:
+    """The recipe's task, its processor, and the data as it was read and as the Trainer takes it.
+
+    Args:
+        teacher: loads the run that sifts generated texts (`runs.load_run`); without it none are generated.
+    """
     task = get_task(recipe.task.name, **recipe.task.settings)
     processor = task.load_processor(spec(recipe))
     splits = read(recipe, task)
-    return task, processor, splits, task.prepare(splits, processor)
+    if teacher is not None:
+        splits = augmented(recipe, task, splits, teacher)
+    data = task.prepare(splits, processor)
+    data.notes = [*(note for note in splits.notes if note not in data.notes), *data.notes]
+    return task, processor, splits, data
 
 
 def read(recipe: Recipe, task: Task) -> Splits:

@@ -12,6 +12,7 @@
   report.html         all of it as one page
   predictions.jsonl   where the recipe asks for them
   merged/             base and adapters as one model, where a later run started from it
+  generated.jsonl     texts that `augmentation` had written, and what became of each
   checkpoints/        see `training.checkpoint`
 """
 
@@ -27,7 +28,7 @@ from adaptome.training.checkpoint import checkpoints, last_good
 
 ADAPTER, METRICS, RECIPE, TASK = "adapter", "metrics.json", "recipe.yaml", "task.json"
 PREDICTIONS, CHECKPOINTS, MERGED = "predictions.jsonl", "checkpoints", "merged"
-STAGES, DATA = "stages.json", "data.json"
+STAGES, DATA, GENERATED = "stages.json", "data.json", "generated.jsonl"
 EXAMPLES, PICTURES, SCORES, REPORT = "examples.json", "examples", "scores.json", "report.html"
 SAMPLES = "samples"
 
@@ -39,10 +40,11 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 
 
 def last_stage(folder: Path) -> Path:
-    """The run itself, or the last one of a recipe with stages."""
+    """The run itself, or of a recipe with stages the one that stands for it: the chosen one, else the last."""
     if not (folder / STAGES).is_file():
         return folder
-    last: str = json.loads((folder / STAGES).read_text(encoding="utf-8"))["stages"][-1]["name"]
+    told = json.loads((folder / STAGES).read_text(encoding="utf-8"))
+    last: str = told.get("chosen") or told["stages"][-1]["name"]
     return folder / last
 
 

@@ -54,6 +54,7 @@ APPLIED: dict[str, str] = {
     "training.report_to": "holds from here on",
     "evaluation": "is the final evaluation's",
     "data": "is applied when the rows to train on stay the same, and with keep_best those to validate on",
+    "choose": "is read when the stages are done",
     "output": "is where the run goes on",
     "compare": "is read by `adaptome compare`",
 }
@@ -61,6 +62,7 @@ APPLIED: dict[str, str] = {
 REFUSED: dict[str, str] = {
     "model": "the adapters were trained on that base",
     "task": "the rows are made into batches by it",
+    "augmentation": "other rows would be trained on",
     "methods": "the checkpoint holds those adapters",
     "start": "the adapters began there",
     "training.optimizer": "the checkpoint holds the other one's state",

@@ -148,7 +148,7 @@ def run(
     if recipe.start is not None and recipe.start.how == "merged":
         write_merged(Path(recipe.start.run), partial(load_run, single=True))
     foretold = None if foretell is None else foretell(recipe)
-    task, processor, splits, data = prepared(recipe)
+    task, processor, splits, data = prepared(recipe, load_run)
     if data.get("train") is None:
         raise RecipeError("the data has no train split: give data.train, or a data set that has one.")
     split = final_split(recipe, data)

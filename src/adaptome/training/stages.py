@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from adaptome.core.errors import TrainingError
 from adaptome.core.files import write_atomic
 from adaptome.recipe import Recipe, load_recipe, stages_of
+from adaptome.tasks import get_task
 from adaptome.training.continual import run_continual
 from adaptome.training.folder import METRICS, RECIPE, STAGES, last_checkpoint
 from adaptome.training.page import write_report
@@ -32,19 +33,24 @@ class StagesResult:
     Attributes:
         folder: the recipe's output folder.
         stages: name of a stage's folder -> its result, in order.
+        chosen: of the recipe's `choose` that which was best on validation; None without it.
+        validation: what each of these reached there.
     """
 
     folder: str
     stages: dict[str, Result]
+    chosen: str | None = None
+    validation: dict[str, float] = field(default_factory=dict)
 
     @property
     def last(self) -> Result:
-        """The result of the last stage."""
-        return list(self.stages.values())[-1]
+        """The result that stands for the run: the chosen stage's, else the last one's."""
+        return self.stages[self.chosen] if self.chosen else list(self.stages.values())[-1]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: the content of stages.json."""
-        return {"folder": self.folder, "stages": [{"name": n, **asdict(r)} for n, r in self.stages.items()]}
+        told = {"folder": self.folder, "stages": [{"name": n, **asdict(r)} for n, r in self.stages.items()]}
+        return {**told, "chosen": self.chosen, "validation": self.validation} if self.chosen else told
 
 
 def run_stages(
@@ -93,11 +99,31 @@ def run_stages(
         results[name] = (
             run(own, callbacks, foretell) if own.continual is None else run_continual(own, callbacks, tell)
         )
-    made = StagesResult(str(folder), results)
+    made = StagesResult(str(folder), results, *_chosen(recipe, dict(stages), results))
     write_atomic(folder / RECIPE, recipe.to_yaml(full=True))
     write_atomic(folder / STAGES, json.dumps(made.to_dict(), indent=1))
     write_report([folder])
     return made
+
+
+def _chosen(
+    recipe: Recipe, stages: Mapping[str, Recipe], results: Mapping[str, Result]
+) -> tuple[str | None, dict[str, float]]:
+    """The stage of `choose` that was best on validation, the earlier where they are level, and what each reached."""
+    reached: dict[str, float] = {}
+    sign = 1.0
+    for name in (n for n in results if n.partition("-")[2] in recipe.choose):
+        own = stages[name]
+        task = get_task(own.task.name, **own.task.settings)
+        metric = f"eval_{own.training.metric or task.primary_metric}"
+        sign = 1.0 if task.greater_is_better else -1.0
+        told = [entry[metric] for entry in results[name].history if metric in entry]
+        if not told:
+            raise TrainingError(
+                f"choose: the stage {name} was not scored on validation ({metric}), so nothing can be chosen."
+            )
+        reached[name] = max(told, key=lambda value: sign * value)
+    return (max(reached, key=lambda name: sign * reached[name]) if reached else None), reached
 
 
 def finished(folder: Path) -> Result | None:
