@@ -9,7 +9,7 @@ from adaptome.core.errors import DataError
 from adaptome.grammar import Counts, Edit, Substitution, corpus, edits, tokens
 from adaptome.grammar.alignment import MOST, alignments
 from adaptome.grammar.edits import _near
-from adaptome.grammar.scores import HOPELESS, RIGHT, annotated_by
+from adaptome.grammar.scores import HOPELESS, RIGHT, Annotator
 
 
 def told(source, target, **settings):
@@ -175,10 +175,12 @@ def test_traditional_characters_are_put_into_simplified_ones():
 def test_ties_are_pooled_taken_first_or_chosen():
     """Two alignments of two edits each: pooled, a sentence counts for both."""
     source, right = "看看", "不看了"
-    pooled, first, best = (corpus([source], [right], [[right]], ties) for ties in ("pooled", "first", "best"))
+    pooled, first, best = (
+        corpus([source], [right], [[right]], Annotator(ties)) for ties in ("pooled", "first", "best")
+    )
     assert (pooled.tp, first.tp, best.tp) == (4, 2, 2)
     assert {c.f() for c in (pooled, first, best)} == {1.0}
-    assert len(annotated_by(source, [right], "best")) == 2
+    assert len(Annotator("best").annotate(source, [right])) == 2
 
 
 def test_lists_that_do_not_go_together_are_refused():

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,6 +14,7 @@ import adaptome as ad
 from adaptome.continual.loop import ROW
 from adaptome.continual.losses import SelectedCrossEntropy
 from adaptome.core.errors import DataError, MergeError, RecipeError, TrainingError
+from adaptome.data import load_splits
 from adaptome.data.makers import make
 from adaptome.recipe import load_recipe
 from adaptome.training import evaluate, load_run, predict, run, run_continual
@@ -174,6 +176,20 @@ def test_a_run_with_adapters_of_single_tasks_must_be_told_the_task(tmp_path):
     for number in (1, 2):
         found = evaluate(tmp_path / f"{number}-task-{number}")["accuracy"]
         assert found == pytest.approx(made.continual["matrices"]["task"][1][number - 1])
+
+
+def test_tasks_of_unequal_size_weigh_alike_in_the_average_and_by_their_rows_in_the_whole(tmp_path):
+    """The first task brings 15 of 20 signs; the second, learned last, is known better."""
+    recipe = recipe_of(tmp_path, "sequential")
+    recipe.continual.stream.size = 15
+    made = run_continual(recipe, [])
+    labels = np.array(load_splits("made:glyphs", limit=80)["test"].rows["label"])
+    sizes = [(labels < 15).sum(), (labels >= 15).sum()]
+    found = made.continual["matrices"]["class"][-1]
+    assert sizes[0] > 2 * sizes[1] and found[0] != found[1]
+    assert made.metrics["class_average"] == pytest.approx(np.mean(found))
+    assert made.metrics["class_whole"] == pytest.approx(np.average(found, weights=sizes))
+    assert made.metrics["class_average"] != pytest.approx(made.metrics["class_whole"], abs=0.01)
 
 
 # -- streams of recipes -------------------------------------------------------------------------------------------------

@@ -65,10 +65,10 @@ def extract(
 
     from adaptome.core.errors import DataError
     from adaptome.data.textfile import read_text
-    from adaptome.grammar import Substitution
+    from adaptome.grammar import Annotator, Substitution
     from adaptome.grammar.m2 import block, write_m2
 
-    cost = Substitution.from_files(thesaurus, confusions, readings)
+    by = Annotator(ties.value, Substitution.from_files(thesaurus, confusions, readings))
     blocks = []
     for number, line in enumerate(tqdm(read_text(file).splitlines(), desc="sentences", disable=None), 1):
         _, *fields = line.split("\t")
@@ -76,7 +76,7 @@ def extract(
             raise DataError(
                 f"{file}, line {number}: expected an id, a sentence and its corrections, parted by tabs; found {line[:80]!r}."
             )
-        blocks.append(block(fields[0], fields[1:], ties.value, cost))
+        blocks.append(block(fields[0], fields[1:], by))
     write_m2(output, blocks)
     print(f"{len(blocks)} sentences written to {output}")
 

@@ -9,6 +9,6 @@ m2          M2 files, read and written
 
 from adaptome.grammar.costs import Substitution
 from adaptome.grammar.edits import Edit, edits, tokens
-from adaptome.grammar.scores import Counts, Ties, corpus
+from adaptome.grammar.scores import Annotator, Counts, Ties, corpus
 
-__all__ = ["Counts", "Edit", "Substitution", "Ties", "corpus", "edits", "tokens"]
+__all__ = ["Annotator", "Counts", "Edit", "Substitution", "Ties", "corpus", "edits", "tokens"]

@@ -17,6 +17,8 @@ from typing import Literal
 from adaptome.grammar.alignment import Step, alignments
 from adaptome.grammar.costs import Substitution
 
+#: whether runs of Latin letters and digits are one token each
+Latin = Literal["characters", "words"]
 #: one token, whatever the granularity: a part of the sentence that nobody can guess
 MISSING = "[缺失成分]"
 #: marks that do not change places
@@ -40,7 +42,7 @@ class Edit:
     kind: Literal["M", "R", "S", "W"]
 
 
-def tokens(text: str, latin: Literal["characters", "words"] = "characters") -> list[str]:
+def tokens(text: str, latin: Latin = "characters") -> list[str]:
     """A text without its spaces as characters; `latin='words'` keeps runs of Latin letters and digits whole."""
     pattern = f"{re.escape(MISSING)}|[A-Za-z0-9]+|." if latin == "words" else f"{re.escape(MISSING)}|."
     return re.findall(pattern, "".join(text.split()), re.DOTALL)

@@ -12,13 +12,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from adaptome.core.errors import DataError
 from adaptome.core.files import write_atomic
-from adaptome.grammar.costs import Substitution
-from adaptome.grammar.edits import Edit, edits, tokens
-from adaptome.grammar.scores import HOPELESS, RIGHT, Annotation, Counts, simplified, total
+from adaptome.grammar.edits import Edit
+from adaptome.grammar.scores import (
+    CHERRANT,
+    HOPELESS,
+    RIGHT,
+    Annotation,
+    Annotator,
+    Counts,
+    simplified,
+    total,
+)
 
 NOTHING = "-NONE-"
 
@@ -32,32 +39,26 @@ class Block:
     annotators: dict[int, Annotation | None] = field(default_factory=dict)
 
 
-def block(
-    source: str,
-    texts: Sequence[str],
-    ties: Literal["pooled", "first"] = "pooled",
-    cost: Substitution | None = None,
-    latin: Literal["characters", "words"] = "characters",
-) -> str:
+def block(source: str, texts: Sequence[str], by: Annotator = CHERRANT) -> str:
     """The lines of a sentence and its corrections, an annotator each, without the empty line after it."""
-    before = tokens(source, latin)
+    before = by.tokens(source)
     lines = ["S " + " ".join(before)]
     for number, text in enumerate(map(simplified, texts)):
-        after = tokens(text, latin)
+        after = by.tokens(text)
         if text == HOPELESS:
             lines += [f"T{number} {HOPELESS}", _line(-1, -1, "NA", NOTHING, number)]
         elif text == RIGHT or after == before:
             lines += [f"T{number} {RIGHT}", _line(-1, -1, "noop", NOTHING, number)]
         else:
-            for alternative, several in enumerate(edits(before, after, cost, first=ties == "first")):
+            for alternative, several in enumerate(by.alternatives(before, after)):
                 lines.append(f"T{number}-A{alternative} " + " ".join(after))
-                lines += [_of(edit, number, latin) for edit in several]
+                lines += [_of(edit, number, by) for edit in several]
     return "\n".join(lines)
 
 
-def _of(edit: Edit, annotator: int, latin: Literal["characters", "words"]) -> str:
-    text = NOTHING if edit.kind == "R" else " ".join(tokens(edit.text, latin))
-    return _line(edit.start, edit.end, edit.kind, text, annotator)
+def _of(edit: Edit, number: int, by: Annotator) -> str:
+    text = NOTHING if edit.kind == "R" else " ".join(by.tokens(edit.text))
+    return _line(edit.start, edit.end, edit.kind, text, number)
 
 
 def _line(start: int, end: int, kind: str, text: str, annotator: int) -> str:

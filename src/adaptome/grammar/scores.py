@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from adaptome.core.errors import DataError
 from adaptome.grammar.costs import Substitution
-from adaptome.grammar.edits import Edit, edits, tokens
+from adaptome.grammar.edits import Edit, Latin, edits, tokens
 
 #: what is done where several alignments cost the same: their edits united, so that an edit counts once for each that has
 #: it, as the tool does; the first alone; or the one that scores best
@@ -73,22 +73,41 @@ def simplified(text: str) -> str:
 _CONVERTER: Any = None
 
 
-def annotated_by(
-    source: str,
-    texts: Sequence[str],
-    ties: Ties = "pooled",
-    cost: Substitution | None = None,
-    latin: Literal["characters", "words"] = "characters",
-) -> list[Annotation]:
-    """What several corrections of a sentence change; with `ties='best'` one for each alternative, `HOPELESS` left out."""
-    before, made = tokens(source, latin), list[Annotation]()
-    for text in texts:
-        if text == HOPELESS:
-            continue
-        after = before if text == RIGHT else tokens(text, latin)
-        several = edits(before, after, cost, first=ties == "first")
-        made += [counted([one]) for one in several] if ties == "best" else [counted(several)]
-    return made
+@dataclass(frozen=True)
+class Annotator:
+    """What tells a correction as edits.
+
+    Args:
+        ties: see `Ties`.
+        cost: of a substitution; default: `Substitution()`.
+        latin: see `edits.tokens`.
+    """
+
+    ties: Ties = "pooled"
+    cost: Substitution | None = None
+    latin: Latin = "characters"
+
+    def tokens(self, text: str) -> list[str]:
+        """A text without its spaces, cut up."""
+        return tokens(text, self.latin)
+
+    def alternatives(self, source: Sequence[str], target: Sequence[str]) -> list[list[Edit]]:
+        """The edits of the cheapest alignments of two lists of tokens: of all, or of the first."""
+        return edits(source, target, self.cost, first=self.ties == "first")
+
+    def annotate(self, source: str, texts: Sequence[str]) -> list[Annotation]:
+        """What several corrections of a sentence change; with `ties='best'` one for each alternative, `HOPELESS` left out."""
+        before, made = self.tokens(source), list[Annotation]()
+        for text in texts:
+            if text == HOPELESS:
+                continue
+            several = self.alternatives(before, before if text == RIGHT else self.tokens(text))
+            made += [counted([one]) for one in several] if self.ties == "best" else [counted(several)]
+        return made
+
+
+#: as the tool does with its defaults
+CHERRANT = Annotator()
 
 
 def counted(several: Sequence[Sequence[Edit]]) -> Annotation:
@@ -125,9 +144,7 @@ def annotated(
     sources: Sequence[str],
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
-    ties: Ties = "pooled",
-    cost: Substitution | None = None,
-    latin: Literal["characters", "words"] = "characters",
+    by: Annotator = CHERRANT,
 ) -> list[Pair]:
     """Each sentence's annotations; the arguments are those of `corpus`.
 
@@ -144,8 +161,8 @@ def annotated(
     ):
         if not several:
             raise DataError(f"sentence {number} has no reference: {source!r}.")
-        told = annotated_by(source, [simplified(hypothesis)], ties, cost, latin)
-        made.append((told, annotated_by(source, [simplified(text) for text in several], ties, cost, latin)))
+        told = by.annotate(source, [simplified(hypothesis)])
+        made.append((told, by.annotate(source, [simplified(text) for text in several])))
     return made
 
 
@@ -161,9 +178,7 @@ def corpus(
     sources: Sequence[str],
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
-    ties: Ties = "pooled",
-    cost: Substitution | None = None,
-    latin: Literal["characters", "words"] = "characters",
+    by: Annotator = CHERRANT,
 ) -> Counts:
     """The counts of a corpus.
 
@@ -174,4 +189,4 @@ def corpus(
     Raises:
         DataError: as `annotated`.
     """
-    return total(annotated(sources, hypotheses, references, ties, cost, latin))
+    return total(annotated(sources, hypotheses, references, by))

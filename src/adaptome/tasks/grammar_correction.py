@@ -12,7 +12,7 @@ from torch import nn
 from adaptome.core.errors import DataError, did_you_mean
 from adaptome.data.splits import Split, Splits
 from adaptome.grammar import Substitution, edits, tokens
-from adaptome.grammar.scores import Pair, annotated, total
+from adaptome.grammar.scores import Annotator, Pair, annotated, total
 from adaptome.report.shown import Shown, Span
 from adaptome.tasks.base import Prepared, register_task
 from adaptome.tasks.instructed import Instructed, InstructedOptions
@@ -135,7 +135,8 @@ class GrammarCorrection(Instructed):
         sources, references = [source for source, _ in rows], [texts for _, texts in rows]
         told = [prediction["correction"] for prediction in predictions]
         cost = Substitution.from_files(self.options.thesaurus, self.options.confusions, self.options.readings)
-        pairs = annotated(sources, told, references, self.options.ties, cost, self.options.latin)
+        by = Annotator(self.options.ties, cost, self.options.latin)
+        pairs = annotated(sources, told, references, by)
         found = total(pairs).to_dict()
         metrics = {key: float(found[key]) for key in ("precision", "recall", "f0.5")}
         if "category" in split.rows.column_names:
