@@ -38,12 +38,13 @@ class ShippedRecipe:
         stages = [stage["method"] for stage in content.get("stages", ()) if "method" in stage]
         given = content["compare"]["methods"] if "compare" in content else [content["method"], *stages]
         streams = any("continual" in part for part in (content, *content.get("stages", ())))
+        ends = content | (content["stages"][-1] if content.get("stages") else {})  # the last stage is what comes of it
         return {
             "name": self.name,
             "purpose": self.purpose(),
             "command": "compare" if "compare" in content else "continual" if streams else "train",
-            "task": _name(content["task"]),
-            "model": _name(content["model"]),
+            "task": _name(ends["task"]),
+            "model": _name(ends["model"]),
             "methods": list(dict.fromkeys(map(_name, given))),
         }
 
