@@ -89,9 +89,10 @@ def pose(rng: np.random.Generator) -> Pose:
 
 
 def camera(rng: np.random.Generator, pattern: float = 0.0) -> Camera:
-    """A camera; `pattern` is the strength of its sensor's own pattern."""
+    """A camera, sharp or not, with much noise or little; `pattern` is the strength of its sensor's own pattern."""
     own = rng.normal(0, 1, (SIDE, SIDE, 3)) * pattern
-    return Camera(rng.uniform(0, 0.5), rng.uniform(0.015, 0.035), rng.normal(1, 0.04, 3), own)
+    noise = float(np.exp(rng.uniform(np.log(0.012), np.log(0.05))))
+    return Camera(rng.uniform(0, 0.6), noise, rng.normal(1, 0.06, 3), own)
 
 
 def scene(who: Person, how: Pose) -> Picture:
@@ -100,7 +101,7 @@ def scene(who: Person, how: Pose) -> Picture:
     picture = who.wall[0] * (1 - share) + who.wall[1] * share + _texture(who.wall_texture)[..., None]
     x, y = (X - how.x) / how.scale, (Y - how.y) / how.scale
     picture = _paint(picture, who.hair, _ellipse(x, y + 0.1, who.width * 1.18, who.height * 1.08))
-    face = _ellipse(x, y, who.width, who.height) * _edge(y - who.hairline)
+    face = _ellipse(x, y, who.width, who.height) * edge(y - who.hairline)
     shade = 1 + how.light[0] * X + how.light[1] * Y
     skin = who.skin * shade[..., None] + _texture(who.texture)[..., None]
     picture = _paint(picture, skin, face)
@@ -165,13 +166,13 @@ def _texture(waves: np.ndarray) -> np.ndarray:
     return made
 
 
-def _edge(distance: np.ndarray, softness: float = 1.0) -> np.ndarray:
+def edge(distance: np.ndarray, softness: float = 1.0) -> np.ndarray:
     """From 0 to 1 across 0, over about a pixel."""
     return 1 / (1 + np.exp(np.clip(-distance * SIDE / (2 * softness), -40, 40)))
 
 
 def _ellipse(x: np.ndarray, y: np.ndarray, a: float, b: float, softness: float = 1.0) -> np.ndarray:
-    return _edge((1 - np.sqrt((x / a) ** 2 + (y / b) ** 2)) * min(a, b), softness)
+    return edge((1 - np.sqrt((x / a) ** 2 + (y / b) ** 2)) * min(a, b), softness)
 
 
 def _paint(picture: Picture, colour: np.ndarray, share: np.ndarray) -> Picture:

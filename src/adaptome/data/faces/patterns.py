@@ -1,4 +1,4 @@
-"""What pictures can undergo as a whole: ten kinds that a small encoder learns to tell apart before it has seen a forgery."""
+"""What pictures can undergo, as a whole or in one half: what a small encoder learns to tell apart before it has seen a forgery."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from adaptome.data.faces.drawing import SIDE, Picture, X, Y, blurred
+from adaptome.data.faces.drawing import SIDE, Picture, X, Y, blurred, edge
 
 Change = Callable[[Picture, np.random.Generator], Picture]
 
@@ -42,3 +42,18 @@ CHANGES: dict[str, Change] = {
     "shift": lambda picture, rng: np.roll(picture, rng.integers(2, 6), rng.integers(0, 2)),
     "sharpen": lambda picture, rng: picture + rng.uniform(0.7, 1.5) * (picture - blurred(picture, 1.0)),
 }
+
+#: those that a half of a picture can undergo as well
+LOCAL = ("blur", "coarse", "noise", "stripes", "few tones", "sharpen")
+HALVES = {"left": X, "right": -X, "top": Y, "bottom": -Y}
+#: a change, and the half it is of; "" for the whole
+KINDS = [(change, "") for change in CHANGES] + [(change, half) for change in LOCAL for half in HALVES]
+
+
+def changed(picture: Picture, change: str, half: str, rng: np.random.Generator) -> Picture:
+    """The picture [SIDE, SIDE, 3] after a change of the whole, or of about a half."""
+    whole = CHANGES[change](picture, rng)
+    if not half:
+        return whole
+    share = edge(rng.uniform(-0.2, 0.2) - HALVES[half])[..., None]
+    return picture * (1 - share) + whole * share

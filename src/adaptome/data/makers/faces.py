@@ -8,40 +8,42 @@ import numpy as np
 
 from adaptome.data.faces.drawing import camera, person, pose, scene, stored, taken
 from adaptome.data.faces.forgeries import TRAINED, UNSEEN, Forgery
-from adaptome.data.faces.patterns import CHANGES
+from adaptome.data.faces.patterns import KINDS, changed
 from adaptome.data.makers import maker
 from adaptome.data.splits import Table
 
 
 @maker("face-patterns")
 def face_patterns(seed: int, train: int = 6000, validation: int = 400) -> dict[str, Table]:
-    """Columns image [32, 32, 3] and label: what the picture of a face has undergone as a whole (`data.faces.patterns`)."""
+    """Columns image [32, 32, 3] and label: what the picture of a face has undergone, and in which half (`data.faces.patterns`)."""
     rng = np.random.default_rng((seed, 0))
-    kinds = list(CHANGES)
     made = {}
     for split, count in (("train", train), ("validation", validation)):
-        labels = [kinds[i % len(kinds)] for i in range(count)]
+        kinds = [KINDS[i % len(KINDS)] for i in range(count)]
         images = [
-            stored(CHANGES[label](taken(scene(person(rng), pose(rng)), camera(rng), rng), rng))
-            for label in labels
+            stored(changed(taken(scene(person(rng), pose(rng)), camera(rng), rng), *kind, rng))
+            for kind in kinds
         ]
+        labels = [" ".join(kind).strip() for kind in kinds]
         made[split] = Table("made:face-patterns", {"image": np.stack(images), "label": labels}, range(1, count + 1), unit=f"{split} picture")  # fmt: skip
     return made
 
 
 @maker("forged-faces")
-def forged_faces(seed: int, people: int = 48, tested: int = 60) -> dict[str, Table]:
+def forged_faces(seed: int, people: int = 300, tested: int = 60) -> dict[str, Table]:
     """Columns image [32, 32, 3], label, dataset, source, video, pair and group, as `data.readers.frames` gives them.
 
-    train       48 people by 6 frames: real, and forged in three ways
-    validation  half as many others by 4 frames, forged in the same ways
-    test        60 others by 4 frames in each of two data sets, each with a forgery of its own that train does not have
+    train       300 people by 2 frames: real, and forged in three ways
+    validation  30 others by 4 frames, forged in the same ways
+    test        three data sets of others by 4 frames: `known` is forged in the same ways, the two others each in one that train does not have
     """
     rng = np.random.default_rng((seed, 1))
+    sets: dict[str, Mapping[str, Forgery]] = {name: {name: one} for name, one in UNSEEN.items()}
+    tests = [row for name, forgeries in sets.items() for row in videos(rng, name, tested, 4, forgeries)]
     made = {
-        "train": videos(rng, "trained", people, 6, TRAINED),
-        "validation": videos(rng, "held-out", people // 2, 4, TRAINED),
-        "test": [row for name, one in UNSEEN.items() for row in videos(rng, name, tested, 4, {name: one})],
+        "train": videos(rng, "trained", people, 2, TRAINED),
+        "validation": videos(rng, "held-out", tested // 2, 4, TRAINED),
+        "test": [*videos(rng, "known", tested // 2, 4, TRAINED), *tests],
     }
     return {split: table(rows, split) for split, rows in made.items()}
 
