@@ -2,7 +2,7 @@
 
 claim      Yermakov et al. 2025, arXiv:2508.06248: LN-tuning with L2 and the align-uniform loss generalises to unseen manipulations better than full
            fine-tuning and than a linear probe; training on fakes together with their real sources is better than on fakes of other sources
-miniature  a ViT of 4 layers and width 64, trained to tell what drawn faces have undergone, as a whole or in one half; then 200 people, real and forged in
+miniature  a ViT of 4 layers and width 64, trained to tell what pictures of drawn faces have undergone as a whole; then 200 people, real and forged in
            three ways, and 120 others forged in two other ways, by cameras that differ as much as forgeries do. Full fine-tuning is also stopped where its
            AUROC in training reaches LN-tuning's. Learning rates from one list for all, the best by the AUROC on other people with the trained forgeries.
            Pairs: every person's camera has a pattern of its own; 12 people's real videos with their own fakes, or with 12 others', tested on new
@@ -76,7 +76,7 @@ def drawn(x: Tensor, y: Tensor, spread: bool) -> Any:
 
 
 def encoder(seed: int) -> nn.Module:
-    """A small ViT that tells changes of pictures apart, and where they are."""
+    """A small ViT that tells changes of whole pictures apart."""
     made = face_patterns(seed, 5000, 10)["train"].columns
     kinds = sorted(set(made["label"]))
     model = FeatureClassifier.from_settings(encoder={"from_config": VIT}, labels=len(kinds), normalize=False)
@@ -84,7 +84,7 @@ def encoder(seed: int) -> nn.Module:
     descend(
         model,
         drawn(x, torch.tensor([kinds.index(k) for k in made["label"]]), False),
-        1400,
+        600,
         2e-3,
         seed,
         adapted=False,

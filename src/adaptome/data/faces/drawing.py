@@ -101,7 +101,7 @@ def scene(who: Person, how: Pose) -> Picture:
     picture = who.wall[0] * (1 - share) + who.wall[1] * share + _texture(who.wall_texture)[..., None]
     x, y = (X - how.x) / how.scale, (Y - how.y) / how.scale
     picture = _paint(picture, who.hair, _ellipse(x, y + 0.1, who.width * 1.18, who.height * 1.08))
-    face = _ellipse(x, y, who.width, who.height) * edge(y - who.hairline)
+    face = _ellipse(x, y, who.width, who.height) * _edge(y - who.hairline)
     shade = 1 + how.light[0] * X + how.light[1] * Y
     skin = who.skin * shade[..., None] + _texture(who.texture)[..., None]
     picture = _paint(picture, skin, face)
@@ -166,13 +166,13 @@ def _texture(waves: np.ndarray) -> np.ndarray:
     return made
 
 
-def edge(distance: np.ndarray, softness: float = 1.0) -> np.ndarray:
+def _edge(distance: np.ndarray, softness: float = 1.0) -> np.ndarray:
     """From 0 to 1 across 0, over about a pixel."""
     return 1 / (1 + np.exp(np.clip(-distance * SIDE / (2 * softness), -40, 40)))
 
 
 def _ellipse(x: np.ndarray, y: np.ndarray, a: float, b: float, softness: float = 1.0) -> np.ndarray:
-    return edge((1 - np.sqrt((x / a) ** 2 + (y / b) ** 2)) * min(a, b), softness)
+    return _edge((1 - np.sqrt((x / a) ** 2 + (y / b) ** 2)) * min(a, b), softness)
 
 
 def _paint(picture: Picture, colour: np.ndarray, share: np.ndarray) -> Picture:

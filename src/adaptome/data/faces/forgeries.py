@@ -8,7 +8,7 @@ it is clean, or noisy, as a whole.
     reenact    the mouth moved, resampled on the way
     texture    drawn again at half the resolution, as by a small network
     denoise    cleaned, and given the grain of another camera      (unseen)
-    generate   drawn afresh, with the faint lattice of an upsampler    (unseen)
+    generate   drawn afresh, with the lattice of an upsampler      (unseen)
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ def reenact(frame: Picture, who: Person, how: Pose, by: Camera, rng: np.random.G
 
 def texture(frame: Picture, who: Person, how: Pose, by: Camera, rng: np.random.Generator) -> Picture:
     """Half the resolution and back."""
-    small = frame.reshape(SIDE // 2, 2, SIDE // 2, 2, 3).mean((1, 3))
-    return _put(frame, np.repeat(np.repeat(small, 2, 0), 2, 1), inside(who, how))
+    return _put(frame, _halved(frame), inside(who, how))
 
 
 def denoise(frame: Picture, who: Person, how: Pose, by: Camera, rng: np.random.Generator) -> Picture:
@@ -67,14 +66,19 @@ def denoise(frame: Picture, who: Person, how: Pose, by: Camera, rng: np.random.G
 
 
 def generate(frame: Picture, who: Person, how: Pose, by: Camera, rng: np.random.Generator) -> Picture:
-    """Drawn afresh with another expression and no noise, under a lattice of two pixels."""
-    fresh = scene(who, replace(how, mouth_open=1 - how.mouth_open)) * by.gain
+    """Drawn afresh with another expression at half the resolution, without noise, enlarged smoothly under a faint lattice."""
+    fresh = _halved(scene(who, replace(how, mouth_open=1 - how.mouth_open)) * by.gain)
     lattice = (np.indices((SIDE, SIDE)).sum(0) % 2 - 0.5)[..., None] * 0.012
-    return _put(frame, blurred(fresh, 0.4) + lattice, inside(who, how))
+    return _put(frame, blurred(fresh, 0.6) + lattice, inside(who, how))
 
 
 TRAINED: dict[str, Forgery] = {"swap": swap, "reenact": reenact, "texture": texture}
 UNSEEN: dict[str, Forgery] = {"denoise": denoise, "generate": generate}
+
+
+def _halved(picture: Picture) -> Picture:
+    small = picture.reshape(SIDE // 2, 2, SIDE // 2, 2, 3).mean((1, 3))
+    return np.repeat(np.repeat(small, 2, 0), 2, 1)
 
 
 def _put(frame: Picture, face: Picture, share: np.ndarray) -> Picture:

@@ -8,23 +8,23 @@ import numpy as np
 
 from adaptome.data.faces.drawing import camera, person, pose, scene, stored, taken
 from adaptome.data.faces.forgeries import TRAINED, UNSEEN, Forgery
-from adaptome.data.faces.patterns import KINDS, changed
+from adaptome.data.faces.patterns import CHANGES
 from adaptome.data.makers import maker
 from adaptome.data.splits import Table
 
 
 @maker("face-patterns")
 def face_patterns(seed: int, train: int = 6000, validation: int = 400) -> dict[str, Table]:
-    """Columns image [32, 32, 3] and label: what the picture of a face has undergone, and in which half (`data.faces.patterns`)."""
+    """Columns image [32, 32, 3] and label: what the picture of a face has undergone as a whole (`data.faces.patterns`)."""
     rng = np.random.default_rng((seed, 0))
+    kinds = list(CHANGES)
     made = {}
     for split, count in (("train", train), ("validation", validation)):
-        kinds = [KINDS[i % len(KINDS)] for i in range(count)]
+        labels = [kinds[i % len(kinds)] for i in range(count)]
         images = [
-            stored(changed(taken(scene(person(rng), pose(rng)), camera(rng), rng), *kind, rng))
-            for kind in kinds
+            stored(CHANGES[label](taken(scene(person(rng), pose(rng)), camera(rng), rng), rng))
+            for label in labels
         ]
-        labels = [" ".join(kind).strip() for kind in kinds]
         made[split] = Table("made:face-patterns", {"image": np.stack(images), "label": labels}, range(1, count + 1), unit=f"{split} picture")  # fmt: skip
     return made
 
