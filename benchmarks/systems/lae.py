@@ -2,9 +2,10 @@
 
     python benchmarks/systems/lae.py [--seeds 3]
 
-Accuracy among all labels after the last task, no task told. Beside the recipe stand the same adapter trained task after task with one cross-entropy
-over the labels seen, the frozen encoder under a head that is trained as the recipe's, and the nearest class mean of the pixels, which is given all
-classes at once. Also told: accuracy on the first task's signs by the online and by the offline adapter alone.
+The base has seen other signs, in black on paper; these are in colour. Accuracy among all labels after the last task, no task told. Beside the recipe
+stand the same adapter trained task after task with one cross-entropy over the labels seen, the frozen encoder under a head that is trained as the
+recipe's, and the nearest class mean of the pixels, which is given all classes at once. Also told: accuracy on the first task's signs by the online and by
+the offline adapter alone.
 """
 
 from __future__ import annotations

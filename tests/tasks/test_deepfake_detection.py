@@ -205,7 +205,11 @@ def test_made_faces_are_the_same_for_the_same_seed_and_people_are_apart(monkeypa
     assert np.array_equal(one["test"].rows[5]["image"], two["test"].rows[5]["image"])
     assert not np.array_equal(one["test"].rows[5]["image"], other["test"].rows[5]["image"])
     sources = {name: set(split.rows["source"]) - {"real"} for name, split in one.items()}
-    assert sources["train"] == sources["validation"] == set(TRAINED) and sources["test"] == set(UNSEEN)
+    assert sources["train"] == sources["validation"] == set(TRAINED)
+    assert sources["test"] == set(TRAINED) | set(UNSEEN)
+    tested = set(zip(one["test"].rows["dataset"], one["test"].rows["source"], strict=True))
+    fakes = {(name, source) for name, source in tested if source != "real"}
+    assert fakes == {("known", name) for name in TRAINED} | {(name, name) for name in UNSEEN}
     groups = [set(split.rows["group"]) for split in one.values()]
     assert not groups[0] & groups[1] | groups[1] & groups[2] | groups[0] & groups[2]
 

@@ -89,9 +89,10 @@ def pose(rng: np.random.Generator) -> Pose:
 
 
 def camera(rng: np.random.Generator, pattern: float = 0.0) -> Camera:
-    """A camera; `pattern` is the strength of its sensor's own pattern."""
+    """A camera, sharp or not, with much noise or little; `pattern` is the strength of its sensor's own pattern."""
     own = rng.normal(0, 1, (SIDE, SIDE, 3)) * pattern
-    return Camera(rng.uniform(0, 0.5), rng.uniform(0.015, 0.035), rng.normal(1, 0.04, 3), own)
+    noise = float(np.exp(rng.uniform(np.log(0.012), np.log(0.05))))
+    return Camera(rng.uniform(0, 0.6), noise, rng.normal(1, 0.06, 3), own)
 
 
 def scene(who: Person, how: Pose) -> Picture:

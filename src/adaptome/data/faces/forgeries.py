@@ -1,9 +1,10 @@
 """Five ways to forge the inner face of a drawn frame: three to train a detector on, two that it has not met.
 
 Each exchanges or resynthesises what is inside the face and leaves the rest of the frame, so that its noise, sharpness or
-grain no longer goes with what surrounds it. How it differs is each forgery's own.
+grain no longer goes with what surrounds it. How it differs is each forgery's own; and as cameras differ as much, no frame is forged because
+it is clean, or noisy, as a whole.
 
-    swap       another person's face, blended in over a soft edge
+    swap       another person's face as another camera takes it, blended in over a soft edge
     reenact    the mouth moved, resampled on the way
     texture    drawn again at half the resolution, as by a small network
     denoise    cleaned, and given the grain of another camera      (unseen)
@@ -26,10 +27,12 @@ from adaptome.data.faces.drawing import (
     X,
     Y,
     blurred,
+    camera,
     inside,
     like,
     person,
     scene,
+    taken,
 )
 
 #: (the true frame, who, how, the camera, generator) -> the forged frame
@@ -37,10 +40,10 @@ Forgery = Callable[[Picture, Person, Pose, Camera, np.random.Generator], Picture
 
 
 def swap(frame: Picture, who: Person, how: Pose, by: Camera, rng: np.random.Generator) -> Picture:
-    """Another person's features, blended in."""
-    return _put(
-        frame, blurred(scene(like(who, person(rng)), how), 0.6) * by.gain, inside(who, how, softness=2.0)
-    )
+    """Another person's features from another film, sharper or softer, noisier or cleaner; its colours are matched, and not quite."""
+    other = replace(camera(rng), gain=by.gain * rng.normal(1, 0.03, 3))
+    face = taken(scene(like(who, person(rng)), how), other, rng)
+    return _put(frame, face, inside(who, how, softness=2.0))
 
 
 def reenact(frame: Picture, who: Person, how: Pose, by: Camera, rng: np.random.Generator) -> Picture:
@@ -53,8 +56,7 @@ def reenact(frame: Picture, who: Person, how: Pose, by: Camera, rng: np.random.G
 
 def texture(frame: Picture, who: Person, how: Pose, by: Camera, rng: np.random.Generator) -> Picture:
     """Half the resolution and back."""
-    small = frame.reshape(SIDE // 2, 2, SIDE // 2, 2, 3).mean((1, 3))
-    return _put(frame, np.repeat(np.repeat(small, 2, 0), 2, 1), inside(who, how))
+    return _put(frame, _halved(frame), inside(who, how))
 
 
 def denoise(frame: Picture, who: Person, how: Pose, by: Camera, rng: np.random.Generator) -> Picture:
@@ -64,14 +66,19 @@ def denoise(frame: Picture, who: Person, how: Pose, by: Camera, rng: np.random.G
 
 
 def generate(frame: Picture, who: Person, how: Pose, by: Camera, rng: np.random.Generator) -> Picture:
-    """Drawn afresh with another expression, under a lattice of two pixels."""
-    fresh = scene(who, replace(how, mouth_open=1 - how.mouth_open)) * by.gain
-    lattice = (np.indices((SIDE, SIDE)).sum(0) % 2 - 0.5)[..., None] * 0.03
-    return _put(frame, blurred(fresh, 0.4) + lattice, inside(who, how))
+    """Drawn afresh with another expression at half the resolution, without noise, enlarged smoothly under a faint lattice."""
+    fresh = _halved(scene(who, replace(how, mouth_open=1 - how.mouth_open)) * by.gain)
+    lattice = (np.indices((SIDE, SIDE)).sum(0) % 2 - 0.5)[..., None] * 0.012
+    return _put(frame, blurred(fresh, 0.6) + lattice, inside(who, how))
 
 
 TRAINED: dict[str, Forgery] = {"swap": swap, "reenact": reenact, "texture": texture}
 UNSEEN: dict[str, Forgery] = {"denoise": denoise, "generate": generate}
+
+
+def _halved(picture: Picture) -> Picture:
+    small = picture.reshape(SIDE // 2, 2, SIDE // 2, 2, 3).mean((1, 3))
+    return np.repeat(np.repeat(small, 2, 0), 2, 1)
 
 
 def _put(frame: Picture, face: Picture, share: np.ndarray) -> Picture:

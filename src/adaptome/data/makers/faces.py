@@ -30,18 +30,20 @@ def face_patterns(seed: int, train: int = 6000, validation: int = 400) -> dict[s
 
 
 @maker("forged-faces")
-def forged_faces(seed: int, people: int = 48, tested: int = 60) -> dict[str, Table]:
+def forged_faces(seed: int, people: int = 300, tested: int = 60) -> dict[str, Table]:
     """Columns image [32, 32, 3], label, dataset, source, video, pair and group, as `data.readers.frames` gives them.
 
-    train       48 people by 6 frames: real, and forged in three ways
-    validation  half as many others by 4 frames, forged in the same ways
-    test        60 others by 4 frames in each of two data sets, each with a forgery of its own that train does not have
+    train       300 people by 2 frames: real, and forged in three ways
+    validation  30 others by 4 frames, forged in the same ways
+    test        three data sets of others by 4 frames: `known` is forged in the same ways, the two others each in one that train does not have
     """
     rng = np.random.default_rng((seed, 1))
+    sets: dict[str, Mapping[str, Forgery]] = {name: {name: one} for name, one in UNSEEN.items()}
+    tests = [row for name, forgeries in sets.items() for row in videos(rng, name, tested, 4, forgeries)]
     made = {
-        "train": videos(rng, "trained", people, 6, TRAINED),
-        "validation": videos(rng, "held-out", people // 2, 4, TRAINED),
-        "test": [row for name, one in UNSEEN.items() for row in videos(rng, name, tested, 4, {name: one})],
+        "train": videos(rng, "trained", people, 2, TRAINED),
+        "validation": videos(rng, "held-out", tested // 2, 4, TRAINED),
+        "test": [*videos(rng, "known", tested // 2, 4, TRAINED), *tests],
     }
     return {split: table(rows, split) for split, rows in made.items()}
 
