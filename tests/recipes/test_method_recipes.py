@@ -11,6 +11,7 @@ from transformers import (
 )
 
 import adaptome as ad
+from adaptome.compare import compare
 from adaptome.data.makers import stdlib_texts
 from adaptome.data.stdlib_docstrings import DocstringTask, Example
 from adaptome.recipe import load_recipe
@@ -83,3 +84,19 @@ def test_the_papers_count_is_that_of_its_recipe(name, auto, config, count):
     how = section.model_dump(exclude_unset=True)
     plan = ad.plan(model, how.pop("name"), targets=how.pop("targets"), **how)
     assert plan.trainable == count
+
+
+def test_the_survey_has_a_row_of_every_category():
+    rows = load_recipe("peft-survey-categories").compare.methods
+    assert {row.label for row in rows} - {"frozen"} == {
+        ad.list_methods()[row.name].category for row in rows[1:]
+    }
+    assert [row.label for row in rows[1:]] == [ad.list_methods()[row.name].category for row in rows[1:]]
+
+
+def test_the_survey_compares(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = DocstringTask(("ast", "csv"), EXAMPLES, EXAMPLES[:6], EXAMPLES[6:12])
+    monkeypatch.setattr(stdlib_texts, "docstring_task", lambda: task)
+    found = compare(load_recipe("peft-survey-categories", [*SMALL, "compare.seeds=[0]"]))
+    assert [row.label for row in found.rows] and len(found.rows) == 6
