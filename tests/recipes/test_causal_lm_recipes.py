@@ -19,8 +19,8 @@ from tests.tasks.conftest import byte_tokenizer_folder  # noqa: F401  (a fixture
 
 FOLDER = Path(ad.__file__).parent / "recipes" / "causal-lm"
 RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if not path.stem.endswith("-demo"))
-#: what a recipe's base is where it is a folder that `adaptome quantize` makes
-FOLDERS = {"qwha-alpaca": ["model.quantization={scheme: uniform, bits: 2, group: 32}", "methods.0.repair.full=null", "methods.0.repair.examples=4", "methods.0.r=4"]}  # fmt: skip
+#: what a recipe's base is where it is a folder that `adaptome quantize` makes, and what one layer has shards for
+FOLDERS = {"mos-alpaca": ["methods.0.layer_rank=2"], "qwha-alpaca": ["model.quantization={scheme: uniform, bits: 2, group: 32}", "methods.0.repair.full=null", "methods.0.repair.examples=4", "methods.0.r=4"]}  # fmt: skip
 MODEL = "{model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 1, num_attention_heads: 2, vocab_size: 258}"
 SMALL = ["model.name=null", f"model.from_config={MODEL}", "model.dtype=float32", "task.max_length=64", "training.max_steps=2", "training.batch_size=2",
          "training.gradient_accumulation=1", "training.warmup=0", "training.device=cpu", "training.eval_steps=null", "training.save_steps=null", "training.bf16=false"]  # fmt: skip

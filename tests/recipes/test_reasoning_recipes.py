@@ -104,6 +104,7 @@ def test_the_recipe_runs(path, small):
             "obqa",
         },
         "commonsense170k-hub": {"commonsense_170k"},
+        "randlora-commonsense170k": {"commonsense_170k"},
     }[path.stem]
     assert {k.removeprefix("accuracy_") for k in result.metrics if k.startswith("accuracy_")} == expected
 

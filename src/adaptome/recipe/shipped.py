@@ -38,7 +38,9 @@ class ShippedRecipe:
         stages = [stage["method"] for stage in content.get("stages", ()) if "method" in stage]
         given = content["compare"]["methods"] if "compare" in content else [content["method"], *stages]
         streams = any("continual" in part for part in (content, *content.get("stages", ())))
-        ends = content | (content["stages"][-1] if content.get("stages") else {})  # the last stage is what comes of it
+        ends = content | (
+            content["stages"][-1] if content.get("stages") else {}
+        )  # the last stage is what comes of it
         return {
             "name": self.name,
             "purpose": self.purpose(),
