@@ -42,8 +42,8 @@ def folder(tmp_path_factory) -> Path:
 def recipe(folder: Path, out: Path, **changes):
     return load_recipe(
         {
-            "model": {"composite": "change-detector", "encoder": {"from_config": TINY["vit"]}, "width": 4, "window": 32, "step": 16},
-            "task": {"name": "change-detection", "augment": True, "crop": 32},
+            "model": {"composite": "change-detector", "encoder": {"from_config": TINY["vit"]}, "width": 4, "window": 24, "step": 16},
+            "task": {"name": "change-detection", "augment": True, "crop": 24},
             "data": {"train": f"{folder}/train", "validation": f"{folder}/val", "test": f"{folder}/test"},
             "method": {"name": "lora", "targets": "encoder.qkv", "r": 2},
             "training": {"max_steps": 3, "batch_size": 2, "device": "cpu", "scheduler": "power", "scheduler_settings": {"power": 3, "floor": 0.1}, "logging_steps": 1, "warmup": 1},
@@ -95,14 +95,14 @@ def test_counts_leave_out_what_is_not_known_and_f1_follows_from_iou():
 
 def test_the_three_pictures_of_a_row_are_changed_alike_and_anew():
     split = to_split([MADE], "train")
-    own = ChangeDetectionOptions(augment=True, crop=40)
+    own = ChangeDetectionOptions(augment=True, crop=28)
     rows = Pairs(split, own, True)
     first = [rows[n]["mask"].tobytes() for n in range(6)]
     assert first == [rows[n]["mask"].tobytes() for n in range(6)]
     rows.set_epoch(1)
     assert first != [rows[n]["mask"].tobytes() for n in range(6)]
     plain = Pairs(split, own, False)[2]
-    assert np.array_equal(plain["before"], MADE.columns["before"][2]) and plain["mask"].shape == (48, 48)
+    assert np.array_equal(plain["before"], MADE.columns["before"][2]) and plain["mask"].shape == (32, 32)
     same = Pairs(to_split([_alike(2)], "train"), own, True)
     for epoch in range(4):
         same.set_epoch(epoch)
@@ -143,7 +143,7 @@ def test_a_command_on_two_files_writes_the_overlay_and_the_mask(trained, folder,
     line = json.loads((tmp_path / "predictions.jsonl").read_text())
     assert line["prediction"].keys() == {"changed", "place"} and line["pictures"]["mask"] == "5-mask.png"
     mask = np.asarray(Image.open(tmp_path / "5-mask.png"))
-    assert mask.shape == (48, 48) and line["prediction"]["changed"] == pytest.approx(
+    assert mask.shape == (32, 32) and line["prediction"]["changed"] == pytest.approx(
         (mask == 255).mean(), abs=1e-6
     )
     overlay, given = (np.asarray(Image.open(path)) for path in (tmp_path / "5-change.png", after))
@@ -166,7 +166,7 @@ def test_a_place_is_kept_in_the_mask(trained, tmp_path):
             ]
         )
     with rasterio.open(tmp_path / "out" / "b-mask.tif") as file:
-        assert file.crs.to_epsg() == 32650 and file.shape == (48, 48)
+        assert file.crs.to_epsg() == 32650 and file.shape == (32, 32)
         assert tuple(file.transform)[:6] == (2.0, 0.0, 500.0, 0.0, -2.0, 900.0)
         assert np.array_equal(file.read(1), np.asarray(Image.open(tmp_path / "out" / "b-mask.png")))
 

@@ -79,7 +79,8 @@ class DenseMultitaskOptions(TaskOptions):
             if kind == "classes" and name not in self.classes and name not in KNOWN:
                 raise ValueError(f"classes: say how many {name!r} has")
         for key in ("kinds", "classes", "weights", "single"):
-            if stray := [name for name in getattr(self, key) if name not in self.tasks]:
+            known = self.tasks if key == "single" else [*self.tasks, *KNOWN]
+            if stray := [name for name in getattr(self, key) if name not in known]:
                 raise ValueError(f"{key} names {stray[0]!r}, which is none of tasks")
         return self
 

@@ -11,7 +11,7 @@ from adaptome.data.splits import Table
 
 @maker("aerial-places")
 def aerial_places(seed: int, train: int = 3000, validation: int = 200) -> dict[str, Table]:
-    """Columns image [48, 48, 3] and label: the kind of the ground, and whether houses stand on it."""
+    """Columns image [32, 32, 3] and label: the kind of the ground, and whether houses stand on it."""
     rng = np.random.default_rng((seed, 0))
     kinds = [(kind, houses) for kind in GROUND for houses in (False, True)]
     made = {}
@@ -19,7 +19,7 @@ def aerial_places(seed: int, train: int = 3000, validation: int = 200) -> dict[s
         images, labels = [], []
         for number in range(count):
             kind, houses = kinds[number % len(kinds)]
-            place = land(rng, int(rng.integers(2, 7)) if houses else 0, (kind,))
+            place = land(rng, int(rng.integers(1, 4)) if houses else 0, (kind,))
             images.append(drawn(place, day(rng), rng))
             labels.append(f"{kind}, houses" if houses else kind)
         made[split] = Table("made:aerial-places", {"image": np.stack(images), "label": labels}, range(1, count + 1), unit=f"{split} picture")  # fmt: skip
@@ -28,7 +28,7 @@ def aerial_places(seed: int, train: int = 3000, validation: int = 200) -> dict[s
 
 @maker("changed-houses")
 def changed_houses(seed: int, train: int = 400, validation: int = 60, test: int = 150) -> dict[str, Table]:
-    """Columns before, after [48, 48, 3] and mask [48, 48]: 255 where a house was built or pulled down.
+    """Columns before, after [32, 32, 3] and mask [32, 32]: 255 where a house was built or pulled down.
 
     Between the two days season, light, haze, shadows, what is sown and where the camera stands change as well, and are no change. In
     a quarter of the pairs nothing else has.
@@ -41,11 +41,11 @@ def pairs(rng: np.random.Generator, split: str, count: int) -> Table:
     """So many pairs, as a reader gives them."""
     before, after, masks = [], [], []
     for _ in range(count):
-        old = land(rng, int(rng.integers(1, 6)))
+        old = land(rng, int(rng.integers(1, 4)))
         new = old
         if rng.random() >= 0.25:
             kept = tuple(house for house in old.houses if rng.random() < 0.6)
-            new = built(type(old)(old.seeds, old.kinds, old.road, kept, old.texture), rng, int(rng.integers(1, 4)))  # fmt: skip
+            new = built(type(old)(old.seeds, old.kinds, old.road, kept, old.texture), rng, int(rng.integers(1, 3)))  # fmt: skip
         before.append(drawn(old, day(rng, 0.0), rng))
         after.append(drawn(new, day(rng), rng))
         masks.append(roofs(set(old.houses) ^ set(new.houses)).astype(np.uint8) * 255)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 #: pixels on a side
-SIDE = 48
+SIDE = 32
 Y, X = np.meshgrid(np.arange(SIDE), np.arange(SIDE), indexing="ij")
 
 #: ground -> colours [2, 3] at the season's two ends, strength of its texture
