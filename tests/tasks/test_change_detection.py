@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
+from transformers import SwinModel
 
 from adaptome.cli import main
 from adaptome.core.errors import DataError
 from adaptome.data.makers.aerial import aerial_places, changed_houses, pairs
 from adaptome.data.masks import IGNORED
+from adaptome.data.scenes.aerial import COVER
 from adaptome.data.splits import to_split
 from adaptome.recipe import load_recipe, stages_of
 from adaptome.tasks import get_task
@@ -22,6 +24,7 @@ from adaptome.tasks.change_detection import ChangeDetectionOptions, PairCollator
 from adaptome.tasks.pixel_scores import binary_metrics, confusion, mean_iou
 from adaptome.tasks.pixels import PixelProcessor, load_pixel_processor
 from adaptome.training import evaluate, load_run, run, run_stages
+from adaptome.training.folder import MERGED
 from tests.data.test_rasters import geotiff
 from tests.models.test_change_detector import TINY
 
@@ -211,12 +214,12 @@ def test_the_same_seed_makes_the_same_pairs_and_masks_are_of_houses():
     one, other, third = (changed_houses(seed, 3, 1, 1)["train"].columns for seed in (0, 0, 1))
     assert all(np.array_equal(one[name], other[name]) for name in one)
     assert not np.array_equal(one["after"], third["after"]) and set(np.unique(one["mask"])) <= {0, 255}
-    changed = MADE.columns["mask"] >= 128
+    changed = pairs(np.random.default_rng(1), "x", 24).columns["mask"] >= 128
     assert (
         0 < changed.mean() < 0.2 and not changed.any((1, 2)).all()
     )  # some pairs are alike but for season and light
-    labels = aerial_places(0, 16, 8)["train"].columns["label"]
-    assert len(set(labels)) == 8
+    covers = aerial_places(0, 16, 8)["train"].columns["cover"]
+    assert covers.max() == COVER.index("house") and covers.min() == 0
 
 
 @pytest.mark.parametrize("name", ["peftcd-dinov3", "peftcd-sam2"])
@@ -247,5 +250,8 @@ def test_the_demonstration_takes_two_steps_a_stage(tmp_path, monkeypatch):
     last = run_stages(told, callbacks=[]).last
     assert last.split == "test" and "iou" in last.metrics
     loaded = load_run(tmp_path / "demo" / "2-detector")
-    # the encoder goes on with the means that it was trained with
-    assert loaded.processor.mean == (0.5, 0.5, 0.5) and loaded.model.taps == [0, 1, 2, 3]
+    # the encoder of the first stage, in a model of another kind
+    first = SwinModel.from_pretrained(tmp_path / "demo" / "1-encoder" / MERGED).state_dict()
+    own = {n: p for n, p in loaded.model.encoder.state_dict().items() if "adaptome" not in n}
+    assert own.keys() == first.keys() and all(torch.equal(p, first[n]) for n, p in own.items())
+    assert loaded.processor.mean == PixelProcessor().mean and loaded.model.taps == [0, 1, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -153,6 +154,12 @@ class DenseMultitask(Task):
 
     def head_patterns(self, model: nn.Module) -> list[str]:
         return ["decoders"]
+
+    def save_base(self, model: nn.Module, processor: Any, folder: Path) -> None:
+        """The encoder alone, for a run of another task to start from."""
+        encoder: Any = model.encoder
+        encoder.save_pretrained(folder)
+        processor.save_pretrained(folder)
 
     # -- scores --------------------------------------------------------------------------------------------------------
 
