@@ -13,7 +13,7 @@ from PIL import Image
 from adaptome.cli import main
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.data.load import load_splits
-from adaptome.data.makers.rooms import MAPS, room_things, rooms, views
+from adaptome.data.makers.rooms import MAPS, room_shapes, rooms, views
 from adaptome.data.splits import to_split
 from adaptome.recipe import load_recipe
 from adaptome.tasks import get_task
@@ -24,7 +24,7 @@ from adaptome.training import evaluate, load_run, run, run_stages
 from tests.models.test_dense_multitask import TINY
 
 MADE = views(np.random.default_rng(0), "train", 6)
-SMALL = {"room-things": room_things(0, 12, 6), "rooms": rooms(0, 6, 3, 3)}
+SMALL = {"room-shapes": room_shapes(0, 8, 4), "rooms": rooms(0, 6, 3, 3)}
 CLASSES = {"semseg": ["floor", "wall", "ball", "box", "tube"], "human_parts": 3}
 
 
