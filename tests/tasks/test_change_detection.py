@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
+from transformers import SwinModel
 
 from adaptome.cli import main
 from adaptome.core.errors import DataError
 from adaptome.data.makers.aerial import aerial_places, changed_houses, pairs
 from adaptome.data.masks import IGNORED
+from adaptome.data.scenes.aerial import COVER
 from adaptome.data.splits import to_split
 from adaptome.recipe import load_recipe, stages_of
 from adaptome.tasks import get_task
@@ -22,6 +24,7 @@ from adaptome.tasks.change_detection import ChangeDetectionOptions, PairCollator
 from adaptome.tasks.pixel_scores import binary_metrics, confusion, mean_iou
 from adaptome.tasks.pixels import PixelProcessor, load_pixel_processor
 from adaptome.training import evaluate, load_run, run, run_stages
+from adaptome.training.folder import MERGED
 from tests.data.test_rasters import geotiff
 from tests.models.test_change_detector import TINY
 
@@ -42,8 +45,8 @@ def folder(tmp_path_factory) -> Path:
 def recipe(folder: Path, out: Path, **changes):
     return load_recipe(
         {
-            "model": {"composite": "change-detector", "encoder": {"from_config": TINY["vit"]}, "width": 4, "window": 32, "step": 16},
-            "task": {"name": "change-detection", "augment": True, "crop": 32},
+            "model": {"composite": "change-detector", "encoder": {"from_config": TINY["vit"]}, "width": 4, "window": 24, "step": 16},
+            "task": {"name": "change-detection", "augment": True, "crop": 24},
             "data": {"train": f"{folder}/train", "validation": f"{folder}/val", "test": f"{folder}/test"},
             "method": {"name": "lora", "targets": "encoder.qkv", "r": 2},
             "training": {"max_steps": 3, "batch_size": 2, "device": "cpu", "scheduler": "power", "scheduler_settings": {"power": 3, "floor": 0.1}, "logging_steps": 1, "warmup": 1},
@@ -95,14 +98,14 @@ def test_counts_leave_out_what_is_not_known_and_f1_follows_from_iou():
 
 def test_the_three_pictures_of_a_row_are_changed_alike_and_anew():
     split = to_split([MADE], "train")
-    own = ChangeDetectionOptions(augment=True, crop=40)
+    own = ChangeDetectionOptions(augment=True, crop=28)
     rows = Pairs(split, own, True)
     first = [rows[n]["mask"].tobytes() for n in range(6)]
     assert first == [rows[n]["mask"].tobytes() for n in range(6)]
     rows.set_epoch(1)
     assert first != [rows[n]["mask"].tobytes() for n in range(6)]
     plain = Pairs(split, own, False)[2]
-    assert np.array_equal(plain["before"], MADE.columns["before"][2]) and plain["mask"].shape == (48, 48)
+    assert np.array_equal(plain["before"], MADE.columns["before"][2]) and plain["mask"].shape == (32, 32)
     same = Pairs(to_split([_alike(2)], "train"), own, True)
     for epoch in range(4):
         same.set_epoch(epoch)
@@ -143,7 +146,7 @@ def test_a_command_on_two_files_writes_the_overlay_and_the_mask(trained, folder,
     line = json.loads((tmp_path / "predictions.jsonl").read_text())
     assert line["prediction"].keys() == {"changed", "place"} and line["pictures"]["mask"] == "5-mask.png"
     mask = np.asarray(Image.open(tmp_path / "5-mask.png"))
-    assert mask.shape == (48, 48) and line["prediction"]["changed"] == pytest.approx(
+    assert mask.shape == (32, 32) and line["prediction"]["changed"] == pytest.approx(
         (mask == 255).mean(), abs=1e-6
     )
     overlay, given = (np.asarray(Image.open(path)) for path in (tmp_path / "5-change.png", after))
@@ -166,7 +169,7 @@ def test_a_place_is_kept_in_the_mask(trained, tmp_path):
             ]
         )
     with rasterio.open(tmp_path / "out" / "b-mask.tif") as file:
-        assert file.crs.to_epsg() == 32650 and file.shape == (48, 48)
+        assert file.crs.to_epsg() == 32650 and file.shape == (32, 32)
         assert tuple(file.transform)[:6] == (2.0, 0.0, 500.0, 0.0, -2.0, 900.0)
         assert np.array_equal(file.read(1), np.asarray(Image.open(tmp_path / "out" / "b-mask.png")))
 
@@ -211,12 +214,12 @@ def test_the_same_seed_makes_the_same_pairs_and_masks_are_of_houses():
     one, other, third = (changed_houses(seed, 3, 1, 1)["train"].columns for seed in (0, 0, 1))
     assert all(np.array_equal(one[name], other[name]) for name in one)
     assert not np.array_equal(one["after"], third["after"]) and set(np.unique(one["mask"])) <= {0, 255}
-    changed = MADE.columns["mask"] >= 128
+    changed = pairs(np.random.default_rng(1), "x", 24).columns["mask"] >= 128
     assert (
         0 < changed.mean() < 0.2 and not changed.any((1, 2)).all()
     )  # some pairs are alike but for season and light
-    labels = aerial_places(0, 16, 8)["train"].columns["label"]
-    assert len(set(labels)) == 8
+    covers = aerial_places(0, 16, 8)["train"].columns["cover"]
+    assert covers.max() == COVER.index("house") and covers.min() == 0
 
 
 @pytest.mark.parametrize("name", ["peftcd-dinov3", "peftcd-sam2"])
@@ -247,5 +250,8 @@ def test_the_demonstration_takes_two_steps_a_stage(tmp_path, monkeypatch):
     last = run_stages(told, callbacks=[]).last
     assert last.split == "test" and "iou" in last.metrics
     loaded = load_run(tmp_path / "demo" / "2-detector")
-    # the encoder goes on with the means that it was trained with
-    assert loaded.processor.mean == (0.5, 0.5, 0.5) and loaded.model.taps == [0, 1, 2, 3]
+    # the encoder of the first stage, in a model of another kind
+    first = SwinModel.from_pretrained(tmp_path / "demo" / "1-encoder" / MERGED).state_dict()
+    own = {n: p for n, p in loaded.model.encoder.state_dict().items() if "adaptome" not in n}
+    assert own.keys() == first.keys() and all(torch.equal(p, first[n]) for n, p in own.items())
+    assert loaded.processor.mean == PixelProcessor().mean and loaded.model.taps == [0, 1, 2]

@@ -117,3 +117,13 @@ def test_an_image_size_reaches_any_processor_on_disk(tmp_path, model):
     get_task("image-classification").load_processor(model).save_pretrained(tmp_path)
     processor = task.load_processor(spec(name=str(tmp_path)))
     assert processor(to_rgb(striped(0, 1)[0]), return_tensors="pt")["pixel_values"].shape[-2:] == (24, 24)
+
+
+def test_a_processor_that_crops_does_not_fill_small_pictures_up():
+    """DINOv2's crops to 224 pixels by default, and filled pictures of 32 up to that."""
+    task = get_task("image-classification")
+    spec = SimpleNamespace(
+        tokenizer=None, name=None, revision=None, from_config={"model_type": "dinov2", "image_size": 32}
+    )
+    pixels = task.load_processor(spec)([np.zeros((40, 40, 3), np.uint8)], return_tensors="pt")["pixel_values"]
+    assert tuple(pixels.shape) == (1, 3, 32, 32)

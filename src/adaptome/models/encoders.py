@@ -135,7 +135,7 @@ def swin_maps(encoder: nn.Module, pixels: Tensor, merged: bool = False) -> list[
     Args:
         pixels: sides that `stride` divides.
         merged: as the next stage takes it, its patches merged (twice the channels at half the size; the last stage's as it is);
-            else what the last block of the stage gives.
+            else what the last block of the stage gives, the last stage's behind the encoder's norm.
     """
     inner: Any = encoder
     kept: list[Tensor] = []
@@ -154,8 +154,12 @@ def swin_maps(encoder: nn.Module, pixels: Tensor, merged: bool = False) -> list[
 
 
 def as_map(encoder: nn.Module, tokens: Tensor, pixels: Tensor, stage: int, merged: bool) -> Tensor:
-    """A Swin stage's tokens [batch, n, channels] as a map [batch, channels, h, w]."""
+    """A Swin stage's tokens [batch, n, channels] as a map [batch, channels, h, w]; see `swin_maps`."""
     config: Any = encoder.config
-    halved = min(stage + merged, len(config.depths) - 1)
+    last = len(config.depths) - 1
+    if stage == last and not merged:
+        norm: Any = encoder.layernorm
+        tokens = norm(tokens)
+    halved = min(stage + merged, last)
     height, width = (side // (int(config.patch_size) * 2**halved) for side in pixels.shape[-2:])
     return tokens.transpose(1, 2).unflatten(2, (height, width))

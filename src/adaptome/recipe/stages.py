@@ -99,4 +99,6 @@ def _over(below: Any, above: Any) -> Any:
         return above
     if "name" in above and above["name"] != below.get("name"):
         return above
+    if "composite" in above and above["composite"] != below.get("composite"):  # another model
+        return above
     return {**below, **above}

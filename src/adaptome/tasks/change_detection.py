@@ -215,10 +215,10 @@ class Pairs:
         pictures, mask = [before.pixels, after.pixels], binary(stored, own.ignored, own.threshold)
         if self.training:
             rng = np.random.default_rng((own.augment_seed, self.epoch, int(index)))
-            window = cropped(rng, *mask.shape, own.crop)
+            window = cropped(rng, mask.shape[0], mask.shape[1], own.crop)
             pictures, mask = [one[window] for one in pictures], mask[window]
             if own.augment:
-                drawn = GEOMETRY.draw(rng, *mask.shape)
+                drawn = GEOMETRY.draw(rng, mask.shape[0], mask.shape[1])
                 pictures, mask = [drawn.picture(one) for one in pictures], drawn.numbers(mask, IGNORED)
         return {"before": pictures[0], "after": pictures[1], "mask": mask}
 
@@ -266,7 +266,7 @@ def _of_folders(first: Path, second: Path) -> list[Given]:
         {f.stem: f for f in sorted(folder.iterdir()) if f.suffix.lower() in ENDINGS}
         for folder in (first, second)
     ]
-    for one, other, where in ((*files, second), (*files[::-1], first)):
+    for one, other, where in ((files[0], files[1], second), (files[1], files[0], first)):
         for stem, file in one.items():
             if stem not in other:
                 raise DataError(f"{file} has no counterpart in {where}.")

@@ -38,7 +38,7 @@ def read_map(kind: str, one: Any, size: tuple[int, int], target: tuple[int, int]
         return blank.astype(np.float32 if kind in ("normals", "depth") else np.uint8)
     one = str(one) if isinstance(one, np.str_) else one
     name = one if isinstance(one, str) else f"a map of kind {kind}"
-    stored = _array(one, name)
+    stored = _array(one, name, kind)
     if stored.shape[:2] != size:
         raise DataError(
             f"{name} is {stored.shape[1]} x {stored.shape[0]} pixels, and its picture {size[1]} x {size[0]}; a map lies pixel by pixel."
@@ -51,12 +51,11 @@ def read_map(kind: str, one: Any, size: tuple[int, int], target: tuple[int, int]
     return _nearest(made, target)
 
 
-def _array(one: Any, name: str) -> np.ndarray:
+def _array(one: Any, name: str, kind: str) -> np.ndarray:
     if not isinstance(one, str):
         return np.asarray(one)
     if not one.endswith(".npy"):
-        stored = read_mask(one)[0] if "normals" not in one else read_raster(one).pixels
-        return stored
+        return read_raster(one).pixels if kind == "normals" else read_mask(one)[0]
     try:
         found: np.ndarray = np.load(one, allow_pickle=False)
     except (OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -79,7 +80,8 @@ class DenseMultitaskOptions(TaskOptions):
             if kind == "classes" and name not in self.classes and name not in KNOWN:
                 raise ValueError(f"classes: say how many {name!r} has")
         for key in ("kinds", "classes", "weights", "single"):
-            if stray := [name for name in getattr(self, key) if name not in self.tasks]:
+            known = self.tasks if key == "single" else [*self.tasks, *KNOWN]
+            if stray := [name for name in getattr(self, key) if name not in known]:
                 raise ValueError(f"{key} names {stray[0]!r}, which is none of tasks")
         return self
 
@@ -152,6 +154,12 @@ class DenseMultitask(Task):
 
     def head_patterns(self, model: nn.Module) -> list[str]:
         return ["decoders"]
+
+    def save_base(self, model: nn.Module, processor: Any, folder: Path) -> None:
+        """The encoder alone, for a run of another task to start from."""
+        encoder: Any = model.encoder
+        encoder.save_pretrained(folder)
+        processor.save_pretrained(folder)
 
     # -- scores --------------------------------------------------------------------------------------------------------
 

@@ -276,7 +276,10 @@ def _processor_of_config(model: ModelSpec, settings: dict[str, Any]) -> Any:
     side = getattr(config, "image_size", None)
     if isinstance(side, int) and "size" not in settings:
         settings = {"size": {"height": side, "width": side}}
-    return getattr(transformers, found["pil"])(**settings)
+    kind = getattr(transformers, found["pil"])
+    if "size" in settings and getattr(kind, "do_center_crop", False):
+        settings["crop_size"] = settings["size"]  # else it would fill the picture up to 224 pixels
+    return kind(**settings)
 
 
 def load_feature_extractor(model: ModelSpec, max_length: int | None = None) -> Any:

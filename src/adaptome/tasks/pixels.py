@@ -31,7 +31,7 @@ class PixelProcessor:
         height, width = (max(one.shape[i] for one in pictures) for i in (0, 1))
         made = []
         for one in pictures:
-            pixels = torch.from_numpy(np.ascontiguousarray(one)).permute(2, 0, 1).float() / 255
+            pixels = torch.tensor(np.ascontiguousarray(one)).permute(2, 0, 1).float() / 255
             made.append(F.pad(pixels[None], (0, width - one.shape[1], 0, height - one.shape[0]), "replicate"))
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return (torch.cat(made) - mean) / std

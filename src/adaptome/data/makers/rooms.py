@@ -1,6 +1,8 @@
-"""Made data of drawn rooms: `made:room-things`, to pre-train a small encoder, and `made:rooms`, with maps for several dense tasks."""
+"""Made data of drawn rooms: `made:room-shapes`, to pre-train a small encoder, and `made:rooms`, with maps for several dense tasks."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,16 +13,11 @@ from adaptome.data.splits import Table
 MAPS = ("semseg", "human_parts", "sal", "edge", "normals", "depth")
 
 
-@maker("room-things")
-def room_things(seed: int, train: int = 3000, validation: int = 200) -> dict[str, Table]:
-    """Columns image [32, 32, 3] and label: what the nearest thing is."""
+@maker("room-shapes")
+def room_shapes(seed: int, train: int = 1200, validation: int = 80) -> dict[str, Table]:
+    """Columns image [32, 32, 3], and edge and depth [32, 32] of it."""
     rng = np.random.default_rng((seed, 0))
-    made = {}
-    for split, count in (("train", train), ("validation", validation)):
-        views = [room(rng) for _ in range(count)]
-        columns = {"image": np.stack([v.picture for v in views]), "label": [v.nearest for v in views]}
-        made[split] = Table("made:room-things", columns, range(1, count + 1), unit=f"{split} picture")
-    return made
+    return {name: views(rng, name, count, ("edge", "depth")) for name, count in (("train", train), ("validation", validation))}  # fmt: skip
 
 
 @maker("rooms")
@@ -30,9 +27,9 @@ def rooms(seed: int, train: int = 300, validation: int = 60, test: int = 150) ->
     return {name: views(rng, name, count) for name, count in (("train", train), ("validation", validation), ("test", test))}  # fmt: skip
 
 
-def views(rng: np.random.Generator, split: str, count: int) -> Table:
-    """So many rooms, as a reader gives them."""
+def views(rng: np.random.Generator, split: str, count: int, maps: Sequence[str] = MAPS) -> Table:
+    """So many rooms with these maps, as a reader gives them."""
     found = [room(rng) for _ in range(count)]
     columns = {"image": np.stack([one.picture for one in found])}
-    columns |= {name: np.stack([getattr(one, name) for one in found]) for name in MAPS}
+    columns |= {name: np.stack([getattr(one, name) for one in found]) for name in maps}
     return Table("made:rooms", columns, range(1, count + 1), unit=f"{split} room")

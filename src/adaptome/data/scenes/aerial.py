@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 #: pixels on a side
-SIDE = 48
+SIDE = 32
 Y, X = np.meshgrid(np.arange(SIDE), np.arange(SIDE), indexing="ij")
 
 #: ground -> colours [2, 3] at the season's two ends, strength of its texture
@@ -24,6 +24,8 @@ GROUND: dict[str, tuple[np.ndarray, float]] = {
 }
 ROOFS = np.array([[0.62, 0.30, 0.24], [0.55, 0.55, 0.56], [0.84, 0.82, 0.78], [0.46, 0.36, 0.30]])
 ROAD = np.array([0.48, 0.47, 0.46])
+#: what may be at a pixel
+COVER = (*GROUND, "road", "house")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,14 +97,14 @@ def built(place: Land, rng: np.random.Generator, count: int) -> Land:
     return replace(place, houses=tuple(houses))
 
 
-def day(rng: np.random.Generator, shifted: float = 1.0) -> Day:
-    """A day, and a camera that stands by up to so many pixels elsewhere."""
-    angle = rng.uniform(0, 2 * np.pi)
+def day(rng: np.random.Generator, shifted: float = 1.0, fair: bool = False) -> Day:
+    """A day, and a camera that stands by up to so many pixels elsewhere; a fair one is in summer, with clear light."""
+    angle, seen = rng.uniform(0, 2 * np.pi), 0.2 if fair else 1.0
     return Day(
-        season=rng.uniform(0, 1),
-        sown=rng.normal(0, 0.07, (8, 3)),
-        light=rng.uniform(0.7, 1.2) * rng.uniform(0.93, 1.07, 3),
-        haze=rng.uniform(0, 0.25),
+        season=rng.uniform(0, seen),
+        sown=rng.normal(0, 0.07 * seen, (8, 3)),
+        light=1 + seen * (rng.uniform(0.7, 1.2) * rng.uniform(0.93, 1.07, 3) - 1),
+        haze=rng.uniform(0, 0.25 * seen),
         sun=(np.sin(angle), np.cos(angle)),
         shift=(rng.uniform(-shifted, shifted), rng.uniform(-shifted, shifted)),
         noise=rng.uniform(0.005, 0.03),
@@ -115,8 +117,7 @@ def drawn(place: Land, at: Day, rng: np.random.Generator) -> np.ndarray:
     y, x = Y + at.shift[0], X + at.shift[1]
     picture = _ground(place, at, y, x)
     if place.road is not None:
-        ry, rx, turn = place.road
-        picture[np.abs((y - ry) * np.cos(turn) - (x - rx) * np.sin(turn)) <= 1.5] = ROAD
+        picture[_on_road(place.road, y, x)] = ROAD
     for house in place.houses:
         for step in np.linspace(0.5, 1, 3) * house.tall:
             picture[house.covers(y - step * at.sun[0], x - step * at.sun[1])] *= 0.72
@@ -135,9 +136,28 @@ def roofs(houses: Iterable[House]) -> np.ndarray:
     return covered
 
 
+def cover(place: Land) -> np.ndarray:
+    """What is at each pixel [SIDE, SIDE]: numbers of `COVER`, of uint8."""
+    kinds = np.array([COVER.index(kind) for kind in place.kinds])
+    made = kinds[_nearest(place, Y, X)]
+    if place.road is not None:
+        made[_on_road(place.road, Y, X)] = COVER.index("road")
+    made[roofs(place.houses)] = COVER.index("house")
+    return made.astype(np.uint8)
+
+
+def _nearest(place: Land, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    away = (y[..., None] - place.seeds[:, 0]) ** 2 + (x[..., None] - place.seeds[:, 1]) ** 2
+    return np.asarray(away.argmin(-1))
+
+
+def _on_road(road: tuple[float, float, float], y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    ry, rx, turn = road
+    return np.abs((y - ry) * np.cos(turn) - (x - rx) * np.sin(turn)) <= 1.5
+
+
 def _ground(place: Land, at: Day, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    texture = np.random.default_rng(place.texture)
-    nearest = ((y[..., None] - place.seeds[:, 0]) ** 2 + (x[..., None] - place.seeds[:, 1]) ** 2).argmin(-1)
+    texture, nearest = np.random.default_rng(place.texture), _nearest(place, y, x)
     picture = np.zeros((SIDE, SIDE, 3))
     for number, kind in enumerate(place.kinds):
         colours, strength = GROUND[kind]

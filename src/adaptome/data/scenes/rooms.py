@@ -30,7 +30,6 @@ class View:
     edge: np.ndarray
     normals: np.ndarray
     depth: np.ndarray
-    nearest: str
 
 
 def room(rng: np.random.Generator) -> View:
@@ -46,13 +45,11 @@ def room(rng: np.random.Generator) -> View:
         * (1 + rng.uniform(0, 0.12) * np.sin(X * rng.uniform(8, 25) + Y * rng.uniform(8, 25)))[..., None]
     )
     placed = sorted(rng.uniform(1.2, 3.4, int(rng.integers(2, 5))), reverse=True)
-    names = []
     for number, far in enumerate(placed):
         name = CLASSES[2 + int(rng.integers(3))]
         size = rng.uniform(0.45, 0.8) / far**0.5
         y, x = horizon + rng.uniform(-0.1, 0.5), rng.uniform(-0.8, 0.8)
         inside, turned, raised = _thing(name, y, x, size, rng)
-        names.append(name)
         kinds, things = np.where(inside, CLASSES.index(name), kinds), np.where(inside, number, things)
         halves = np.zeros_like(parts) if name == "box" else np.where(y > Y, 1, 2)
         parts = np.where(inside, halves, parts)
@@ -70,7 +67,6 @@ def room(rng: np.random.Generator) -> View:
         edge=_borders(things * len(CLASSES) + kinds),
         normals=normals.astype(np.float32),
         depth=depth.astype(np.float32),
-        nearest=names[-1],
     )
 
 
