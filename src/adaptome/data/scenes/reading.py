@@ -46,7 +46,8 @@ def read(picture: np.ndarray, least: float = 0.05, fitting: float = 0.65) -> Rea
     edge = np.concatenate([labels[0], labels[-1], labels[1:-1, 0], labels[1:-1, -1]])
     background = int(np.bincount(edge, minlength=len(NAMES)).argmax())
     mask = labels != background
-    if mask.mean() < least:
+    # where the edge is of many colours there is no background that an object could stand on
+    if mask.mean() < least or (edge == background).mean() < 0.5:
         return Read(NAMES[background])
     shape, fit, middle, half = max(_fits(mask), key=lambda one: one[1])
     rows, columns = np.nonzero(mask)
