@@ -52,7 +52,9 @@ def pipeline_folder(kind: str, folder: Path) -> Path:
 def scheduler(kind: str):
     if kind in ("StableDiffusion3Pipeline", "FluxPipeline"):
         dynamic = kind == "FluxPipeline"
-        return diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0 if dynamic else 3.0, use_dynamic_shifting=dynamic)
+        return diffusers.FlowMatchEulerDiscreteScheduler(
+            shift=1.0 if dynamic else 3.0, use_dynamic_shifting=dynamic
+        )
     return diffusers.DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1,

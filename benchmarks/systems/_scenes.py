@@ -68,7 +68,9 @@ def frozen(folder: Path) -> dict[str, float]:
     before = loaded.task.judge(splits["test"], made)
     own = [Image.fromarray(train.with_format("numpy")[i]["image"]) for i, prior in enumerate(train["prior"]) if not prior]  # fmt: skip
     columns = {name: list(rows[name]) for name in rows.column_names}
-    given = get_score("scenes").score([own[i % len(own)] for i in range(len(rows))], Asked(columns["text"], columns))
+    given = get_score("scenes").score(
+        [own[i % len(own)] for i in range(len(rows))], Asked(columns["text"], columns)
+    )
     return before | {f"given {name}": value for name, value in given.items()}
 
 

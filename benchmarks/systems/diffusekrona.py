@@ -44,7 +44,8 @@ def also(seen: Sequence[Seen]) -> dict[str, bool]:
     mean = {label: fmean(one[label] for one in seen) for label in seen[0]}
     return {
         "LoRA of its size is not ahead by 0.1 in the mean": mean[LORA] <= mean[DEMO] + 0.1,
-        "the subject shows in less than a quarter of the class's pictures, in the mean": mean[f"leak, {DEMO}"] < 0.25,
+        "the subject shows in less than a quarter of the class's pictures, in the mean": mean[f"leak, {DEMO}"]
+        < 0.25,
     }
 
 

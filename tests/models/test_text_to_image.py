@@ -99,7 +99,9 @@ def test_a_picture_to_begin_from_is_as_diffusers_has_it(folders):
         z = scheduler.add_noise(start, noise, scheduler.timesteps[2:3])
         text, empty = (pipeline.encode_prompt(t, "cpu", 1, False)[0] for t in (TEXTS, ["", ""]))
         for time in scheduler.timesteps[2:]:
-            with_text, without = (pipeline.unet(z, time, encoder_hidden_states=h).sample for h in (text, empty))
+            with_text, without = (
+                pipeline.unet(z, time, encoder_hidden_states=h).sample for h in (text, empty)
+            )
             z = scheduler.step(without + 3 * (with_text - without), time, z).prev_sample
     torch.testing.assert_close(found, z)
 
@@ -146,7 +148,9 @@ def test_a_model_of_pixels_and_of_a_pipeline_come_back_from_their_folders(tmp_pa
     ours.save_pretrained(tmp_path / "xl")
     loaded = theirs(kind, tmp_path / "xl")
     assert loaded.config.force_zeros_for_empty_prompt
-    assert all(torch.equal(a, b) for a, b in zip(loaded.unet.parameters(), ours.unet.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.unet.parameters(), ours.unet.parameters(), strict=True)
+    )
 
 
 def test_pickled_weights_are_refused_with_a_word_how_to_convert(tmp_path, folders):

@@ -28,7 +28,9 @@ TINY = {
 
 
 def test_the_demonstrations_run_as_they_ship(tmp_path):
-    krona = load_recipe("diffusekrona-demo", [*FEW, "stages.1.task.sample_every=2", f"output={tmp_path / 'krona'}"])
+    krona = load_recipe(
+        "diffusekrona-demo", [*FEW, "stages.1.task.sample_every=2", f"output={tmp_path / 'krona'}"]
+    )
     result = run_stages(krona, callbacks=[])
     assert result.last.trainable_parameters == 10_112 and 0 <= result.last.metrics["right"] <= 1
     assert (tmp_path / "krona" / "2-subject" / "samples" / "step-000002.png").is_file()
@@ -36,7 +38,10 @@ def test_the_demonstrations_run_as_they_ship(tmp_path):
     assert first == stages_of(load_recipe("diffusekrona-demo", FEW))[0][1].model_copy(update={"title": first.title, "output": first.output})  # fmt: skip
     start = second.start.model_copy(update={"run": str(tmp_path / "krona" / "1-base")})
     output = second.output.model_copy(update={"folder": str(tmp_path / "tlora")})
-    assert run(second.model_copy(update={"start": start, "output": output}), callbacks=[]).trainable_parameters == 6_784
+    assert (
+        run(second.model_copy(update={"start": start, "output": output}), callbacks=[]).trainable_parameters
+        == 6_784
+    )
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -44,12 +49,17 @@ def test_a_recipe_takes_a_step_on_a_tiny_pipeline(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     kind, settings = TINY[name]
     pipeline_folder(kind, tmp_path / "pipeline")
-    rng, shapes = np.random.default_rng(0), [(24, 24), (24, 16)] if name in ("sd15-lora", "pixart-lora") else [(24, 20)]
+    rng, shapes = (
+        np.random.default_rng(0),
+        [(24, 24), (24, 16)] if name in ("sd15-lora", "pixart-lora") else [(24, 20)],
+    )
     for folder in ("dog", "pictures"):
         (tmp_path / "data" / folder).mkdir(parents=True)
         for i in range(6):
             size = shapes[i % len(shapes)]
-            Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / "data" / folder / f"{i}.png")
+            Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(
+                tmp_path / "data" / folder / f"{i}.png"
+            )
     for i in range(6):
         (tmp_path / "data" / "pictures" / f"{i}.txt").write_text(f"a picture {i}")
     (tmp_path / "data" / "dog-prompts.txt").write_text("a sks dog on a beach\n")
@@ -71,7 +81,10 @@ def test_a_recipe_takes_a_step_on_a_tiny_pipeline(name, tmp_path, monkeypatch):
     assert result.steps == 1 and all(np.isfinite(losses)) and result.trainable_parameters > 0
     if recipe.objective[0].name == "dco":
         assert losses[0] == pytest.approx(np.log(2), rel=1e-4)
-    assert sorted(p.name for p in (tmp_path / recipe.output.folder / "samples").iterdir())[0] == "step-000000.png"
+    assert (
+        sorted(p.name for p in (tmp_path / recipe.output.folder / "samples").iterdir())[0]
+        == "step-000000.png"
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,18 +97,31 @@ def test_a_recipe_takes_a_step_on_a_tiny_pipeline(name, tmp_path, monkeypatch):
 def test_the_papers_counts_on_the_whole_unet_of_sdxl(recipe, changes, count):
     (section,) = load_recipe(recipe).methods
     model = nn.ModuleDict({"unet": build("sdxl-unet")})
-    assert ad.plan(model, section.name, targets=section.targets, **{**section.settings, **changes}).trainable == count
+    assert (
+        ad.plan(model, section.name, targets=section.targets, **{**section.settings, **changes}).trainable
+        == count
+    )
 
 
 def test_the_papers_counts_on_stable_diffusion_with_its_text_encoder():
     with torch.device("meta"):
-        text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+            )
+        )
     model = nn.ModuleDict({"unet": build("sd-1.5-unet"), "text_encoder": text})
     both = {"targets": ["unet.attention", "text_encoder.attention"]}
     assert ad.plan(model, "diffusekrona", a1=64, a2=4, **both).trainable == 520_928
     assert ad.plan(model, "lora", r=4, **both).trainable == 1_092_096
-    for (R, q, residual), count in {(2, 4, "lora"): 941_440, (2, 6, "ring"): 400_288, (1, 1, "lora"): 235_360}.items():
-        assert ad.plan(model, "tlora", targets="unet.attention", R=R, q=q, residual=residual).trainable == count
+    for (R, q, residual), count in {
+        (2, 4, "lora"): 941_440,
+        (2, 6, "ring"): 400_288,
+        (1, 1, "lora"): 235_360,
+    }.items():
+        assert (
+            ad.plan(model, "tlora", targets="unet.attention", R=R, q=q, residual=residual).trainable == count
+        )
 
 
 def test_the_study_has_the_papers_rates_shapes_and_places():
@@ -107,7 +133,9 @@ def test_the_study_has_the_papers_rates_shapes_and_places():
     assert {(64, 8), (64, 4), (32, 16), (16, 16)} <= shapes
     model = nn.ModuleDict({"unet": build("sdxl-unet")})
     counts = {}
-    for row in (one for one in rows if one.label in ("64 x 4", "16 x 16", "64 x 8, k and v", "64 x 8, rate 1e-3")):
+    for row in (
+        one for one in rows if one.label in ("64 x 4", "16 x 16", "64 x 8, k and v", "64 x 8, rate 1e-3")
+    ):
         counts[row.label] = ad.plan(model, row.name, targets=row.targets, **row.settings).trainable
     assert counts["64 x 4"] == counts["16 x 16"] == 3_874_560  # the product alone counts
     assert counts["64 x 8, k and v"] < counts["64 x 8, rate 1e-3"] == 2_152_320

@@ -99,7 +99,13 @@ def test_other_methods_train_here(method, tmp_path):
         method, f"methods=[{{name: {method}, targets: unet.attention{', q: 1' if method == 'tlora' else ', r: 2'}}}]"
     )  # fmt: skip
     more = ["objective={name: dco, beta: 10}"] if method == "tlora" else []
-    short = ["training.max_steps=1", "training.ema=null", "task.samples=[]", "task.scores=[]", "evaluation.split=none"]
+    short = [
+        "training.max_steps=1",
+        "training.ema=null",
+        "task.samples=[]",
+        "task.scores=[]",
+        "evaluation.split=none",
+    ]
     result = run(recipe(tmp_path, told, *more, *short), callbacks=[])
     first = next(entry["loss"] for entry in result.history if "loss" in entry)
     assert result.trainable_parameters > 0 and np.isfinite(first)
@@ -120,7 +126,9 @@ def test_pictures_are_generated_with_their_settings_in_them(finished, tmp_path):
     picture = Image.open(told[0]["file"])
     kept = settings_of(picture)
     assert picture.size == (128, 64) and kept["seeds"] == [5, 6] and kept["text"] == "a sks cross" and kept["run"] == folder  # fmt: skip
-    single = call("generate", folder, "a sks cross", "--seed", "6", "--steps", "2", "-o", str(tmp_path)).strip()
+    single = call(
+        "generate", folder, "a sks cross", "--seed", "6", "--steps", "2", "-o", str(tmp_path)
+    ).strip()
     alone = np.asarray(Image.open(single))
     tile = np.asarray(picture)[::4, 64::4]
     assert np.abs(alone.astype(int) - tile).max() <= 1 and settings_of(Image.open(single))["seed"] == 6
@@ -148,7 +156,17 @@ def test_adapters_go_to_files_of_other_programs_and_come_back(finished, tmp_path
     assert report is not None and ad.adapters(loaded.model)["back"].method.name == "diffusekrona"
     after = loaded.task.predict(loaded.model, None, ["a sks circle"])[0]["image"]
     assert np.abs(np.asarray(before).astype(int) - np.asarray(after)).max() <= 1
-    out = call("convert", str(folder), str(tmp_path / "lora.safetensors"), "--to", "diffusers", "--rank", "16", "--max-error", "1")
+    out = call(
+        "convert",
+        str(folder),
+        str(tmp_path / "lora.safetensors"),
+        "--to",
+        "diffusers",
+        "--rank",
+        "16",
+        "--max-error",
+        "1",
+    )
     keys = load_file(tmp_path / "lora.safetensors")
     assert "wrote" in out and all(key.startswith("unet.") for key in keys)
 
@@ -165,7 +183,9 @@ def test_photos_in_a_folder_with_a_common_text_and_class_pictures(tmp_path):
     for name, count in (("dog", 3), ("class", 4)):
         (tmp_path / name).mkdir()
         for i in range(count):
-            Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
+            Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(
+                tmp_path / name / f"{i}.png"
+            )
     (tmp_path / "prompts.txt").write_text("a sks dog on a beach\na sks dog in snow\n")
     data = {"train": str(tmp_path / "dog"), "test": str(tmp_path / "prompts.txt"), "validation_fraction": 0}
     more = ["task.scores=[colours]", "training.max_steps=1", "task.samples=[]", "evaluation.examples=0"]

@@ -36,27 +36,38 @@ def generate(
             show_default=False,
         ),
     ],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="What is to be shown.", show_default=False)],
+    texts: Annotated[
+        list[str], typer.Argument(metavar="TEXT", help="What is to be shown.", show_default=False)
+    ],
     image: Annotated[
         Path | None, typer.Option(help="A picture to begin from, in place of noise.", show_default=False)
     ] = None,
     strength: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="With --image: the share of the steps that change it.")
     ] = 0.7,
-    seed: Annotated[int | None, typer.Option(help="Of the first picture; the next have the next numbers.", show_default="the run's")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of the first picture; the next have the next numbers.", show_default="the run's"),
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures of each text.")] = 1,
     grid: Annotated[
         str | None,
         typer.Option(help="Columns x rows of one picture of several, as 3x3.", show_default=False),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of the sampler.", show_default="the run's")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of the sampler.", show_default="the run's")
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="How much the text counts.", show_default="the run's")
     ] = None,
-    negative: Annotated[str | None, typer.Option(help="What is not to be shown.", show_default="the run's")] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="What is not to be shown.", show_default="the run's")
+    ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="A scheduler of diffusers, as DPMSolverMultistepScheduler.", show_default="the run's"),
+        typer.Option(
+            help="A scheduler of diffusers, as DPMSolverMultistepScheduler.", show_default="the run's"
+        ),
     ] = None,
     size: Annotated[
         str | None, typer.Option(help="Width x height in pixels.", show_default="the run's")
@@ -162,7 +173,9 @@ def _pair(text: str, option: str) -> tuple[int, int]:
     """Two numbers of a text such as 3x2."""
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip().lower())
     if found is None:
-        raise typer.BadParameter(f"{text!r} is not two whole numbers with an x between, as 3x3.", param_hint=option)
+        raise typer.BadParameter(
+            f"{text!r} is not two whole numbers with an x between, as 3x3.", param_hint=option
+        )
     return int(found[1]), int(found[2])
 
 

@@ -208,7 +208,9 @@ def load_scheduler(folder: Path | None, own: dict[str, Any]) -> Any:
     kind = _class("diffusers", name, "model.scheduler")
     if name.startswith("PNDM"):  # it keeps several steps; what it is trained with is the same
         kind = diffusers().DDIMScheduler
-    known = set(kind.__init__.__wrapped__.__code__.co_varnames if hasattr(kind.__init__, "__wrapped__") else ())
+    known = set(
+        kind.__init__.__wrapped__.__code__.co_varnames if hasattr(kind.__init__, "__wrapped__") else ()
+    )
     stray = [key for key in own if key != "_class_name" and known and key not in known]
     if stray:
         raise ModelError(f"model.scheduler: {name} has no setting {stray[0]!r}.{did_you_mean(stray[0], known)}")  # fmt: skip

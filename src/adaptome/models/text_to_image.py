@@ -63,7 +63,9 @@ class TextToImageSettings(CompositeSettings):
     )  # fmt: skip
     text_length: int = Field(default=32, ge=1, description="tokens of a text, where no pipeline says it")
     patch: int = Field(
-        default=1, ge=1, description="without a vae: squares of so many pixels a side are folded into channels"
+        default=1,
+        ge=1,
+        description="without a vae: squares of so many pixels a side are folded into channels",
     )
 
     @model_validator(mode="after")
@@ -180,7 +182,9 @@ class TextToImage(CompositeModel):
             self._texts.clear()
             return self._encoded(texts)
         for text in dict.fromkeys(texts):
-            if text not in self._texts:  # alone: in company its last bits would depend on the others, and so on when a run was resumed
+            if (
+                text not in self._texts
+            ):  # alone: in company its last bits would depend on the others, and so on when a run was resumed
                 with torch.no_grad():
                     self._texts[text] = {name: value[0] for name, value in self._encoded([text]).items()}
         found = [self._texts[text] for text in texts]
@@ -320,7 +324,7 @@ class TextToImage(CompositeModel):
         distilled = bool(getattr(self.denoiser.config, "guidance_embeds", False))
         given = self.encode(texts)
         if guidance <= 1 or distilled:
-    
+
             def alone(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
                 with steer(timestep=t):
                     return denoise(self.denoiser, z, t, given, sizes, guidance), None
@@ -341,7 +345,9 @@ class TextToImage(CompositeModel):
 
     def tokens(self, size: tuple[int, int]) -> int:
         """Tokens of a picture of a size (height, width), as schedulers count them that shift by it."""
-        patch = 2 if self.kind == "FluxPipeline" else int(getattr(self.denoiser.config, "patch_size", None) or 1)
+        patch = (
+            2 if self.kind == "FluxPipeline" else int(getattr(self.denoiser.config, "patch_size", None) or 1)
+        )
         return (size[0] // self.shrinks // patch) * (size[1] // self.shrinks // patch)
 
     # -- folders -------------------------------------------------------------------------------------------------------

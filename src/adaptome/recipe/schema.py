@@ -285,7 +285,10 @@ class TrainingSection(Section):
         default=False, description="keep the frozen base in evaluation mode in training: none of its dropout"
     )
     ema: float | None = Field(
-        default=None, gt=0, lt=1, description="end with the running mean of what trains, of this decay (0.999)"
+        default=None,
+        gt=0,
+        lt=1,
+        description="end with the running mean of what trains, of this decay (0.999)",
     )
     bf16: bool = Field(default=False, description="autocast to bfloat16")
     gradient_checkpointing: bool = Field(

@@ -188,7 +188,9 @@ class TextToImage(Task):
         if prior is None and not marked:
             return None
         if prior is None:
-            return TrainingPictures(split.rows.select(marked), [texts[i] for i in marked], to_rgb, how, prior=True)
+            return TrainingPictures(
+                split.rows.select(marked), [texts[i] for i in marked], to_rgb, how, prior=True
+            )
         found = load_splits(train=prior.data, validation_fraction=0.0, prefer=self.prefer)
         named = self._texts("class", found["train"], prior.prompt)
         return TrainingPictures(found["train"].rows, named, to_rgb, how, prior=True)

@@ -1,6 +1,6 @@
 """The running mean of what trains (EMA), which takes its place at the end.
 
-    m <- d m + (1 - d) w,    d = min(decay, (1 + n) / (10 + n)) after n steps
+m <- d m + (1 - d) w,    d = min(decay, (1 + n) / (10 + n)) after n steps
 """
 
 from __future__ import annotations

@@ -46,11 +46,11 @@ def scene_subject(
     """
     rng = np.random.default_rng((seed, 3))
     one = drawn_at_random(rng)
-    backgrounds = [name for name in rng.permutation(list(COLOURS)).tolist() if name not in (one.colour, one.spot)]
-    seen, unseen = backgrounds[:2], backgrounds[2:]
-    own = [
-        Scene(one.shape, one.colour, one.spot, seen[i % 2]).moved(rng) for i in range(pictures)
+    backgrounds = [
+        name for name in rng.permutation(list(COLOURS)).tolist() if name not in (one.colour, one.spot)
     ]
+    seen, unseen = backgrounds[:2], backgrounds[2:]
+    own = [Scene(one.shape, one.colour, one.spot, seen[i % 2]).moved(rng) for i in range(pictures)]
     others = [drawn_at_random(rng, shape=one.shape) for _ in range(classes)]
     train = {
         "image": _images([*own, *others]),
@@ -90,6 +90,3 @@ def _images(drawn: Sequence[Scene]) -> np.ndarray:
 def _table(name: str, split: str, columns: Mapping[str, object]) -> Table:
     count = len(columns["text"])  # type: ignore[arg-type]
     return Table(f"made:{name}", columns, range(1, count + 1), unit=f"{split} row")  # type: ignore[arg-type]
-
-
-

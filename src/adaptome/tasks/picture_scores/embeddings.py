@@ -35,7 +35,10 @@ class Clip(PictureScore):
     def score(self, pictures: Sequence[Any], asked: Asked) -> dict[str, float]:
         from transformers import AutoModel, AutoProcessor
 
-        model, processor = _loaded(self.settings.model, AutoModel), _loaded(self.settings.model, AutoProcessor)
+        model, processor = (
+            _loaded(self.settings.model, AutoModel),
+            _loaded(self.settings.model, AutoProcessor),
+        )
         words = [" ".join(w for w in text.split() if w != self.settings.token) for text in asked.texts]
         with torch.inference_mode():
             tokens = processor.tokenizer(list(words), padding=True, truncation=True, return_tensors="pt")
@@ -44,7 +47,9 @@ class Clip(PictureScore):
         pairs = zip(made, texts, strict=True)
         found = {"clip_t": float(np.mean([mean_cosine(p[None], t[None]) for p, t in pairs]))}
         if asked.references:
-            found["clip_i"] = mean_cosine(made, _embedded(model.get_image_features, processor, asked.references))
+            found["clip_i"] = mean_cosine(
+                made, _embedded(model.get_image_features, processor, asked.references)
+            )
         return found
 
 

@@ -29,7 +29,9 @@ class Scenes(PictureScore):
 
     def score(self, pictures: Sequence[Any], asked: Asked) -> dict[str, float]:
         agree = self._agree(pictures, asked)
-        about = np.array([str(a or "subject") for a in asked.columns.get("about", ["subject"] * len(pictures))])
+        about = np.array(
+            [str(a or "subject") for a in asked.columns.get("about", ["subject"] * len(pictures))]
+        )
         own, general = about != "class", about == "class"
         right = np.array([bool(one) for one in self.right(pictures, asked)])
         found = {"right": float(right[own].mean())} if own.any() else {}
