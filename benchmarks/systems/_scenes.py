@@ -19,20 +19,23 @@ from adaptome.recipe import Recipe, load_recipe, stages_of
 from adaptome.tasks.picture_scores import Asked, get_score
 from adaptome.training import load_run, run
 from adaptome.training.building import read
+from adaptome.training.folder import last_checkpoint
 
 CPU = "training.device=cpu"
 
 
 def base(name: str) -> Path:
-    """The finished first stage of a recipe: trained now, or kept from an earlier call."""
+    """The finished first stage of a recipe: trained now, gone on with, or kept from an earlier call."""
     (_, first), _ = stages_of(load_recipe(name, [CPU]))
     told = first.model_copy(update={"title": None, "output": first.output.model_copy(update={"folder": "x"})})
     digest = hashlib.sha256((__version__ + told.to_yaml(full=True)).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptome"
     folder = cache / f"scenes-{digest}"
     if not (folder / "metrics.json").is_file():
-        output = first.output.model_copy(update={"folder": str(folder), "overwrite": True})
-        result = run(first.model_copy(update={"output": output}), callbacks=[])
+        begun = last_checkpoint(folder) is not None
+        output = first.output.model_copy(update={"folder": str(folder), "overwrite": not begun})
+        training = first.training.model_copy(update={"resume": begun})
+        result = run(first.model_copy(update={"output": output, "training": training}), callbacks=[])
         print(f"the base, {result.seconds:.0f} s: {shown(result.metrics)}", flush=True)
     return folder
 
