@@ -11,11 +11,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 import adaptome as ad
 from adaptome.core.version import __version__
 from adaptome.recipe import Recipe, load_recipe, stages_of
+from adaptome.tasks.image_classification import to_rgb
 from adaptome.tasks.picture_scores import Asked, get_score
 from adaptome.training import load_run, run
 from adaptome.training.building import read
@@ -69,7 +68,7 @@ def frozen(folder: Path) -> dict[str, float]:
     ad.activate(loaded.model, [])
     made = loaded.task.predict(loaded.model, None, list(rows["text"]), 64)
     before = loaded.task.judge(splits["test"], made)
-    own = [Image.fromarray(train.with_format("numpy")[i]["image"]) for i, prior in enumerate(train["prior"]) if not prior]  # fmt: skip
+    own = [to_rgb(train[i]["image"]) for i, prior in enumerate(train["prior"]) if not prior]
     columns = {name: list(rows[name]) for name in rows.column_names}
     given = get_score("scenes").score(
         [own[i % len(own)] for i in range(len(rows))], Asked(columns["text"], columns)
