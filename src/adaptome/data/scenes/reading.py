@@ -55,8 +55,8 @@ def read(picture: np.ndarray, least: float = 0.05, fitting: float = 0.65) -> Rea
     kinds = labels[rows, columns]
     spot = _commonest(kinds[near])
     colour = None if spot is None else _commonest(kinds[~near & (kinds != spot)])
-    named = [None if kind is None else NAMES[kind] for kind in (colour, spot)]
-    return Read(NAMES[background], shape if fit >= fitting else None, *named, fit=fit)
+    named = tuple(None if kind is None else NAMES[kind] for kind in (colour, spot))
+    return Read(NAMES[background], shape if fit >= fitting else None, named[0], named[1], fit)
 
 
 def _fits(mask: np.ndarray) -> Iterator[tuple[str, float, tuple[float, float], float]]:
@@ -67,7 +67,7 @@ def _fits(mask: np.ndarray) -> Iterator[tuple[str, float, tuple[float, float], f
     for shape in SHAPES:
         for down, right, less in product((-0.5, 0.0, 0.5, 1.0), (-0.5, 0.0, 0.5), (-0.5, 0.0, 0.5, 1.0)):
             at, size = (middle[0] + down, middle[1] + right), max(half - less, 1.0)
-            template = _template(shape, mask.shape, at, size)  # type: ignore[arg-type]
+            template = _template(shape, mask.shape, at, size)
             yield shape, float((mask & template).sum() / max((mask | template).sum(), 1)), at, size
 
 
