@@ -156,6 +156,16 @@ def test_adapters_go_to_files_of_other_programs_and_come_back(finished, tmp_path
     assert report is not None and ad.adapters(loaded.model)["back"].method.name == "diffusekrona"
     after = loaded.task.predict(loaded.model, None, ["a sks circle"])[0]["image"]
     assert np.abs(np.asarray(before).astype(int) - np.asarray(after)).max() <= 1
+    words = (
+        "generate",
+        str(folder),
+        "a sks circle",
+        "--base",
+        "--adapter",
+        str(tmp_path / "krona.safetensors"),
+    )
+    beside = np.asarray(Image.open(call(*words, "--seed", "0", "-o", str(tmp_path)).strip()))
+    assert np.abs(beside.astype(int) - np.asarray(before)).max() <= 1
     out = call(
         "convert",
         str(folder),

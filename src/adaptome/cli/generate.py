@@ -107,7 +107,7 @@ def generate(
     output.mkdir(parents=True, exist_ok=True)
     source: dict[str, Any] = {"run": run, "adapters": not base}
     source |= {k: str(v) for k, v in (("image", image), ("adapter", adapter)) if v is not None}
-    written = []
+    written: list[dict[str, Any]] = []
     for number, text in enumerate(texts):
         part = slice(number * count, (number + 1) * count)
         if grid:

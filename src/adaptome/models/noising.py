@@ -122,8 +122,8 @@ class Process:
                 flat = torch.randn(noise.shape[:1], generator=generator)
                 noise = noise + offset * flat.view(-1, *[1] * (noise.dim() - 1))
             noises.append(noise)
-        found = self.at(torch.stack(us))
-        return Drawn(*(value.to(latents.device) for value in found), torch.stack(noises).to(latents))
+        at, alpha, sigma = (value.to(latents.device) for value in self.at(torch.stack(us)))
+        return Drawn(at, alpha, sigma, torch.stack(noises).to(latents))
 
     def target(self, clean: Tensor, drawn: Drawn) -> Tensor:
         """What the model is to predict, of the latents' shape."""

@@ -124,9 +124,9 @@ def _of_part(name: str, part: Part, weights: bool) -> nn.Module:
         kind = _CLASSES.get(name, "AutoModel")
         return _read("diffusers", kind, path if path.is_dir() else part.name, None, _dtype(part.dtype), None)
     config = dict(part.from_config or {})
-    return _class(
-        "diffusers", config.pop("_class_name", None) or _CLASSES.get(name) or "", str(name)
-    ).from_config(config)  # type: ignore[no-any-return]
+    kind = config.pop("_class_name", None) or _CLASSES.get(name) or ""
+    built: nn.Module = _class("diffusers", kind, name).from_config(config)
+    return built
 
 
 def _dtype(name: str) -> Any:

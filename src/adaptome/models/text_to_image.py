@@ -10,7 +10,7 @@ the names of diffusers' files. Without a `vae` the pixels are what is made noisy
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +85,18 @@ class TextToImage(CompositeModel):
 
     def __init__(self, settings: CompositeSettings, weights: bool = True):
         nn.Module.__init__(self)
-        self.settings: Any = settings
+        told: Any = settings
+        self.settings: Any = told
         #: what is drawn for training, set by who trains
         self.times, self.offset_noise, self.guidance = Times(), 0.0, 1.0
         self._texts: dict[str, dict[str, Tensor]] = {}
         self._moments: dict[int, Tensor] = {}
         folder = None
-        self.kind, self.force_zeros = self.settings.kind, False
-        own: dict[str, Any] = dict(self.settings.scheduler)
-        self.text_length, self.patch = self.settings.text_length, self.settings.patch
-        if self.settings.pipeline is not None:
-            folder = pipeline_folder(self.settings.pipeline, self.settings.revision, self.settings.variant)
+        self.kind, self.force_zeros = told.kind, False
+        own: dict[str, Any] = dict(told.scheduler)
+        self.text_length, self.patch = told.text_length, told.patch
+        if told.pipeline is not None:
+            folder = pipeline_folder(told.pipeline, told.revision, told.variant)
             index = read_index(folder)
             self.kind, self.force_zeros = (
                 index["_class_name"],
@@ -360,6 +361,10 @@ class TextToImage(CompositeModel):
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
         return cls.from_settings(pipeline=str(folder))
 
-    def configuration(self) -> Mapping[str, Any]:  # type: ignore[override]
+    def configuration(self) -> dict[str, Any]:
         """The configurations of its parts."""
-        return {name: dict(part.config.to_dict() if hasattr(part.config, "to_dict") else part.config) for name, part in self.parts().items()}  # type: ignore[union-attr, operator, arg-type]  # fmt: skip
+        found: dict[str, Any] = {}
+        for name, part in self.parts().items():
+            config: Any = part.config
+            found[name] = dict(config.to_dict() if hasattr(config, "to_dict") else config)
+        return found

@@ -67,7 +67,7 @@ class TextToImageOptions(TaskOptions):
     prior: PriorOptions | None = Field(
         default=None, description="pictures of the class (prior preservation); weighed by the objective"
     )
-    times: TimesOptions = TimesOptions()
+    times: TimesOptions = Field(default=TimesOptions(), description="which times are trained on")
     offset_noise: float = Field(
         default=0.0, ge=0, description="noise that is one number for each channel (0.1)"
     )

@@ -360,7 +360,9 @@ def trainer_of(
         (train, settings["per_device_train_batch_size"]),
         (validation, settings["per_device_eval_batch_size"]),
     ):
-        if hasattr(rows, "set_batch_size"):  # it puts what can be one batch after one another
+        if rows is not None and hasattr(
+            rows, "set_batch_size"
+        ):  # it puts what can be one batch after one another
             rows.set_batch_size(size)
     if only:
         settings |= {

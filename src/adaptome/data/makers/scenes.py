@@ -41,7 +41,7 @@ def scene_subject(
 ) -> dict[str, Table]:
     """A subject to learn from few pictures: an object whose two colours and shape belong together.
 
-    train       pictures of it ("a sks circle") on two backgrounds, and the class's (`prior`), other objects of its shape in words
+    train       pictures of it ("a sks circle on a red background") on two backgrounds, and the class's (`prior`), other objects of its shape
     test        texts that put it on the two other backgrounds, `each` of them; and `general` texts about the class
     """
     rng = np.random.default_rng((seed, 3))
@@ -54,7 +54,10 @@ def scene_subject(
     others = [drawn_at_random(rng, shape=one.shape) for _ in range(classes)]
     train = {
         "image": _images([*own, *others]),
-        "text": [f"a {TOKEN} {one.shape}"] * pictures + [words(_told(s, colour=False)) for s in others],
+        "text": [
+            *(words({**_told(s, colour=False), "shape": f"{TOKEN} {one.shape}"}) for s in own),
+            *(words(_told(s, colour=False)) for s in others),
+        ],
         "prior": [False] * pictures + [True] * classes,
     }
     look = {"shape": one.shape, "colour": one.colour, "spot": one.spot}

@@ -48,8 +48,11 @@ def drawn_at_random(rng: np.random.Generator, **fixed: str) -> Scene:
     taken = [fixed[name] for name in ("colour", "spot", "background") if name in fixed]
     left = [name for name in COLOURS if name not in taken]
     drawn = iter(rng.permutation(left).tolist())
-    told = {name: fixed.get(name) or next(drawn) for name in ("colour", "spot", "background")}
-    return Scene(fixed.get("shape") or str(rng.choice(SHAPES)), **told).moved(rng)
+    colour, spot, background = (
+        fixed.get(name) or str(next(drawn)) for name in ("colour", "spot", "background")
+    )
+    shape = fixed.get("shape") or str(rng.choice(SHAPES))
+    return Scene(shape, colour, spot, background).moved(rng)
 
 
 def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -46,7 +46,8 @@ def read(picture: np.ndarray, least: float = 0.05, fitting: float = 0.65) -> Rea
     edge = np.concatenate([labels[0], labels[-1], labels[1:-1, 0], labels[1:-1, -1]])
     background = int(np.bincount(edge, minlength=len(NAMES)).argmax())
     mask = labels != background
-    if mask.mean() < least:
+    # where the edge is of many colours there is no background that an object could stand on
+    if mask.mean() < least or (edge == background).mean() < 0.5:
         return Read(NAMES[background])
     shape, fit, middle, half = max(_fits(mask), key=lambda one: one[1])
     rows, columns = np.nonzero(mask)
@@ -54,8 +55,8 @@ def read(picture: np.ndarray, least: float = 0.05, fitting: float = 0.65) -> Rea
     kinds = labels[rows, columns]
     spot = _commonest(kinds[near])
     colour = None if spot is None else _commonest(kinds[~near & (kinds != spot)])
-    named = [None if kind is None else NAMES[kind] for kind in (colour, spot)]
-    return Read(NAMES[background], shape if fit >= fitting else None, *named, fit=fit)
+    named = tuple(None if kind is None else NAMES[kind] for kind in (colour, spot))
+    return Read(NAMES[background], shape if fit >= fitting else None, named[0], named[1], fit)
 
 
 def _fits(mask: np.ndarray) -> Iterator[tuple[str, float, tuple[float, float], float]]:
@@ -66,7 +67,7 @@ def _fits(mask: np.ndarray) -> Iterator[tuple[str, float, tuple[float, float], f
     for shape in SHAPES:
         for down, right, less in product((-0.5, 0.0, 0.5, 1.0), (-0.5, 0.0, 0.5), (-0.5, 0.0, 0.5, 1.0)):
             at, size = (middle[0] + down, middle[1] + right), max(half - less, 1.0)
-            template = _template(shape, mask.shape, at, size)  # type: ignore[arg-type]
+            template = _template(shape, mask.shape, at, size)
             yield shape, float((mask & template).sum() / max((mask | template).sum(), 1)), at, size
 
 
