@@ -21,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ from adaptome.recipe import (
 )
 from adaptome.tasks import get_task
 from adaptome.training.arguments import greater_is_better
+from adaptome.training.building import write_merged
 from adaptome.training.folder import METRICS, PREDICTIONS, RECIPE
-from adaptome.training.runs import plans, run
+from adaptome.training.runs import load_run, plans, run
 
 COMPARISON, REPORT = "comparison.json", "report.html"
 RATE = "training.learning_rate"
@@ -106,6 +108,8 @@ def compare(
         raise RecipeError("there is nothing to compare: give compare.methods, a list of methods.")
     published = read_published(beside) if beside is not None else []
     recipe = last_stage(recipe, callbacks, tell)
+    if recipe.start is not None and recipe.start.how == "merged":
+        write_merged(Path(recipe.start.run), partial(load_run, single=True))  # once, ahead of all runs
     sections = sections_of(recipe)
     kinds = {label: _recipe(recipe, label, s, 0) for label, s in sections.items()}
     plans(recipe, [one.methods[0] for one in kinds.values()])
