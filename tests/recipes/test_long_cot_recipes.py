@@ -110,7 +110,7 @@ def test_the_papers_recipe_takes_two_steps_of_skythoughts_rows(tmp_path, monkeyp
     assert result.steps == 2 and result.split is None
     assert any("1 of 9 traces of train were left out" in note for note in result.notes)
     (tmp_path / "math500.jsonl").write_text(json.dumps({"problem": "What is 3?", "answer": "3", "solution": "x"}) + "\n")
-    found = evaluate("runs/long-cot-qwen32b", None, ["data={train: math500.jsonl, test: math500.jsonl, validation_fraction: 0, columns: {instruction: problem}}", "task.malformed=drop"])  # fmt: skip
+    found = evaluate("runs/long-cot-qwen32b", "test", ["data={test: math500.jsonl, columns: {instruction: problem}}", "task.malformed=drop"])  # fmt: skip
     assert found["accuracy"] in (0.0, 1.0)
     assert load_run("runs/long-cot-qwen32b").task.options.system == "Think."
 

@@ -34,6 +34,7 @@ from adaptome.compare.table import Comparison, Row, half_width
 from adaptome.compare.workers import Workers, workers
 from adaptome.core.errors import RecipeError
 from adaptome.core.files import write_atomic
+from adaptome.compare.speed import speed_of
 from adaptome.compare.staged import last_stage
 from adaptome.recipe import (
     ComparedMethod,
@@ -183,7 +184,8 @@ class _Work:
         self._step(label, seed, None)
         self._say(f"{label}, seed {seed} ({self.begun} of {len(self.sections) * len(self.seeds)})")
         one = _recipe(self.recipe, label, section, seed, self.rates.get(label))
-        return self.pool.submit(_result, one, self.callbacks)
+        assert self.recipe.compare is not None
+        return self.pool.submit(_result, one, self.callbacks, self.recipe.compare.speed)
 
     def _settle(self, label: str, seed: int | None, result: Any) -> None:
         if seed is None:
@@ -337,8 +339,16 @@ def _rate(recipe: Recipe, callbacks: Sequence[Any] | None) -> float:
     return float(search(recipe, callbacks=callbacks).best.settings[RATE])
 
 
-def _result(recipe: Recipe, callbacks: Sequence[Any] | None) -> dict[str, Any]:
-    """The metrics of a run: read where it is finished already, else trained, from where it was interrupted."""
+def _result(recipe: Recipe, callbacks: Sequence[Any] | None, speed: bool = False) -> dict[str, Any]:
+    """The metrics of a run, and its speed where that is asked for."""
+    result = _finished(recipe, callbacks)
+    if speed:
+        result["metrics"] |= speed_of(Path(recipe.output.folder), result["split"])
+    return result
+
+
+def _finished(recipe: Recipe, callbacks: Sequence[Any] | None) -> dict[str, Any]:
+    """The result of a run: read where it is finished already, else trained, from where it was interrupted."""
     folder = Path(recipe.output.folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(
