@@ -42,14 +42,20 @@ def judge(study: Study) -> dict[str, bool]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--folder", help="keep the runs there, and go on with those that are finished")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        recipe = load_recipe("long-cot-demo", [f"output={given.folder or temporary}/study", "training.device=cpu"])
-        study = perturbation_study(recipe, KINDS, given.seeds, callbacks=[], tell=lambda line: print(line, file=sys.stderr))
+        recipe = load_recipe(
+            "long-cot-demo", [f"output={given.folder or temporary}/study", "training.device=cpu"]
+        )
+        study = perturbation_study(
+            recipe, KINDS, given.seeds, callbacks=[], tell=lambda line: print(line, file=sys.stderr)
+        )
     verdict = judge(study)
     if given.json:
         print(json.dumps({**study.to_dict(), "parts": verdict, "holds": all(verdict.values())}, indent=1))

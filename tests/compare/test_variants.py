@@ -9,7 +9,7 @@ import pytest
 
 import adaptome as ad
 from adaptome.compare import compare
-from adaptome.compare.study import sections_of
+from adaptome.compare.rows import recipe_of, sections_of
 from adaptome.compare.vary import variants_of
 from adaptome.core.errors import RecipeError
 from adaptome.recipe import load_recipe, recipe_from_yaml
@@ -23,7 +23,9 @@ def curve(tmp_path_factory):
     folder = tmp_path_factory.mktemp("curve")
     draw = np.random.default_rng(0)
     images, labels = draw.integers(0, 255, (40, 32, 32, 3), dtype=np.uint8), np.arange(40) % 2
-    np.savez(folder / "data.npz", x_train=images[:24], y_train=labels[:24], x_test=images[24:], y_test=labels[24:])
+    np.savez(
+        folder / "data.npz", x_train=images[:24], y_train=labels[:24], x_test=images[24:], y_test=labels[24:]
+    )
     changes = [
         f"compare.variants.{row}.set.methods.1.{key}={value}"
         for row in range(1, 5)
@@ -39,7 +41,13 @@ def curve(tmp_path_factory):
 
 def test_a_curve_of_accuracy_against_throughput(curve):
     folder, found = curve
-    assert [row.label for row in found.rows] == ["nothing merged", "ToMe, low", "PYRA, low", "ToMe, high", "PYRA, high"]
+    assert [row.label for row in found.rows] == [
+        "nothing merged",
+        "ToMe, low",
+        "PYRA, low",
+        "ToMe, high",
+        "PYRA, high",
+    ]
     work = [row.metrics["operations_per_example"] for row in found.rows]
     assert work[0] > work[1] and work[1] > work[3] and work[2] > work[4]
     assert work[2] < 1.1 * work[1]  # what modulates costs little
@@ -61,7 +69,9 @@ def test_the_papers_variants_at_full_size():
     with torch.device("meta"):
         model = ViTForImageClassification(ViTConfig())
     assert ad.plan(model, "pyra", r="vit-b-high").trainable == 27_840
-    assert ad.plan(model, "lora", r=8, targets="qkv").trainable == 3 * 12 * 8 * 2 * 768  # three maps, as transformers keeps them
+    assert (
+        ad.plan(model, "lora", r=8, targets="qkv").trainable == 3 * 12 * 8 * 2 * 768
+    )  # three maps, as transformers keeps them
 
 
 RECIPE = """
@@ -78,16 +88,14 @@ output: out
 
 
 def test_every_method_has_a_row_for_every_variant():
-    from adaptome.compare.study import _recipe
-
     recipe = recipe_from_yaml(RECIPE)
     rows = sections_of(recipe)
     assert list(rows) == ["lora, few", "lora, all", "bitfit, few", "bitfit, all"]
-    one = _recipe(recipe, "lora, few", rows["lora, few"], 3)
+    one = recipe_of(recipe, "lora, few", rows["lora, few"], 3)
     assert (one.data.limit, one.data.split_seed, one.training.seed) == (8, 3, 3)
     assert one.methods[0].name == "lora" and "set" not in one.methods[0].model_dump()
     with pytest.raises(RecipeError, match="limt"):
-        _recipe(recipe, "x", rows["lora, few"].model_copy(update={"set": {"data.limt": 8}}), 3)
+        recipe_of(recipe, "x", rows["lora, few"].model_copy(update={"set": {"data.limt": 8}}), 3)
 
 
 def test_variants_in_a_word():

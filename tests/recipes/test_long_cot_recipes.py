@@ -47,7 +47,9 @@ def test_the_study_has_a_row_for_every_kind_and_share_and_the_base(study):
 
 def test_the_study_begun_again_trains_nothing(study, capsys, monkeypatch):
     folder, recipe, found, _ = study
-    monkeypatch.setattr("adaptome.compare.study.run", lambda *_: pytest.fail("a finished run was trained again"))
+    monkeypatch.setattr(
+        "adaptome.compare.study.run", lambda *_: pytest.fail("a finished run was trained again")
+    )
     again = perturbation_study(recipe, ["shuffle:0.5", "digits:1"], 2, callbacks=[])
     assert again == found
 
@@ -109,8 +111,9 @@ def test_the_papers_recipe_takes_two_steps_of_skythoughts_rows(tmp_path, monkeyp
     result = run(recipe, [])
     assert result.steps == 2 and result.split is None
     assert any("1 of 9 traces of train were left out" in note for note in result.notes)
-    (tmp_path / "math500.jsonl").write_text(json.dumps({"problem": "What is 3?", "answer": "3", "solution": "x"}) + "\n")
+    (tmp_path / "math500.jsonl").write_text(
+        json.dumps({"problem": "What is 3?", "answer": "3", "solution": "x"}) + "\n"
+    )
     found = evaluate("runs/long-cot-qwen32b", "test", ["data={test: math500.jsonl, columns: {instruction: problem}}", "task.malformed=drop"])  # fmt: skip
     assert found["accuracy"] in (0.0, 1.0)
     assert load_run("runs/long-cot-qwen32b").task.options.system == "Think."
-

@@ -51,6 +51,7 @@ def test_every_recipe_is_run_by_a_test():
         "token-classification/",
         "continual/",
         "text-classification/",
+        "image-classification/",
     )
     assert [name for name in ALL if name not in SOUNDS and not name.startswith(elsewhere)] == []
 
@@ -61,7 +62,9 @@ def test_a_recipe_is_valid_and_says_how_it_is_run(name):
     recipe = load_recipe(Path(name).stem)
     assert recipe.title and recipe == load_recipe(RECIPES / name)
     assert re.match(r"# [A-Z].*\.\n", text), "opens with what it is for, in a sentence"
-    commands = re.findall(r"^# .+?(adaptome (?:train|compare|search|continual) .*)$", text, re.MULTILINE)
+    commands = re.findall(
+        r"^# .+?(adaptome (?:train|compare|search|continual|perturb) .*)$", text, re.MULTILINE
+    )
     assert len(commands) >= 2 and all(Path(name).stem in command.split() for command in commands)
     if "--folds" in text:
         assert recipe.data.folds is not None

@@ -39,7 +39,9 @@ def prepared(tmp_path, rows, test=None, model=LLAMA, **options):
 
 
 def learned(processor, row) -> str:
-    return processor.decode([t for t, label in zip(row["input_ids"], row["labels"], strict=True) if label >= 0])
+    return processor.decode(
+        [t for t, label in zip(row["input_ids"], row["labels"], strict=True) if label >= 0]
+    )
 
 
 # -- rows ----------------------------------------------------------------------------------------------------------
@@ -73,9 +75,13 @@ def test_malformed_traces(tmp_path):
     with pytest.raises(DataError, match=r"(?s)line 4.*no <\|begin_of_thought\|>.*task\.malformed"):
         prepared(tmp_path, rows)
     *_, data = prepared(tmp_path, rows, malformed="drop")
-    assert len(data["train"]) == 3 and any("1 of 4 traces of train were left out: no <|begin" in n for n in data.notes)
+    assert len(data["train"]) == 3 and any(
+        "1 of 4 traces of train were left out: no <|begin" in n for n in data.notes
+    )
     _, processor, _, data = prepared(tmp_path, rows, malformed="frame")
-    assert learned(processor, data["train"][3]).startswith("<|begin_of_thought|>\n\n3 is\n\nsurely\n\n<|end_of_thought|>")
+    assert learned(processor, data["train"][3]).startswith(
+        "<|begin_of_thought|>\n\n3 is\n\nsurely\n\n<|end_of_thought|>"
+    )
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("right", {0, 1, 3}), ("wrong", {2})])
@@ -209,7 +215,7 @@ def test_it_starts_as_the_base_and_merges(tmp_path):
     ad.attach(model, "lora", r=4, targets="all-linear")
     model.eval()
     torch.testing.assert_close(model(**batch).logits, base(**batch).logits, atol=0, rtol=0)
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.05)
     before = model(**batch).logits

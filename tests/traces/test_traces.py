@@ -50,7 +50,10 @@ def made(trace, how, share, seed=0, others=("foreign one.", "foreign two.")):
     [
         (TRACE.text, SKY),
         (framed(STEPS, "21", THINK).text, THINK),
-        ("<|begin_of_thought|>a\n\n\n b<|end_of_thought|> <|begin_of_solution|>c\n<|end_of_solution|>\n", SKY),
+        (
+            "<|begin_of_thought|>a\n\n\n b<|end_of_thought|> <|begin_of_solution|>c\n<|end_of_solution|>\n",
+            SKY,
+        ),
         ("  <think>a</think>21  ", THINK),
     ],
 )
@@ -61,7 +64,9 @@ def test_what_is_read_is_written_to_the_letter(text, markers):
 def test_a_traces_parts():
     read = read_trace(TRACE.text, SKY)
     assert list(read.steps) == STEPS and read.solution == r"It is \boxed{21}."
-    assert read.text.startswith("<|begin_of_thought|>\n\nFirst") and read.text.endswith("\n\n<|end_of_solution|>")
+    assert read.text.startswith("<|begin_of_thought|>\n\nFirst") and read.text.endswith(
+        "\n\n<|end_of_solution|>"
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,7 +233,9 @@ def test_chains_are_traces_whose_answers_are_right_and_whose_slips_are_seen():
         for at, step in enumerate(right):
             sum_, result = step.partition(": ")[2].split("=")
             sound = eval(sum_) % 10 == int(result)
-            assert sound or (at + 1 < len(right) and right[at + 1][0] == step[0])  # a slip is done again at once
+            assert sound or (
+                at + 1 < len(right) and right[at + 1][0] == step[0]
+            )  # a slip is done again at once
 
 
 def _computed(question: str) -> int:

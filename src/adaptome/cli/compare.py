@@ -136,7 +136,15 @@ def _show(found: dict[str, Any]) -> None:
     seeds = len(found["seeds"])
     title = f"{found['task']}: {found['metric']} on {found['split']}, {seeds} seed{'s' * (seeds > 1)}"
     print_table(
-        ("method", "parameters", "of all", found["metric"], "seconds", "ms per step", *("a second" for _ in fast)),
+        (
+            "method",
+            "parameters",
+            "of all",
+            found["metric"],
+            "seconds",
+            "ms per step",
+            *("a second" for _ in fast),
+        ),
         rows,
         title=title,
     )

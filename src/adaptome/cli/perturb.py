@@ -103,4 +103,6 @@ def _show(found: dict[str, Any]) -> None:
     )
     told = [f"{what} {found[what]:.1%}" for what in ("content", "structure") if found[what] is not None]
     print(f"\nLost on average where what is spoiled is: {', '.join(told)}.")
-    print(f"Written to {Path(found['folder'])}: perturbation.html, perturbation.json, and a comparison's files")
+    print(
+        f"Written to {Path(found['folder'])}: perturbation.html, perturbation.json, and a comparison's files"
+    )

@@ -17,11 +17,11 @@ from typing import Any
 
 from adaptome.compare.devices import ROOM, Device, named_device, resident, this_device
 from adaptome.compare.measured import Measured, measured_steps
+from adaptome.compare.rows import method_of, sections_of
 from adaptome.compare.shapes import Counts, Data, Memory, Shapes, size
-from adaptome.compare.study import method_of, sections_of
 from adaptome.compare.work import Work
 from adaptome.core.errors import ModelError, RecipeError, did_you_mean
-from adaptome.recipe import MethodSection, Recipe, load_recipe
+from adaptome.recipe import MethodSection, Recipe
 
 #: name -> what it changes in a recipe's model and training
 PRECISIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

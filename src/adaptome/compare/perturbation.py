@@ -142,7 +142,9 @@ def asked_of(kinds: Sequence[str]) -> dict[str, tuple[str, float]]:
     for one in kinds:
         how, colon, text = one.partition(":")
         if how not in HOW:
-            raise RecipeError(f"there is no perturbation {how!r}.{did_you_mean(how, HOW)} There are: {', '.join(HOW)}.")
+            raise RecipeError(
+                f"there is no perturbation {how!r}.{did_you_mean(how, HOW)} There are: {', '.join(HOW)}."
+            )
         try:
             shares = (float(text),) if colon else HOW[how]
         except ValueError:
@@ -164,7 +166,9 @@ def _study(found: Comparison, asked: Mapping[str, tuple[str, float]]) -> Study:
         return Spoiled(label, how, share, row.values, row.mean, half_width(row.values), statistics.fmean(lost), half_width(lost), signs)  # fmt: skip
 
     base = whole.metrics[f"{found.metric}_before"]
-    return Study(found.folder, found.metric, found.seeds, base, [told(label, row) for label, row in of.items()])
+    return Study(
+        found.folder, found.metric, found.seeds, base, [told(label, row) for label, row in of.items()]
+    )
 
 
 def _page(study: Study, title: str | None) -> Report:
@@ -172,7 +176,10 @@ def _page(study: Study, title: str | None) -> Report:
     whole, seeds = study.rows[0], len(study.seeds)
     lead = f"{len(study.rows) - 1} ways of spoiling the traces, {seeds} seed{'s' * (seeds > 1)} each; {study.metric} on held-out questions."
     report = Report(f"{title or 'Traces'}: what is learned of them", lead).section("Results")
-    facts = {f"{study.metric} of {WHOLE}": format(whole.mean, ".1%"), "of the base": format(study.base, ".1%")}
+    facts = {
+        f"{study.metric} of {WHOLE}": format(whole.mean, ".1%"),
+        "of the base": format(study.base, ".1%"),
+    }
     for what in ("content", "structure"):
         lost = study.lost(what)
         if lost is not None:
@@ -197,11 +204,16 @@ def _page(study: Study, title: str | None) -> Report:
         },
     )  # fmt: skip
     curves = {
-        how: [(0.0, whole.mean), *((row.share, row.mean) for row in study.rows if row.how == how and row.share)]
+        how: [
+            (0.0, whole.mean),
+            *((row.share, row.mean) for row in study.rows if row.how == how and row.share),
+        ]
         for how in HOW
         if any(row.how == how for row in study.rows)
     }
     if curves:
-        report.section("By share", f"{study.metric} by how much of the traces is spoiled; all curves begin at {WHOLE}.")
+        report.section(
+            "By share", f"{study.metric} by how much of the traces is spoiled; all curves begin at {WHOLE}."
+        )
         report.curves(Curves(study.metric, curves, "share spoiled", study.metric))
     return report

@@ -21,8 +21,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
-from adaptome.core.errors import MissingExtraError, RecipeError, TrainingError
 from adaptome.compare.staged import carry_out_first
+from adaptome.core.errors import MissingExtraError, RecipeError, TrainingError
 from adaptome.core.files import write_atomic
 from adaptome.recipe import RangeSection, Recipe, SearchSection, load_recipe, stages_of
 from adaptome.tasks import get_task

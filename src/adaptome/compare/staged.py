@@ -12,9 +12,7 @@ from adaptome.training.stages import carry_out
 Tell = Callable[[str], None]
 
 
-def carry_out_first(
-    recipe: Recipe, callbacks: Sequence[Any] | None = None, tell: Tell | None = None
-) -> None:
+def carry_out_first(recipe: Recipe, callbacks: Sequence[Any] | None = None, tell: Tell | None = None) -> None:
     """Carry out all stages but the last, in the folders that `adaptome train` has them in; finished ones are taken as they are."""
     if recipe.stages[:-1]:
         carry_out(stages_of(recipe)[:-1], Path(recipe.output.folder), True, callbacks, tell)

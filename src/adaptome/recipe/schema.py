@@ -341,7 +341,8 @@ class ComparedMethod(MethodSection):
     label: str | None = Field(default=None, description="its name in the table; default: the method's")
     learning_rate: float | None = Field(default=None, gt=0, description="default: that of training")
     set: dict[str, Any] = Field(
-        default_factory=dict, description="what else its runs have of their own, by key: {task.max_length: 512}"
+        default_factory=dict,
+        description="what else its runs have of their own, by key: {task.max_length: 512}",
     )
 
 
@@ -386,7 +387,7 @@ class CompareSection(Section):
         default_factory=list, description="further keys that take a run's seed, as data.split_seed"
     )
     metric: str | None = Field(default=None, description="what is compared; default: the task's")
-    speed: bool = Field(
+    throughput: bool = Field(
         default=False,
         description="measure examples a second and operations of every trained model, for a curve of the metric against them",
     )

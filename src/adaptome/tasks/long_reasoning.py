@@ -39,7 +39,9 @@ class PerturbOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     how: How = Field(description="wrong answers, digits, keywords; or steps shuffled, deleted, inserted")
-    share: float = Field(default=1.0, ge=0, le=1, description="of the digits, sentences with keywords, or steps")
+    share: float = Field(
+        default=1.0, ge=0, le=1, description="of the digits, sentences with keywords, or steps"
+    )
     seed: int = Field(default=0, description="what is drawn")
 
 
@@ -70,7 +72,8 @@ class LongReasoningOptions(ReasoningOptions):
         description="outputs without the marks: refused, left out, or framed (their last line the solution, each before it a step)",
     )
     keep: Literal["all", "right", "wrong"] = Field(
-        default="all", description="train on the traces whose answer is the record's, or on those where it is not"
+        default="all",
+        description="train on the traces whose answer is the record's, or on those where it is not",
     )
     perturb: PerturbOptions | None = Field(default=None, description="spoil the training traces")
     samples: int = Field(
@@ -100,7 +103,9 @@ class LongReasoning(Reasoning):
     def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):
         super().__init__(options, labels)
         if self.options.samples > 1 and not self.options.sample:
-            raise RecipeError("task.samples: answers that are not drawn are all the same. Set task.sample=true.")
+            raise RecipeError(
+                "task.samples: answers that are not drawn are all the same. Set task.sample=true."
+            )
 
     @property
     def measures_before(self) -> bool:  # type: ignore[override]  # a fixed choice of most tasks, an option here
@@ -179,12 +184,16 @@ class LongReasoning(Reasoning):
         traces = [trace for _, trace in read]
         if asked is not None and asked.how == "wrong" and all(record.get("wrong") for record, _ in read):
             traces = [
-                self._trace(r["wrong"], None) if random.Random(f"{asked.seed} wrong {at}").random() < asked.share else t
+                self._trace(r["wrong"], None)
+                if random.Random(f"{asked.seed} wrong {at}").random() < asked.share
+                else t
                 for at, (r, t) in enumerate(read)
             ]
         elif asked is not None:
             pool = (
-                [(at, step) for at, t in enumerate(traces) for step in t.steps] if asked.how == "insert" else []
+                [(at, step) for at, t in enumerate(traces) for step in t.steps]
+                if asked.how == "insert"
+                else []
             )
             made = []
             for at, trace in enumerate(traces):
@@ -247,7 +256,9 @@ class LongReasoning(Reasoning):
         """Those of `reasoning`; tokens and keywords (means), well_formed and opens_with_keyword (shares), and pass@k of several samples."""
         metrics = super().judge(split, predictions)
         said = [one["completion"] for one in predictions]
-        thoughts = [one["thought"] if one["thought"] is not None else one["completion"] for one in predictions]
+        thoughts = [
+            one["thought"] if one["thought"] is not None else one["completion"] for one in predictions
+        ]
         metrics |= {
             "tokens": statistics.fmean(one["tokens"] for one in predictions),
             "keywords": statistics.fmean(count(text) for text in said),
@@ -273,7 +284,9 @@ class LongReasoning(Reasoning):
         """
         rule = self._rule()
         if rule is None:
-            raise RecipeError("task.keep and task.samples compare answers by task.read: math, number, letter, choice or text.")
+            raise RecipeError(
+                "task.keep and task.samples compare answers by task.read: math, number, letter, choice or text."
+            )
         return rule
 
 

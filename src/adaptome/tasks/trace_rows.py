@@ -44,7 +44,9 @@ def _turns(place: str, value: Any) -> dict[str, str]:
         text = given.get("value") if given.get("value") is not None else given.get("content")
         name = "user" if who in _USER else "assistant" if who in _ASSISTANT else who
         if name not in ("user", "assistant", "system") or not isinstance(text, str) or said.get(name):
-            raise DataError(f"{place}: one question with one answer is expected; found the turn {turn!r:.80}.")
+            raise DataError(
+                f"{place}: one question with one answer is expected; found the turn {turn!r:.80}."
+            )
         said[name] = text
     missing = [name for name in ("user", "assistant") if not said.get(name)]
     if missing:

@@ -1,8 +1,8 @@
 """Worked answers as a thought of several steps and a solution: read, written, taken into steps, and spoiled in a measured way.
 
-    trace = read_trace(text)                        # or DataError with what is wrong with it
-    trace.steps, trace.solution
-    perturbed(trace, "shuffle", 0.67, random.Random(0)).text
+trace = read_trace(text)                        # or DataError with what is wrong with it
+trace.steps, trace.solution
+perturbed(trace, "shuffle", 0.67, random.Random(0)).text
 """
 
 from __future__ import annotations

@@ -46,9 +46,7 @@ def rates() -> list[tuple[str, float]]:
     return [(how, share) for how, shares in HOW.items() for share in shares]
 
 
-def perturbed(
-    trace: Trace, how: str, share: float, draw: random.Random, others: Sequence[str] = ()
-) -> Trace:
+def perturbed(trace: Trace, how: str, share: float, draw: random.Random, others: Sequence[str] = ()) -> Trace:
     """The trace, spoiled.
 
     Args:
@@ -129,7 +127,9 @@ def _wrong(trace: Trace, share: float, draw: random.Random) -> Trace:
     low = 0 if len(right) == 1 else 10 ** (len(right) - 1)
     other = str(draw.choice([n for n in range(low, min(10 ** len(right), low + 1000)) if str(n) != right]))
     in_thought = _NUMBER.findall(trace.thought)
-    thought = _last_replaced(trace.thought, other) if in_thought and in_thought[-1] == right else trace.thought
+    thought = (
+        _last_replaced(trace.thought, other) if in_thought and in_thought[-1] == right else trace.thought
+    )
     return replace(trace, thought=thought, solution=_last_replaced(trace.solution, other), own=None)
 
 
