@@ -21,7 +21,7 @@ from adaptome.compare.rows import method_of, sections_of
 from adaptome.compare.shapes import Counts, Data, Memory, Shapes, size
 from adaptome.compare.work import Work
 from adaptome.core.errors import ModelError, RecipeError, did_you_mean
-from adaptome.recipe import MethodSection, Recipe
+from adaptome.recipe import MethodSection, Recipe, load_recipe
 
 #: name -> what it changes in a recipe's model and training
 PRECISIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

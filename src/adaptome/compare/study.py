@@ -113,8 +113,8 @@ def compare(
     kinds = {label: recipe_of(recipe, label, s, 0) for label, s in sections.items()}
     plans(recipe, [one.methods[0] for one in kinds.values()])
     task = get_task(recipe.task.name, **recipe.task.settings)
-    metric = recipe.compare.metric or task.headline
     assert recipe.compare is not None
+    metric = recipe.compare.metric or task.headline
     with workers(jobs, ray) as pool:
         work = _Work(recipe, sections, metric, pool, tell, watch, callbacks)
         found = work.all()

@@ -33,7 +33,7 @@ def chains(seed: int) -> dict[str, Table]:
     seen: set[str] = set()
     for split, count in (("test", 200), ("train", 800)):
         draw = random.Random(f"chains {seed} {split}")
-        rows = []
+        rows: list[tuple[str, ...]] = []
         while len(rows) < count:
             question, steps, answer = _question(draw, draw.randint(5, 7))
             if question in seen:  # no question of test stands in train
