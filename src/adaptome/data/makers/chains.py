@@ -64,7 +64,7 @@ def _known(draw: random.Random, kind: int) -> tuple[str, ...]:
         return "sums", " ".join(text[text.index(":") + 2 :] for text, _ in sums), str(sums[-1][1])
     question, steps, answer = _question(draw, draw.randint(1, 7))
     if kind < 4:
-        return f"{question} steps", "\n\n".join(steps), str(answer)
+        return f"{question} steps", " ".join(steps), str(answer)
     return question, rf"\boxed{{{answer}}}", str(answer)
 
 
