@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import adaptome as ad
+from adaptome.compare.rows import method_of, sections_of
 from adaptome.recipe import load_recipe
 from adaptome.training import run
 from tests.sounds import AST, WAV2VEC2, class_folders, esc50, urbansound8k
@@ -55,6 +56,7 @@ def test_every_recipe_is_run_by_a_test():
         "continual/",
         "text-classification/",
         "text-to-image/",
+        "image-classification/",
     )
     assert [name for name in ALL if name not in SOUNDS and not name.startswith(elsewhere)] == []
 
@@ -65,7 +67,9 @@ def test_a_recipe_is_valid_and_says_how_it_is_run(name):
     recipe = load_recipe(Path(name).stem)
     assert recipe.title and recipe == load_recipe(RECIPES / name)
     assert re.match(r"# [A-Z].*\.\n", text), "opens with what it is for, in a sentence"
-    commands = re.findall(r"^# .+?(adaptome (?:train|compare|search|continual) .*)$", text, re.MULTILINE)
+    commands = re.findall(
+        r"^# .+?(adaptome (?:train|compare|search|continual|perturb) .*)$", text, re.MULTILINE
+    )
     assert len(commands) >= 2 and all(Path(name).stem in command.split() for command in commands)
     if "--folds" in text:
         assert recipe.data.folds is not None
@@ -76,8 +80,26 @@ def test_a_recipe_takes_two_steps(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data_sets(tmp_path)
     content = yaml.safe_load(known(name).read_text(encoding="utf-8"))
+    if "compare" in content:
+        content["method"] = content.pop("compare")["methods"][0]
     content["model"] = {"from_config": SMALL[content["model"]]}
     content["training"] |= {"max_steps": 2, "batch_size": 4, "device": "cpu"}
     result = run(load_recipe(content))
     assert result.steps == 2 and result.split == "test"
     assert 0 < result.trainable_parameters < result.total_parameters
+
+
+def test_the_sizes_of_ast_are_the_shares_that_are_asked_for():
+    """At full size, for every method of the size-scaling study."""
+    import torch
+    from transformers import ASTConfig, ASTForAudioClassification
+
+    with torch.device("meta"):
+        model = ASTForAudioClassification(ASTConfig(num_labels=50, max_length=500))
+    total = sum(p.numel() for p in model.parameters())
+    rows = sections_of(load_recipe("esc50-sizes"))
+    assert len(rows) == 3 * 4
+    for label, section in rows.items():
+        own = method_of(section).model_dump(exclude_unset=True, exclude={"name", "train"})
+        share = ad.plan(model, section.name, **own).trainable / total
+        assert share == pytest.approx(float(str(section.budget).rstrip("%")) / 100, rel=0.2), label

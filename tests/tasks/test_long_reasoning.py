@@ -167,6 +167,12 @@ def test_training_traces_are_spoiled_and_others_are_not(tmp_path, how):
     assert how in ("keywords", "delete") or list(made["train"]) != list(other["train"])
 
 
+def test_wrong_traces_of_the_data_are_taken_whole(tmp_path):
+    rows = [plain(n, wrong=trace(n, answer=99)) for n in range(3)]
+    _, processor, _, data = prepared(tmp_path, rows, perturb={"how": "wrong"})
+    assert [learned(processor, row) for row in data["train"]] == [trace(n, answer=99) + processor.eos_token for n in range(3)]  # fmt: skip
+
+
 def test_scores_tell_length_keywords_form_and_passes(tmp_path, monkeypatch):
     rows = [plain(1), plain(2)]
     task, processor, splits, _ = prepared(tmp_path, rows, sample=True, samples=2, read="number")
@@ -209,7 +215,7 @@ def test_it_starts_as_the_base_and_merges(tmp_path):
     ad.attach(model, "lora", r=4, targets="all-linear")
     model.eval()
     torch.testing.assert_close(model(**batch).logits, base(**batch).logits, atol=0, rtol=0)
-    for _name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.05)
     before = model(**batch).logits

@@ -120,6 +120,7 @@ def compare(
 
 
 def _show(found: dict[str, Any]) -> None:
+    fast = [name for name in ("examples_per_second",) if all(name in row["metrics"] for row in found["rows"])]
     rows = [
         (
             row["label"],
@@ -128,13 +129,24 @@ def _show(found: dict[str, Any]) -> None:
             f"{row['mean']:.4f}" + ("" if row["low"] is None else f" ± {row['mean'] - row['low']:.4f}"),
             f"{row['seconds']:.1f}",
             f"{1000 * row['step_seconds']:.1f}",
+            *(f"{row['metrics'][name]:,.0f}" for name in fast),
         )
         for row in found["rows"]
     ]
     seeds = len(found["seeds"])
     title = f"{found['task']}: {found['metric']} on {found['split']}, {seeds} seed{'s' * (seeds > 1)}"
     print_table(
-        ("method", "parameters", "of all", found["metric"], "seconds", "ms per step"), rows, title=title
+        (
+            "method",
+            "parameters",
+            "of all",
+            found["metric"],
+            "seconds",
+            "ms per step",
+            *("a second" for _ in fast),
+        ),
+        rows,
+        title=title,
     )
     from adaptome.compare.page import verdict
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from adaptome.compare.devices import ROOM, Device, named_device, resident, this_device
 from adaptome.compare.measured import Measured, measured_steps
+from adaptome.compare.rows import method_of, sections_of
 from adaptome.compare.shapes import Counts, Data, Memory, Shapes, size
-from adaptome.compare.study import method_of, sections_of
 from adaptome.compare.work import Work
 from adaptome.core.errors import ModelError, RecipeError, did_you_mean
 from adaptome.recipe import MethodSection, Recipe, load_recipe

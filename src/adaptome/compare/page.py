@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adaptome.compare.speed import OPERATIONS, RATE
 from adaptome.report import Bars, Curves, Dots, Report, Scatter, points
 
 INTERVALS = (
@@ -106,6 +107,7 @@ def _points_and_pairs(report: Report, comparison: Mapping[str, Any], spec: str) 
         Scatter(f"{metric} and trained parameters", places["parameters"], "trained parameters", metric, ranges, comparison["pareto"], log=True),
         Scatter(f"{metric} and training time", places["seconds"], "seconds of training, evaluation aside", metric, ranges),
     )  # fmt: skip
+    _speed(report, comparison, ranges)
     memory = {row["label"]: row["memory"] / 2**20 for row in rows if row["memory"]}
     if memory:
         report.bars(Bars("Peak memory, MiB", memory, ",.0f"))
@@ -141,6 +143,28 @@ def _points_and_pairs(report: Report, comparison: Mapping[str, Any], spec: str) 
             caption="Recall by label",
             formats={row["label"]: ".1%" for row in rows},
         )
+
+
+def _speed(report: Report, comparison: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Quality against the speed of the trained models, where it was measured; the line joins what no faster row beats."""
+    rows, metric = comparison["rows"], comparison["metric"]
+    if not all(RATE in row["metrics"] for row in rows):
+        return
+    places = {row["label"]: (row["metrics"][RATE], row["mean"]) for row in rows}
+    sign, front = 1 if comparison["greater_is_better"] else -1, list[str]()
+    for name, (_, value) in sorted(places.items(), key=lambda item: -item[1][0]):
+        if not front or sign * value > sign * places[front[-1]][1]:
+            front.append(name)
+    report.points(
+        Scatter(f"{metric} and speed", places, "examples a second", metric, ranges, front),
+        Scatter(
+            f"{metric} and work",
+            {row["label"]: (row["metrics"][OPERATIONS] / 1e9, row["mean"]) for row in rows},
+            "10⁹ operations of an example",
+            metric,
+            ranges,
+        ),
+    )
 
 
 def _conditions(

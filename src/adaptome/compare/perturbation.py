@@ -2,7 +2,7 @@
 
 The study of Li et al. 2025, arXiv:2502.07374, section 5, over any recipe of the task `long-reasoning`:
 
-<output.folder>/
+<output.folder>/perturbed/
   <row>/seed-<n>/     a finished run each, and comparison.json, report.html, ...: see `compare.study`
   perturbation.json   the table by kind and share
   perturbation.html   the same to look at
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from adaptome.compare.staged import carry_out_first
 from adaptome.compare.study import compare
 from adaptome.compare.table import Comparison, Row, half_width
 from adaptome.core.errors import RecipeError, did_you_mean
@@ -106,7 +107,8 @@ def perturbation_study(
         raise RecipeError("a study of perturbations is of one method: give the recipe one.")
     asked = asked_of(kinds)
     method = ComparedMethod.model_validate(last.methods[0].model_dump(exclude_unset=True))
-    whole = VariantSection(label=WHOLE, set={"task.perturb": None, "task.measure_before": True})
+    nothing = {"how": "shuffle", "share": 0.0}
+    whole = VariantSection(label=WHOLE, set={"task.perturb": nothing, "task.measure_before": True})
     spoiled = [
         VariantSection(label=name, set={"task.perturb": {"how": how, "share": share}})
         for name, (how, share) in asked.items()
@@ -118,7 +120,11 @@ def perturbation_study(
         seeded=["task.perturb.seed"],
         metric=task.headline,
     )
-    found = compare(read.model_copy(update={"compare": section}), tell, callbacks, **options)
+    own = Path(read.output.folder) / "perturbed"
+    carry_out_first(read, callbacks, tell)
+    output = read.output.model_copy(update={"folder": str(own)})
+    one = last.model_copy(update={"compare": section, "output": output, "title": read.title})
+    found = compare(one, tell, callbacks, **options)
     made = _study(found, asked)
     folder = Path(made.folder)
     write_atomic(folder / TABLE, json.dumps(made.to_dict(), indent=1))

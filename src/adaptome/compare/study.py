@@ -14,13 +14,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import re
 import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from filelock import FileLock
 
 from adaptome.compare.page import page
 from adaptome.compare.results import read_published, write_results
+from adaptome.compare.rows import recipe_of, sections_of
 from adaptome.compare.search import BEST, SEARCH, search
+from adaptome.compare.speed import speed_of
 from adaptome.compare.staged import last_stage
 from adaptome.compare.table import Comparison, Row, half_width
 from adaptome.compare.workers import Workers, workers
@@ -36,17 +38,16 @@ from adaptome.core.errors import RecipeError
 from adaptome.core.files import write_atomic
 from adaptome.recipe import (
     ComparedMethod,
-    MethodSection,
     RangeSection,
     Recipe,
     SearchSection,
-    VariantSection,
     load_recipe,
 )
 from adaptome.tasks import get_task
 from adaptome.training.arguments import greater_is_better
+from adaptome.training.building import write_merged
 from adaptome.training.folder import METRICS, PREDICTIONS, RECIPE
-from adaptome.training.runs import plans, run
+from adaptome.training.runs import load_run, plans, run
 
 COMPARISON, REPORT = "comparison.json", "report.html"
 RATE = "training.learning_rate"
@@ -106,12 +107,14 @@ def compare(
         raise RecipeError("there is nothing to compare: give compare.methods, a list of methods.")
     published = read_published(beside) if beside is not None else []
     recipe = last_stage(recipe, callbacks, tell)
+    if recipe.start is not None and recipe.start.how == "merged":
+        write_merged(Path(recipe.start.run), partial(load_run, single=True))  # once, ahead of all runs
     sections = sections_of(recipe)
-    kinds = {label: _recipe(recipe, label, s, 0) for label, s in sections.items()}
+    kinds = {label: recipe_of(recipe, label, s, 0) for label, s in sections.items()}
     plans(recipe, [one.methods[0] for one in kinds.values()])
     task = get_task(recipe.task.name, **recipe.task.settings)
-    metric = recipe.compare.metric or task.headline
     assert recipe.compare is not None
+    metric = recipe.compare.metric or task.headline
     with workers(jobs, ray) as pool:
         work = _Work(recipe, sections, metric, pool, tell, watch, callbacks)
         found = work.all()
@@ -178,8 +181,9 @@ class _Work:
         self.begun += 1
         self._step(label, seed, None)
         self._say(f"{label}, seed {seed} ({self.begun} of {len(self.sections) * len(self.seeds)})")
-        one = _recipe(self.recipe, label, section, seed, self.rates.get(label))
-        return self.pool.submit(_result, one, self.callbacks)
+        one = recipe_of(self.recipe, label, section, seed, self.rates.get(label))
+        assert self.recipe.compare is not None
+        return self.pool.submit(_result, one, self.callbacks, self.recipe.compare.throughput)
 
     def _settle(self, label: str, seed: int | None, result: Any) -> None:
         if seed is None:
@@ -212,100 +216,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def sized(
-    methods: Sequence[ComparedMethod], budget: int | str | list[int | str] | None
-) -> list[ComparedMethod]:
-    """The rows: of several budgets each method has a row of its own, but one whose size is its own."""
-    if not isinstance(budget, list):
-        return [m if m.budget is not None else m.model_copy(update={"budget": budget}) for m in methods]
-    found = []
-    for method in methods:
-        if method.budget is not None:
-            found.append(method)
-            continue
-        for one in budget:
-            label = f"{method.label or method.name} @ {one}"
-            found.append(method.model_copy(update={"budget": one, "label": label}))
-    return found
-
-
-def sections_of(recipe: Recipe) -> dict[str, ComparedMethod]:
-    """The rows of a recipe's comparison by their names: its methods, of several budgets, in several variants."""
-    assert recipe.compare is not None
-    return labelled(varied(sized(recipe.compare.methods, recipe.compare.budget), recipe.compare.variants))
-
-
-def varied(methods: Sequence[ComparedMethod], variants: Sequence[VariantSection]) -> list[ComparedMethod]:
-    """Every method in every variant; one method's rows are called by the variants alone."""
-    if not variants:
-        return list(methods)
-    return [
-        method.model_copy(
-            update={
-                "label": variant.label
-                if len(methods) == 1
-                else f"{method.label or method.name}, {variant.label}",
-                "set": {**method.set, **variant.set},
-            }
-        )
-        for method in methods
-        for variant in variants
-    ]
-
-
-def labelled(methods: Sequence[ComparedMethod]) -> dict[str, ComparedMethod]:
-    """The rows by their names, of which no two may share a folder."""
-    found: dict[str, ComparedMethod] = {}
-    folders: dict[str, str] = {}
-    for number, section in enumerate(methods):
-        label = section.label or section.name
-        other = folders.setdefault(_folder(label), label)
-        if label in found or other != label:
-            raise RecipeError(
-                f"compare.methods: two rows are called {other!r}"
-                + (f" and {label!r}, which share a folder" if other != label else "")
-                + f". Give one another name: compare.methods.{number}.label."
-            )
-        found[label] = section
-    return found
-
-
-def _folder(label: str) -> str:
-    return re.sub(r"[^\w.+=-]+", "-", label).strip("-.") or "method"
-
-
-def method_of(section: ComparedMethod) -> MethodSection:
-    """A row's method as one of a recipe's `methods`."""
-    own = section.model_dump(exclude={"label", "learning_rate", "budget", "set"}, exclude_unset=True)
-    return MethodSection.model_validate({**own, "budget": section.budget})
-
-
-def _recipe(
-    recipe: Recipe, label: str, section: ComparedMethod, seed: int, rate: float | None = None
-) -> Recipe:
-    """The recipe of one run: this method alone, with this seed, in a folder of its own."""
-    rate = rate or section.learning_rate or recipe.training.learning_rate
-    folder = Path(recipe.output.folder) / _folder(label) / f"seed-{seed}"
-    made = recipe.model_copy(
-        update={
-            "methods": [method_of(section)],
-            "training": recipe.training.model_copy(update={"seed": seed, "learning_rate": rate}),
-            "output": recipe.output.model_copy(update={"folder": str(folder)}),
-            "compare": None,
-        }
-    )
-    seeded = recipe.compare.seeded if recipe.compare is not None else []
-    settings = {**section.set, **dict.fromkeys(seeded, seed)}
-    if not settings:
-        return made
-    changes = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    return load_recipe(made.model_dump(mode="json", exclude_defaults=True), changes)
-
-
 def _searched(recipe: Recipe, label: str, section: ComparedMethod, seed: int, metric: str) -> Recipe:
     """The recipe of the search for a row's learning rate."""
     assert recipe.compare is not None
-    one = _recipe(recipe, label, section, seed)
+    one = recipe_of(recipe, label, section, seed)
     middle = one.training.learning_rate
     rates = recipe.compare.learning_rates or RangeSection(low=middle / 10, high=middle * 10, log=True)
     wanted = SearchSection(
@@ -333,8 +247,16 @@ def _rate(recipe: Recipe, callbacks: Sequence[Any] | None) -> float:
     return float(search(recipe, callbacks=callbacks).best.settings[RATE])
 
 
-def _result(recipe: Recipe, callbacks: Sequence[Any] | None) -> dict[str, Any]:
-    """The metrics of a run: read where it is finished already, else trained, from where it was interrupted."""
+def _result(recipe: Recipe, callbacks: Sequence[Any] | None, speed: bool = False) -> dict[str, Any]:
+    """The metrics of a run, and its speed where that is asked for."""
+    result = _finished(recipe, callbacks)
+    if speed:
+        result["metrics"] |= speed_of(Path(recipe.output.folder), result["split"])
+    return result
+
+
+def _finished(recipe: Recipe, callbacks: Sequence[Any] | None) -> dict[str, Any]:
+    """The result of a run: read where it is finished already, else trained, from where it was interrupted."""
     folder = Path(recipe.output.folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(

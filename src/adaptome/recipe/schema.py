@@ -404,6 +404,10 @@ class CompareSection(Section):
         default_factory=list, description="further keys that take a run's seed, as data.split_seed"
     )
     metric: str | None = Field(default=None, description="what is compared; default: the task's")
+    throughput: bool = Field(
+        default=False,
+        description="measure examples a second and operations of every trained model, for a curve of the metric against them",
+    )
     trials: int = Field(
         default=0,
         ge=0,

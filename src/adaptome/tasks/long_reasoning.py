@@ -89,14 +89,15 @@ class LongReasoning(Reasoning):
     """Reasoning whose outputs are a thought in steps and a solution, between marks. Columns: as of `reasoning`, or `conversations`.
 
     Rows of SkyThought and Bespoke-Stratos (system, conversations of from and value) and of chats (messages) need no change; a
-    column `steps` says the thought's steps where the rule of `adaptome.traces.segment` is not to. Training alone reads traces:
+    column `steps` says the thought's steps where the rule of `adaptome.traces.segment` is not to, and a column `wrong` traces that
+    end in a wrong answer, for `perturb`; without it the answer alone is changed. Training alone reads traces:
     what is scored needs a question and an answer. Metrics beside those of `reasoning`: tokens and keywords of a text, the share
     that has thought and solution, the share that opens with a keyword, and with `samples` pass@k.
     """
 
     Options = LongReasoningOptions
     options: LongReasoningOptions
-    texts = (*Reasoning.texts, "system")
+    texts = (*Reasoning.texts, "system", "wrong")
     later_options = (*Instructed.later_options, "samples", "measure_before")
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):
@@ -132,6 +133,9 @@ class LongReasoning(Reasoning):
             record["system"] = (own if self.options.system is None else self.options.system) or ""
         if name != "train":
             return made, []
+        if "wrong" in there:
+            for record, wrong in zip(made, split.rows["wrong"], strict=True):
+                record["wrong"] = wrong or ""
         if self.options.keep != "all" and "answer" not in there:
             raise DataError(f"{split.source}: task.keep compares with the column answer, and there is none.")
         steps = split.rows["steps"] if "steps" in there else [None] * len(made)
@@ -178,7 +182,14 @@ class LongReasoning(Reasoning):
     def _spoiled(self, read: Sequence[tuple[Mapping[str, str], Trace]]) -> list[dict[str, str]]:
         asked = self.options.perturb
         traces = [trace for _, trace in read]
-        if asked is not None:
+        if asked is not None and asked.how == "wrong" and all(record.get("wrong") for record, _ in read):
+            traces = [
+                self._trace(r["wrong"], None)
+                if random.Random(f"{asked.seed} wrong {at}").random() < asked.share
+                else t
+                for at, (r, t) in enumerate(read)
+            ]
+        elif asked is not None:
             pool = (
                 [(at, step) for at, t in enumerate(traces) for step in t.steps]
                 if asked.how == "insert"

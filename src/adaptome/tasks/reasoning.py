@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from torch import nn
@@ -62,7 +62,15 @@ class Reasoning(Instructed):
 
     Options = ReasoningOptions
     options: ReasoningOptions
-    texts = ("instruction", "question", "options", "input", "output", "answer", "dataset")
+    texts: ClassVar[tuple[str, ...]] = (
+        "instruction",
+        "question",
+        "options",
+        "input",
+        "output",
+        "answer",
+        "dataset",
+    )
     judges = True
 
     def __init__(self, options: TaskOptions, labels: Sequence[str] | None = None):

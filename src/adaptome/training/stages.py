@@ -83,6 +83,23 @@ def run_stages(
         )
     if not resume:
         (folder / STAGES).unlink(missing_ok=True)
+    results = carry_out(stages, folder, resume, callbacks, tell, foretell)
+    made = StagesResult(str(folder), results, *_chosen(recipe, dict(stages), results))
+    write_atomic(folder / RECIPE, recipe.to_yaml(full=True))
+    write_atomic(folder / STAGES, json.dumps(made.to_dict(), indent=1))
+    write_report([folder])
+    return made
+
+
+def carry_out(
+    stages: Sequence[tuple[str, Recipe]],
+    folder: Path,
+    resume: bool,
+    callbacks: Sequence[TrainerCallback] | None = None,
+    tell: Callable[[str], None] | None = None,
+    foretell: Foretell | None = None,
+) -> dict[str, Result]:
+    """The result of each of these stages, of `stages_of`, in their folders under `folder`; with `resume` finished ones as they are."""
     results: dict[str, Result] = {}
     for number, (name, stage) in enumerate(stages, 1):
         if resume and (done := finished(folder / name)) is not None:
@@ -99,11 +116,7 @@ def run_stages(
         results[name] = (
             run(own, callbacks, foretell) if own.continual is None else run_continual(own, callbacks, tell)
         )
-    made = StagesResult(str(folder), results, *_chosen(recipe, dict(stages), results))
-    write_atomic(folder / RECIPE, recipe.to_yaml(full=True))
-    write_atomic(folder / STAGES, json.dumps(made.to_dict(), indent=1))
-    write_report([folder])
-    return made
+    return results
 
 
 def _chosen(
