@@ -28,10 +28,11 @@ FLOORS: dict[str, set[str]] = {
     "graphs": {"core"},
     "grammar": {"core"},
     "blackbox": {"core"},
+    "proteins": {"core"},
     "models": {"core", "graphs"},
     "decoding": {"core"},
     "objectives": {"core"},
-    "tasks": {"blackbox", "core", "data", "decoding", "grammar", "graphs", "models", "quantization", "report"},
+    "tasks": {"blackbox", "core", "data", "decoding", "grammar", "graphs", "models", "proteins", "quantization", "report"},
     "continual": {"core", "data", "objectives", "tasks"},
     # tools on any model
     "arithmetic": {"core", "forms", "interop"},

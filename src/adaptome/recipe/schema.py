@@ -142,6 +142,7 @@ class DataSection(Section):
         "text",
         "conll",
         "triples",
+        "fasta",
         "fewrel",
         "tacred",
         "fewnerd",
