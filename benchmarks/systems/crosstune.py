@@ -9,6 +9,7 @@ the validation rows as the recipe's checkpoint is; and counts of words, which ne
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,9 +24,15 @@ from adaptome.recipe import load_recipe, stages_of
 from adaptome.training import run_stages
 from adaptome.training.building import prepared
 
-DEMO, NEAREST, MEANS, PROBE, WORDS = "crosstune-demo", "nearest description", "nearest class mean", "linear probe", "words counted"
+DEMO, NEAREST, MEANS, PROBE, WORDS = (
+    "crosstune-demo",
+    "nearest description",
+    "nearest class mean",
+    "linear probe",
+    "words counted",
+)
 REAL, AUGMENTED = "real alone", "augmented"
-#: calls that training and testing took; those without test texts; what they should be
+#: calls to the black box, and the different texts that it was to be asked: of the data, the descriptions, and what the teacher sifted
 CALLS, OWED = "calls", "texts and descriptions"
 
 
@@ -37,26 +44,43 @@ def pooled(asked, texts: Sequence[str]) -> np.ndarray:
 
 
 def measure(seed: int, folder: Path) -> dict[str, float]:
-    told = [f"stages.{n}.task.cache={folder}/asked" for n in (1, 2)]
-    told += [f"data.split_seed={seed}", f"training.seed={seed}", "training.device=cpu", f"output={folder}/demo"]
+    told = [
+        f"task.cache={folder}/asked",
+        f"data.split_seed={seed}",
+        f"training.seed={seed}",
+        "training.device=cpu",
+        f"output={folder}/demo",
+    ]
     recipe = load_recipe(DEMO, told)
     result = run_stages(recipe, callbacks=[])
     found = {DEMO: result.last.metrics["accuracy"]}
-    found |= {label: result.stages[name].metrics["accuracy"] for label, name in ((REAL, "2-real"), (AUGMENTED, "3-augmented"))}
+    found |= {
+        label: result.stages[name].metrics["accuracy"]
+        for label, name in ((REAL, "2-real"), (AUGMENTED, "3-augmented"))
+    }
     _, stage = stages_of(recipe)[1]
     task, asked, splits, data = prepared(stage)
     (train, y), (held, held_y), (test, test_y) = (
         (data[name]["text"], np.array(data[name]["labels"])) for name in ("train", "validation", "test")
     )
     described = [text for some in task.descriptions_of(task.labels).values() for text in some]
-    found |= {CALLS: float(asked.spent), OWED: float(len({*train, *held, *test, *described}))}
+    generated = [
+        json.loads(line)
+        for line in (folder / "demo" / "3-augmented" / "generated.jsonl").open(encoding="utf-8")
+    ]
+    sifted = {row["text"] for row in generated if row["why"] != "repeated"}
+    found |= {CALLS: float(asked.spent), OWED: float(len({*train, *held, *test, *described, *sifted}))}
     x, v, t, e = (pooled(asked, texts) for texts in (train, held, test, described))
     found[NEAREST] = float(((t @ e.T).argmax(1) == test_y).mean())
     means = np.stack([x[y == kind].mean(0) for kind in range(len(task.labels))])
-    found[MEANS] = float(((t @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T).argmax(1) == test_y).mean())
+    found[MEANS] = float(
+        ((t @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T).argmax(1) == test_y).mean()
+    )
     found[PROBE] = chosen(x, y, v, held_y).score(t, test_y)
     counted = TfidfVectorizer(sublinear_tf=True).fit(train)
-    found[WORDS] = chosen(counted.transform(train), y, counted.transform(held), held_y).score(counted.transform(test), test_y)
+    found[WORDS] = chosen(counted.transform(train), y, counted.transform(held), held_y).score(
+        counted.transform(test), test_y
+    )
     return found
 
 
@@ -69,7 +93,9 @@ def chosen(x, y, held, held_y) -> LogisticRegression:
 def also(seen: Sequence[Seen]) -> dict[str, bool]:
     return {
         "every text and description was asked once": all(one[CALLS] == one[OWED] for one in seen),
-        f"the chosen stage is {REAL} or {AUGMENTED}": all(one[DEMO] in (one[REAL], one[AUGMENTED]) for one in seen),
+        f"the chosen stage is {REAL} or {AUGMENTED}": all(
+            one[DEMO] in (one[REAL], one[AUGMENTED]) for one in seen
+        ),
         f"ahead of {PROBE} in the mean": np.mean([o[DEMO] - o[PROBE] for o in seen]) > 0,
     }
 

@@ -18,11 +18,26 @@ from pathlib import Path
 from _demo import Demo, Seen, main
 
 import adaptome as ad
-from adaptome.data.makers.protein_families import LEAD, OWN, PROPERTIES, RESIDUES, SECOND, Profile, profiles, protein_families
+from adaptome.data.makers.protein_families import (
+    LEAD,
+    OWN,
+    PROPERTIES,
+    RESIDUES,
+    SECOND,
+    Profile,
+    profiles,
+    protein_families,
+)
 from adaptome.recipe import load_recipe, stages_of
 from adaptome.training import load_run, run
 
-DEMO, FROZEN, COMPOSITION, CONTROL_ONLY, REAL = "protein-lm-demo", "frozen base", "drawn from the composition", "second stage only", "test sequences"
+DEMO, FROZEN, COMPOSITION, CONTROL_ONLY, REAL = (
+    "protein-lm-demo",
+    "frozen base",
+    "drawn from the composition",
+    "second stage only",
+    "test sequences",
+)
 SMALL = "isomerase"
 
 
@@ -54,7 +69,11 @@ def written(loaded, asked: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def measure(seed: int, folder: Path) -> dict[str, float]:
-    told = [f"data.split_seed={seed}", f"stages.0.data={{name: 'made:protein-language', split_seed: {seed}}}", f"training.seed={seed}"]
+    told = [
+        f"data.split_seed={seed}",
+        f"stages.0.data={{name: 'made:protein-language', split_seed: {seed}}}",
+        f"training.seed={seed}",
+    ]
     told += ["training.device=cpu", "evaluation.examples=0", "stages.0.evaluation={split: test, examples: 0}"]
     (_, first), (_, second) = stages_of(load_recipe(DEMO, [*told, f"output={folder}/demo"]))
     language, control = run(first, callbacks=[]), run(second, callbacks=[])
@@ -68,24 +87,42 @@ def measure(seed: int, folder: Path) -> dict[str, float]:
     with ad.disabled(loaded.model):
         base = written(loaded, asked)
     draw, train = random.Random(seed), dict[str, str]()
-    for sequence, of in zip(data["train"].columns["sequence"], data["train"].columns["property"], strict=True):
+    for sequence, of in zip(
+        data["train"].columns["sequence"], data["train"].columns["property"], strict=True
+    ):
         train[of] = train.get(of, "") + sequence
     drawn = [("".join(draw.choices(train[of], k=len(families[0]) + LEAD // 2)), of) for of in asked]
-    found = {DEMO: accuracy(ours, families), FROZEN: accuracy(base, families), COMPOSITION: accuracy(drawn, families)}
+    found = {
+        DEMO: accuracy(ours, families),
+        FROZEN: accuracy(base, families),
+        COMPOSITION: accuracy(drawn, families),
+    }
     found[CONTROL_ONLY] = accuracy(theirs, families)
     found[REAL] = accuracy(list(zip(data["test"].columns["sequence"], asked, strict=True)), families)
     for label, pairs in ((SMALL, ours), (f"{SMALL}, second stage only", theirs)):
         found[label] = accuracy([pair for pair in pairs if pair[1] == SMALL], families)
     found |= {"perplexity of sequences": language.metrics["perplexity"]}
-    names = ("valid", "unique", "low_complexity", "composition_divergence", "nearest_identity", "property_accuracy", "classifier_accuracy")
+    names = (
+        "valid",
+        "unique",
+        "low_complexity",
+        "composition_divergence",
+        "nearest_identity",
+        "property_accuracy",
+        "classifier_accuracy",
+    )
     return found | {name: control.metrics[name] for name in names}
 
 
 def also(seen: Sequence[Seen]) -> dict[str, bool]:
     return {
-        "sequences' perplexity is below 20, that of residues at random": all(one["perplexity of sequences"] < 20 for one in seen),
+        "sequences' perplexity is below 20, that of residues at random": all(
+            one["perplexity of sequences"] < 20 for one in seen
+        ),
         f"ahead of {CONTROL_ONLY} in every seed": all(one[DEMO] > one[CONTROL_ONLY] for one in seen),
-        "written sequences are not copies: mean identity to the nearest of training below 0.98": all(one["nearest_identity"] < 0.98 for one in seen),
+        "written sequences are not copies: mean identity to the nearest of training below 0.98": all(
+            one["nearest_identity"] < 0.98 for one in seen
+        ),
         "nine of ten written sequences are valid": all(one["valid"] >= 0.9 for one in seen),
     }
 

@@ -50,7 +50,9 @@ def test_a_budget_is_told_before_anything_is_asked(tmp_path):
     count = Counting()
     one = asked(tmp_path, count, budget=3)
     one.ask(["a", "b"])
-    with pytest.raises(BlackBoxError, match=r"2 texts are to be asked, 2 calls were made before, and task.budget is 3"):
+    with pytest.raises(
+        BlackBoxError, match=r"2 texts are to be asked, 2 calls were made before, and task.budget is 3"
+    ):
         one.ask(["a", "c", "d"])
     assert count.texts == ["a", "b"]
     one.ask(["a", "c"])
@@ -105,10 +107,21 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.refuses:
             status, answer = 400, {"error": {"message": "no such model", "type": "invalid_request_error"}}
         elif self.path.endswith("/embeddings"):
-            data = [{"object": "embedding", "index": i, "embedding": [len(t), 0.5, -1.0]} for i, t in enumerate(asked["input"])]
-            answer = {"object": "list", "model": "m", "data": data[::-1], "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+            data = [
+                {"object": "embedding", "index": i, "embedding": [len(t), 0.5, -1.0]}
+                for i, t in enumerate(asked["input"])
+            ]
+            answer = {
+                "object": "list",
+                "model": "m",
+                "data": data[::-1],
+                "usage": {"prompt_tokens": 1, "total_tokens": 1},
+            }
         else:
-            top = [{"token": " Sport", "logprob": -0.1, "bytes": None}, {"token": "art", "logprob": -2.5, "bytes": None}]
+            top = [
+                {"token": " Sport", "logprob": -0.1, "bytes": None},
+                {"token": "art", "logprob": -2.5, "bytes": None},
+            ]
             content = [{**top[0], "top_logprobs": top}] if asked.get("logprobs") else None
             text = '1. A goal in extra time.\n2) "The team won."\nDone!'
             choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
@@ -152,7 +165,10 @@ def test_likeliest_words_of_an_endpoint(where, server):
     box = get_black_box("endpoint", **where, output="logits", words=["sports", "arts", "money"])
     found = box.states(["a match"])
     assert found[0].shape == (1, 3)
-    assert all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(found[0][0].tolist(), [-0.1, -2.5, -2.5], strict=True))
+    assert all(
+        math.isclose(a, b, abs_tol=1e-6)
+        for a, b in zip(found[0][0].tolist(), [-0.1, -2.5, -2.5], strict=True)
+    )
     assert server.seen[0]["top_logprobs"] == 20 and "a match" in server.seen[0]["messages"][0]["content"]
 
 
@@ -182,7 +198,9 @@ def test_an_endpoint_writes(where, server):
 
 def test_a_file_of_texts(tmp_path):
     path = tmp_path / "made.jsonl"
-    path.write_text('{"text": "a", "label": "x"}\n\n{"text": "b", "label": "y"}\n{"text": "c", "label": "x"}\n')
+    path.write_text(
+        '{"text": "a", "label": "x"}\n\n{"text": "b", "label": "y"}\n{"text": "c", "label": "x"}\n'
+    )
     generator = get_generator("file", path=str(path))
     assert generator.texts("x", "", [], 5, 0) == ["a", "c"] and generator.texts("z", "", [], 5, 0) == []
     path.write_text('{"text": "a", "label": "x"}\n{"text": 3')
@@ -191,11 +209,19 @@ def test_a_file_of_texts(tmp_path):
 
 
 def test_spliced_texts_are_of_the_examples():
-    examples = ["One two three four. Five six seven eight.", "Ant bee cat dog; eel fox gnu hen.", "Alone it stands here"]
+    examples = [
+        "One two three four. Five six seven eight.",
+        "Ant bee cat dog; eel fox gnu hen.",
+        "Alone it stands here",
+    ]
     generator = get_generator("spliced")
     made = generator.texts("x", "", examples, 12, seed=0)
     words = {word for text in examples for word in text.split()}
     assert len(made) == 12 and all(set(text.split()) <= words for text in made)
     assert "One two three four. eel fox gnu hen." in made
-    assert made == generator.texts("x", "", examples, 12, seed=0) != generator.texts("x", "", examples, 12, seed=1)
+    assert (
+        made
+        == generator.texts("x", "", examples, 12, seed=0)
+        != generator.texts("x", "", examples, 12, seed=1)
+    )
     assert generator.texts("x", "", examples[:1], 12, 0) == []

@@ -14,7 +14,9 @@ from adaptome.models.cross_tune import CrossTune, padded
 def network(seed=0, described=((3,), (5,), (2,)), **settings) -> CrossTune:
     """A network with random weights, in float64, that knows three classes."""
     torch.manual_seed(seed)
-    made = CrossTune.from_settings(**{"width": 12, "labels": len(described), "heads": 3, "feed_forward": 7, "dropout": 0.0, **settings})
+    made = CrossTune.from_settings(
+        **{"width": 12, "labels": len(described), "heads": 3, "feed_forward": 7, "dropout": 0.0, **settings}
+    )
     made.double().eval()
     for p in made.parameters():
         nn.init.normal_(p, std=0.5)
@@ -29,7 +31,12 @@ def texts(*lengths):
 def by_hand(model, x):
     """Scores [C] of one text's states [L, d], classes of one description each."""
     n, h = model.network, 3
-    norm = lambda layer, v: (v - v.mean(-1, keepdim=True)) / (v.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * layer.weight + layer.bias  # noqa: E731
+    norm = lambda layer, v: (
+        (v - v.mean(-1, keepdim=True))
+        / (v.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        * layer.weight
+        + layer.bias
+    )
     scores = []
     for states, mask in zip(model.label_states.double(), model.label_mask, strict=True):
         e = states[mask].mean(0)
@@ -78,7 +85,16 @@ def test_classes_are_exchangeable(settings):
     torch.testing.assert_close(same[:, 0], same[:, 1], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("settings", [{}, {"query": "tokens"}, {"match": "product"}, {"direction": "text"}, {"direction": "text", "query": "tokens"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"query": "tokens"},
+        {"match": "product"},
+        {"direction": "text"},
+        {"direction": "text", "query": "tokens"},
+    ],
+)
 def test_padding_changes_nothing(settings):
     model, rows = network(**settings), texts(3, 6)
     states, mask = padded(rows)
@@ -123,13 +139,19 @@ def test_a_new_network_prefers_no_class_and_product_begins_as_the_cosine():
     product = CrossTune.from_settings(width=12, heads=3, feed_forward=7, match="product").eval()
     product.describe([[n] for n in names])
     norm = lambda v: F.layer_norm(v, (12,))  # noqa: E731
-    cosine = [[10 * F.cosine_similarity(norm(n.mean(0)), norm(row.float()).mean(0), dim=0) for n in names] for row in rows]
+    cosine = [
+        [10 * F.cosine_similarity(norm(n.mean(0)), norm(row.float()).mean(0), dim=0) for n in names]
+        for row in rows
+    ]
     torch.testing.assert_close(product(states, mask)["logits"], torch.tensor(cosine), rtol=1e-4, atol=1e-4)
 
 
 def test_it_is_saved_and_loaded(tmp_path):
     torch.manual_seed(0)
-    made, names = CrossTune.from_settings(width=12, heads=3, feed_forward=7), [torch.randn(n, 12) for n in (2, 4)]
+    made, names = (
+        CrossTune.from_settings(width=12, heads=3, feed_forward=7),
+        [torch.randn(n, 12) for n in (2, 4)],
+    )
     for p in made.parameters():
         nn.init.normal_(p)
     made.save_pretrained(tmp_path / "net")

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 from adaptome.core.errors import DataError
-from adaptome.proteins import Meter, Nearest, cleaned, divergence, identity, low_complexity, read_folds, read_pdb, rmsd, tm_score
+from adaptome.proteins import (
+    Meter,
+    Nearest,
+    cleaned,
+    divergence,
+    identity,
+    low_complexity,
+    read_folds,
+    read_pdb,
+    rmsd,
+    tm_score,
+)
 from adaptome.proteins.meter import Counter, Sampled, source
 from adaptome.proteins.nearest import GAP, MATCH, MISMATCH
 from adaptome.proteins.structures import confidence, scale
@@ -43,7 +54,10 @@ def every_alignment(a, b):
     """Best score and the identities of all alignments with it, by trying every one."""
     if not a or not b:
         return [(GAP * (len(a) + len(b)), 0, len(a) + len(b))]
-    found = [(s + (MATCH if a[0] == b[0] else MISMATCH), n + (a[0] == b[0]), m + 1) for s, n, m in every_alignment(a[1:], b[1:])]
+    found = [
+        (s + (MATCH if a[0] == b[0] else MISMATCH), n + (a[0] == b[0]), m + 1)
+        for s, n, m in every_alignment(a[1:], b[1:])
+    ]
     found += [(s + GAP, n, m + 1) for s, n, m in every_alignment(a[1:], b)]
     return found + [(s + GAP, n, m + 1) for s, n, m in every_alignment(a, b[1:])]
 
@@ -53,7 +67,11 @@ def test_identity_is_of_a_best_alignment():
         all_ = every_alignment(a, b)
         best = max(score for score, _, _ in all_)
         assert any(identity(a, b) == pytest.approx(n / m) for score, n, m in all_ if score == best), (a, b)
-    assert identity("MKVLA", "MKVLA") == 1 and identity("MKVLA", "MKLA") == pytest.approx(4 / 5) and identity("", "A") == 0
+    assert (
+        identity("MKVLA", "MKVLA") == 1
+        and identity("MKVLA", "MKLA") == pytest.approx(4 / 5)
+        and identity("", "A") == 0
+    )
 
 
 def test_the_nearest_known_sequence():
@@ -64,7 +82,9 @@ def test_the_nearest_known_sequence():
 
 def helix(length, seed=0):
     t = np.arange(length)
-    return np.stack([2.3 * np.cos(1.745 * t), 2.3 * np.sin(1.745 * t), 1.5 * t], 1) + np.random.default_rng(seed).normal(0, 0.3, (length, 3))
+    return np.stack([2.3 * np.cos(1.745 * t), 2.3 * np.sin(1.745 * t), 1.5 * t], 1) + np.random.default_rng(
+        seed
+    ).normal(0, 0.3, (length, 3))
 
 
 def moved(points, seed=1):
@@ -75,11 +95,15 @@ def moved(points, seed=1):
 def test_structures_are_compared_whatever_their_place():
     one = helix(40)
     assert rmsd(one, one) == pytest.approx(0, abs=1e-6) and tm_score(one, one) == pytest.approx(1)
-    assert rmsd(moved(one), one) == pytest.approx(0, abs=1e-6) and tm_score(moved(one), one) == pytest.approx(1)
+    assert rmsd(moved(one), one) == pytest.approx(0, abs=1e-6) and tm_score(moved(one), one) == pytest.approx(
+        1
+    )
     other = helix(40, 3)
-    assert tm_score(moved(other), one) == pytest.approx(tm_score(other, one), abs=1e-6) and rmsd(moved(other), one) == pytest.approx(rmsd(other, one))
+    assert tm_score(moved(other), one) == pytest.approx(tm_score(other, one), abs=1e-6) and rmsd(
+        moved(other), one
+    ) == pytest.approx(rmsd(other, one))
     assert rmsd(one * [1, 1, -1], one) > 1  # its mirror image
-    shift = one + [3.0, 0, 0]
+    shift = one + np.array([3.0, 0, 0])
     assert tm_score(shift, one, superpose=False) == pytest.approx(1 / (1 + (3 / scale(40)) ** 2))
     assert scale(40) == pytest.approx(1.24 * 25 ** (1 / 3) - 1.8) and scale(21) == scale(10) == 0.5
     half = one.copy()
@@ -90,11 +114,22 @@ def test_structures_are_compared_whatever_their_place():
 
 
 def atom(number, name, residue, xyz, b, alternate=" "):
-    return f"ATOM  {number:5d} {name:^4}{alternate}ALA A{residue:4d}    " + "".join(f"{v:8.3f}" for v in xyz) + f"  1.00{b:6.2f}           C"
+    return (
+        f"ATOM  {number:5d} {name:^4}{alternate}ALA A{residue:4d}    "
+        + "".join(f"{v:8.3f}" for v in xyz)
+        + f"  1.00{b:6.2f}           C"
+    )
 
 
 def test_files_of_a_folding_tool(tmp_path):
-    lines = [atom(1, "N", 1, (0, 0, 0), 10), atom(2, "CA", 1, (1, 2, 3), 0.8), atom(3, "CA", 2, (4, 5, 6), 0.6), atom(4, "CA", 2, (9, 9, 9), 0.1, "B"), "ENDMDL", atom(5, "CA", 3, (7, 8, 9), 0.9)]
+    lines = [
+        atom(1, "N", 1, (0, 0, 0), 10),
+        atom(2, "CA", 1, (1, 2, 3), 0.8),
+        atom(3, "CA", 2, (4, 5, 6), 0.6),
+        atom(4, "CA", 2, (9, 9, 9), 0.1, "B"),
+        "ENDMDL",
+        atom(5, "CA", 3, (7, 8, 9), 0.9),
+    ]
     (tmp_path / "MKV.pdb").write_text("\n".join(lines) + "\n")
     found = read_pdb(tmp_path / "MKV.pdb")
     assert found.coordinates.tolist() == [[1, 2, 3], [4, 5, 6]] and found.mean_plddt == pytest.approx(70)
@@ -125,8 +160,14 @@ def test_tokens_per_second_and_watt_on_a_fake_clock():
         meter.count(100)
         now[0], watts[0] = 5.0, 30.0
     joules = (10 + 30) / 2 * 2 + 30 * 3
-    assert meter.reading.joules == joules and meter.reading.per_second == 20 and meter.reading.watts == joules / 5
-    assert meter.reading.per_second_and_watt == pytest.approx(20 / (joules / 5)) == pytest.approx(100 / joules)
+    assert (
+        meter.reading.joules == joules
+        and meter.reading.per_second == 20
+        and meter.reading.watts == joules / 5
+    )
+    assert (
+        meter.reading.per_second_and_watt == pytest.approx(20 / (joules / 5)) == pytest.approx(100 / joules)
+    )
 
 
 def test_counters_wrap_and_none_is_told(tmp_path):

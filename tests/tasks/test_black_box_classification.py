@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,7 +75,12 @@ def data(tmp_path):
 
 
 def recipe(data, folder, **given):
-    task = {"name": "black-box-classification", "black_box": {"name": "words"}, "descriptions": DESCRIPTIONS, "cache": str(folder / "asked")}
+    task = {
+        "name": "black-box-classification",
+        "black_box": {"name": "words"},
+        "descriptions": DESCRIPTIONS,
+        "cache": str(folder / "asked"),
+    }
     content = {
         "model": {"composite": "cross-tune", "heads": 4, "feed_forward": 0, "match": "product", "dropout": 0.0},
         "task": {**task, **given.pop("task", {})}, "data": data, "method": NETWORK, "output": str(folder / "run"),
@@ -84,7 +90,7 @@ def recipe(data, folder, **given):
 
 
 def rows(file):
-    return [json.loads(line)["text"] for line in open(file, encoding="utf-8")]
+    return [json.loads(line)["text"] for line in Path(file).read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_run_asks_once_and_a_prediction_once_more(words, data, tmp_path):
@@ -96,7 +102,9 @@ def test_a_run_asks_once_and_a_prediction_once_more(words, data, tmp_path):
     again = evaluate(tmp_path / "run")
     assert again["accuracy"] == pytest.approx(result.metrics["accuracy"]) and words.asked == []
     loaded = load_run(tmp_path / "run")
-    found = loaded.task.predict(loaded.model, loaded.processor, ["the whale and a harbour", "the judge of a court"])
+    found = loaded.task.predict(
+        loaded.model, loaded.processor, ["the whale and a harbour", "the judge of a court"]
+    )
     assert [one["label"] for one in found] == ["sea", "law"] and len(words.asked) == 2
     assert loaded.processor.store["the judge of a court"].grad_fn is None
 
@@ -111,7 +119,9 @@ def test_a_class_that_comes_later_is_recognised(words, data, tmp_path):
 
 def test_the_descriptions_are_what_tells(words, data, tmp_path):
     run(recipe(data, tmp_path), callbacks=[])
-    turned = dict(zip(list(TOPICS)[:4], [DESCRIPTIONS[t] for t in ("sky", "food", "law", "sea")], strict=True))
+    turned = dict(
+        zip(list(TOPICS)[:4], [DESCRIPTIONS[t] for t in ("sky", "food", "law", "sea")], strict=True)
+    )
     swapped = evaluate(tmp_path / "run", overrides=[f"task.descriptions={json.dumps(turned)}"])
     assert swapped["accuracy"] < 0.3
 
@@ -130,10 +140,15 @@ def test_descriptions_are_checked(words, data, tmp_path):
     (tmp_path / "told.json").write_text(json.dumps({"sea": ["the sea", "ships"], "skye": "the sky"}))
     result = run(recipe(data, tmp_path, task={"descriptions": str(tmp_path / "told.json")}, training={"max_steps": 1, "device": "cpu"}), callbacks=[])  # fmt: skip
     assert any("3 labels have no description" in note for note in result.notes)
-    assert any("1 descriptions are of no label of train: skye. Did you mean 'sky'?" in note for note in result.notes)
+    assert any(
+        "1 descriptions are of no label of train: skye. Did you mean 'sky'?" in note for note in result.notes
+    )
     assert "ships" in words.asked and "sky" in words.asked
     with pytest.raises(RecipeError, match="that of 'sea' is ''"):
-        run(recipe(data, tmp_path, task={"descriptions": {"sea": ""}}, output=str(tmp_path / "other")), callbacks=[])
+        run(
+            recipe(data, tmp_path, task={"descriptions": {"sea": ""}}, output=str(tmp_path / "other")),
+            callbacks=[],
+        )
     with pytest.raises(RecipeError, match="unknown key 'augmentation|generator"):
         recipe(data, tmp_path, augmentation={"generator": {"name": "spliced", "wrods": 3}})
 
@@ -185,10 +200,19 @@ def test_the_switch_keeps_out_what_is_wrong(words, data, tmp_path):
     teacher = str(tmp_path / "run" / "1-teacher")
     for wrong in (0, 4, 8):
         generator = {"name": "file", "path": str(flipped(tmp_path / f"{wrong}.jsonl", wrong))}
-        one = recipe(data, tmp_path / str(wrong), augmentation={"generator": generator, "per_label": 8, "teacher": teacher, "threshold": 0.7})
+        one = recipe(
+            data,
+            tmp_path / str(wrong),
+            augmentation={"generator": generator, "per_label": 8, "teacher": teacher, "threshold": 0.7},
+        )
         task, _, splits, _ = prepared(one, load_run)
         kept.append(len(splits["train"]) - 32)
-        held = [json.loads(line) for line in open(tmp_path / str(wrong) / "run" / "generated.jsonl", encoding="utf-8")]
+        held = [
+            json.loads(line)
+            for line in (tmp_path / str(wrong) / "run" / "generated.jsonl")
+            .read_text(encoding="utf-8")
+            .splitlines()
+        ]
         assert sum(row["kept"] for row in held) == kept[-1] and {"teacher", "score", "why"} <= {*held[0]}
         assert splits["train"].where(32).endswith("generated.jsonl, kept text 1") if kept[-1] else True
     assert kept[0] > kept[1] > kept[2] == 0 and kept[0] >= 16
@@ -199,10 +223,14 @@ def test_what_was_generated_is_not_asked_again(words, data, tmp_path, monkeypatc
 
     asked = []
     theirs = Spliced.texts
-    monkeypatch.setattr(Spliced, "texts", lambda self, label, *a: (asked.append(label), theirs(self, label, *a))[1])
+    monkeypatch.setattr(
+        Spliced, "texts", lambda self, label, *a: (asked.append(label), theirs(self, label, *a))[1]
+    )
     one = recipe(data, tmp_path, augmentation={"generator": "spliced", "per_label": 5}, training={"max_steps": 1, "device": "cpu"})  # fmt: skip
     first = run(one, callbacks=[])
-    again = run(one.model_copy(update={"output": one.output.model_copy(update={"overwrite": True})}), callbacks=[])
+    again = run(
+        one.model_copy(update={"output": one.output.model_copy(update={"overwrite": True})}), callbacks=[]
+    )
     assert asked == sorted(list(TOPICS)[:4])
     told = next(note for note in first.notes if note.startswith("augmentation"))
     assert "of 20 texts by spliced" in told and told in again.notes
@@ -212,7 +240,11 @@ def test_shots_are_so_many_of_each_label(data):
     from adaptome.data import load_splits
 
     made = load_splits(**data, shots=3, split_seed=1)
-    assert sorted(made["train"].rows["label"]) == sorted(made["validation"].rows["label"]) == sorted(list(TOPICS)[:4] * 3)
+    assert (
+        sorted(made["train"].rows["label"])
+        == sorted(made["validation"].rows["label"])
+        == sorted(list(TOPICS)[:4] * 3)
+    )
     assert len(made["test"]) == len(rows(data["test"])) and not made.notes
     assert made["train"].rows["text"] != load_splits(**data, shots=3, split_seed=2)["train"].rows["text"]
     assert "have fewer than 50 rows" in load_splits(**data, shots=50).notes[0]
@@ -227,7 +259,11 @@ def test_words_alone_of_a_local_model(tmp_path, tokenizer_folder):
     from adaptome.blackbox import get_black_box
 
     torch.manual_seed(0)
-    model = BertForMaskedLM(BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)).eval()
+    model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        )
+    ).eval()
     model.save_pretrained(tmp_path / "lm")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     tokenizer.save_pretrained(tmp_path / "lm")

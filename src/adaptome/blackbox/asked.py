@@ -66,10 +66,14 @@ class Asked:
     def _answers(self, part: list[str]) -> list[Tensor]:
         made = self.box.states(part)
         if len(made) != len(part):
-            raise BlackBoxError(f"the black box {self.box.name or 'callable'} gave {len(made)} answers to {len(part)} texts.")
+            raise BlackBoxError(
+                f"the black box {self.box.name or 'callable'} gave {len(made)} answers to {len(part)} texts."
+            )
         for text, one in zip(part, made, strict=True):
             if one.dim() != 2 or not len(one):
-                raise BlackBoxError(f"the answer to {text[:60]!r} is of shape {tuple(one.shape)}; expected [tokens, width].")
+                raise BlackBoxError(
+                    f"the answer to {text[:60]!r} is of shape {tuple(one.shape)}; expected [tokens, width]."
+                )
             if not torch.isfinite(one.to(self.store.dtype)).all():
                 raise BlackBoxError(
                     f"the answer to {text[:60]!r} has numbers that {self.store.dtype} cannot hold. Set task.keep=float32."

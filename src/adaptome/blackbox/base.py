@@ -55,7 +55,9 @@ class Calling(BlackBox):
         batch_size: texts that it is given at once.
     """
 
-    def __init__(self, function: Callable[[Sequence[str]], Sequence[Any]], identity: str, batch_size: int = 16):
+    def __init__(
+        self, function: Callable[[Sequence[str]], Sequence[Any]], identity: str, batch_size: int = 16
+    ):
         super().__init__(BlackBoxSettings(batch_size=batch_size))
         self.function, self.called = function, identity
 

@@ -23,7 +23,8 @@ class EndpointSettings(BlackBoxSettings):
     base_url: str | None = Field(default=None, description="of the endpoint; default: the client's own")
     key_env: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key")
     output: Literal["states", "logits"] = Field(
-        default="states", description="an embedding of the text; or log-probabilities of `words` as the next one"
+        default="states",
+        description="an embedding of the text; or log-probabilities of `words` as the next one",
     )
     words: list[str] = Field(default_factory=list, description="of logits: the words that are asked for")
     prompt: str = Field(
@@ -51,7 +52,9 @@ def client_of(base_url: str | None, key_env: str, timeout: float, retries: int) 
         raise MissingExtraError("openai", "endpoint") from error
     key = os.environ.get(key_env)
     if not key and base_url is None:
-        raise BlackBoxError(f"the environment variable {key_env} holds no key for the endpoint. Set it, or name another: key_env.")
+        raise BlackBoxError(
+            f"the environment variable {key_env} holds no key for the endpoint. Set it, or name another: key_env."
+        )
     return openai.OpenAI(base_url=base_url, api_key=key or "none", timeout=timeout, max_retries=retries)
 
 
@@ -67,7 +70,9 @@ def answered(ask: Any, what: str, **given: Any) -> Any:
         return ask(**given)
     except openai.OpenAIError as error:
         status = getattr(error, "status_code", None)
-        raise BlackBoxError(f"the endpoint gave no {what}{f' (status {status})' if status else ''}: {error}") from error
+        raise BlackBoxError(
+            f"the endpoint gave no {what}{f' (status {status})' if status else ''}: {error}"
+        ) from error
 
 
 @BLACK_BOXES.register("endpoint")
@@ -85,7 +90,9 @@ class Endpoint(BlackBox):
     def states(self, texts: Sequence[str]) -> list[Tensor]:
         if self.settings.output == "logits":
             return [self._words(text) for text in texts]
-        made = answered(self.client.embeddings.create, "embedding", model=self.settings.model, input=list(texts))
+        made = answered(
+            self.client.embeddings.create, "embedding", model=self.settings.model, input=list(texts)
+        )
         rows = sorted(made.data, key=lambda one: one.index)
         return [torch.tensor(one.embedding)[None] for one in rows]
 
@@ -98,7 +105,9 @@ class Endpoint(BlackBox):
         )  # fmt: skip
         told = made.choices[0].logprobs if made.choices else None
         if told is None or not told.content:
-            raise BlackBoxError(f"the endpoint tells no log-probabilities for {self.settings.model}. Take output=states.")
+            raise BlackBoxError(
+                f"the endpoint tells no log-probabilities for {self.settings.model}. Take output=states."
+            )
         top = [(one.token.strip().casefold(), one.logprob) for one in told.content[0].top_logprobs]
         least = min(value for _, value in top)
         found = [

@@ -47,7 +47,11 @@ class Local(BlackBox):
     def identity(self) -> dict[str, Any]:
         """With sizes and times of a folder's files, so that other weights under the same name are other answers."""
         folder = Path(self.settings.model)
-        files = sorted(f for f in folder.glob("*") if f.suffix in (".safetensors", ".json")) if folder.is_dir() else []
+        files = (
+            sorted(f for f in folder.glob("*") if f.suffix in (".safetensors", ".json"))
+            if folder.is_dir()
+            else []
+        )
         stats = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
         return {**super().identity(), "files": stats}
 
@@ -58,7 +62,9 @@ class Local(BlackBox):
         try:
             return AutoTokenizer.from_pretrained(self.settings.model, revision=self.settings.revision)
         except (OSError, ValueError) as error:
-            raise BlackBoxError(f"task.black_box.model={self.settings.model!r} cannot be had: {error}") from error
+            raise BlackBoxError(
+                f"task.black_box.model={self.settings.model!r} cannot be had: {error}"
+            ) from error
 
     @cached_property
     def model(self) -> Any:
@@ -69,9 +75,13 @@ class Local(BlackBox):
         if self.settings.output == "logits":
             kind = "AutoModelForMaskedLM" if self.tokenizer.mask_token else "AutoModelForCausalLM"
         try:
-            made = getattr(transformers, kind).from_pretrained(self.settings.model, revision=self.settings.revision)
+            made = getattr(transformers, kind).from_pretrained(
+                self.settings.model, revision=self.settings.revision
+            )
         except (OSError, ValueError) as error:
-            raise BlackBoxError(f"task.black_box.model={self.settings.model!r} cannot be had: {error}") from error
+            raise BlackBoxError(
+                f"task.black_box.model={self.settings.model!r} cannot be had: {error}"
+            ) from error
         return made.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -95,9 +105,12 @@ class Local(BlackBox):
 
     def _words(self, texts: Sequence[str]) -> list[Tensor]:
         tokenizer, mask = self.tokenizer, self.tokenizer.mask_token
-        cut = tokenizer(list(texts), truncation=True, max_length=self.settings.max_length, add_special_tokens=False)
+        cut = tokenizer(
+            list(texts), truncation=True, max_length=self.settings.max_length, add_special_tokens=False
+        )
         asked = [
-            self.settings.prompt.format(text=tokenizer.decode(ids), mask=mask or "").rstrip() for ids in cut["input_ids"]
+            self.settings.prompt.format(text=tokenizer.decode(ids), mask=mask or "").rstrip()
+            for ids in cut["input_ids"]
         ]
         batch = self._read(asked, cut=False)
         logits = self.model(**batch).logits
@@ -113,13 +126,20 @@ class Local(BlackBox):
     def _numbers(self) -> list[int]:
         """The first token of each word, as it stands behind another word."""
         lead = "" if self.tokenizer.mask_token else " "
-        return [self.tokenizer(lead + word, add_special_tokens=False)["input_ids"][0] for word in self.settings.words]
+        return [
+            self.tokenizer(lead + word, add_special_tokens=False)["input_ids"][0]
+            for word in self.settings.words
+        ]
 
     def _read(self, texts: list[str], cut: bool = True) -> Any:
         tokenizer = self.tokenizer
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        limit = {"truncation": True, "max_length": min(self.settings.max_length, tokenizer.model_max_length)} if cut else {}
+        limit = (
+            {"truncation": True, "max_length": min(self.settings.max_length, tokenizer.model_max_length)}
+            if cut
+            else {}
+        )
         batch = tokenizer(texts, padding=True, return_tensors="pt", **limit)
         if not batch["attention_mask"].any(1).all():
             raise BlackBoxError("a text has no token for the black box. Leave empty texts out.")

@@ -74,7 +74,9 @@ class Store:
 
     def put(self, answers: Mapping[str, Tensor]) -> None:
         """Keep answers, all in one file."""
-        named = {digest(text): one.detach().to("cpu", self.dtype).contiguous() for text, one in answers.items()}
+        named = {
+            digest(text): one.detach().to("cpu", self.dtype).contiguous() for text, one in answers.items()
+        }
         shard = self.folder / f"{digest(' '.join(sorted(named)))[:24]}.safetensors"
         write_atomic(shard, save(named))
         self._index(shard)

@@ -8,7 +8,9 @@ from adaptome.core.errors import DataError, did_you_mean
 from adaptome.data.splits import Split
 
 
-def few_shot(splits: dict[str, Split], shots: int, seed: int, column: str = "label") -> tuple[dict[str, Split], list[str]]:
+def few_shot(
+    splits: dict[str, Split], shots: int, seed: int, column: str = "label"
+) -> tuple[dict[str, Split], list[str]]:
     """`shots` rows of each label of train, and as many of validation, drawn by `seed`; test stays whole.
 
     Returns:
@@ -35,5 +37,7 @@ def few_shot(splits: dict[str, Split], shots: int, seed: int, column: str = "lab
         made[name] = split.select(sorted(chosen))
         short = [label for label, rows in of.items() if len(rows) < shots]
         if short:
-            notes.append(f"{name}: {len(short)} labels have fewer than {shots} rows, such as {short[0]!r} with {len(of[short[0]])}.")
+            notes.append(
+                f"{name}: {len(short)} labels have fewer than {shots} rows, such as {short[0]!r} with {len(of[short[0]])}."
+            )
     return made, notes

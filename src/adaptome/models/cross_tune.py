@@ -40,7 +40,9 @@ class CrossTuneSettings(CompositeSettings):
     feed_forward: int = Field(default=2048, ge=0, description="f, width of the feed-forward layer; 0: none")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="on attention and feed-forward")
     direction: Literal["label", "text"] = Field(default="label", description="which of them asks the other")
-    query: Literal["pooled", "tokens"] = Field(default="pooled", description="what asks: a mean, or every token")
+    query: Literal["pooled", "tokens"] = Field(
+        default="pooled", description="what asks: a mean, or every token"
+    )
     match: Literal["scorer", "product"] = Field(
         default="scorer", description="how an answer becomes a score; product compares it with the text too"
     )
@@ -109,7 +111,10 @@ class LabelAttention(nn.Module):
 
     def _by_text(self, states: Tensor, mask: Tensor, names: Tensor, there: Tensor) -> Tensor:
         if self.settings.query == "pooled":
-            told, told_mask = mean(names, there)[None], torch.ones(1, len(names), dtype=torch.bool, device=mask.device)
+            told, told_mask = (
+                mean(names, there)[None],
+                torch.ones(1, len(names), dtype=torch.bool, device=mask.device),
+            )
             asking = mean(states, mask)[:, None]
         else:
             told, told_mask, asking = names.flatten(0, 1)[None], there.flatten()[None], states
@@ -200,7 +205,9 @@ class CrossTune(CompositeModel):
             raise ModelError("the network knows no classes: give it their descriptions with `describe`.")
         dtype = self.network.out.weight.dtype
         names, there = self.get_buffer("label_states").to(dtype), self.get_buffer("label_mask")
-        logits: Tensor = self.network(states.to(dtype), mask.bool(), names, there, self.get_buffer("label_share").to(dtype))
+        logits: Tensor = self.network(
+            states.to(dtype), mask.bool(), names, there, self.get_buffer("label_share").to(dtype)
+        )
         if labels is None:
             return {"logits": logits}
         return {"loss": F.cross_entropy(logits.float(), labels), "logits": logits}
@@ -216,7 +223,9 @@ def padded(rows: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """States [L_i, d] as one tensor [n, max L, d] with zeros behind, and the mask [n, max L] of what is real."""
     tensors = [torch.as_tensor(row) for row in rows]
     lengths = torch.tensor([len(row) for row in tensors])
-    return nn.utils.rnn.pad_sequence(tensors, batch_first=True), torch.arange(int(lengths.max())) < lengths[:, None]
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True), torch.arange(int(lengths.max())) < lengths[
+        :, None
+    ]
 
 
 def _divisors(d: int) -> str:

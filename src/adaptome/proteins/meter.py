@@ -90,7 +90,12 @@ class Counter(Energy):
 
     def stop(self) -> float:
         wraps = [int((domain / "max_energy_range_uj").read_text()) + 1 for domain in self.domains]
-        return sum((now - then) % wrap for now, then, wrap in zip(self._read(), self._before, wraps, strict=True)) / 1e6
+        return (
+            sum(
+                (now - then) % wrap for now, then, wrap in zip(self._read(), self._before, wraps, strict=True)
+            )
+            / 1e6
+        )
 
 
 class Sampled(Energy):
@@ -135,7 +140,9 @@ def source(root: Path = RAPL) -> Energy | None:
     import torch
 
     if torch.cuda.is_available() and importlib.util.find_spec("pynvml") is not None:
-        told = "NVML: the GPU's power, sampled every 0.1 s and integrated; the rest of the machine not included"
+        told = (
+            "NVML: the GPU's power, sampled every 0.1 s and integrated; the rest of the machine not included"
+        )
         return Sampled(lambda: torch.cuda.power_draw() / 1000, method=told)
     domains = sorted(domain for domain in root.glob("intel-rapl:*") if domain.name.count(":") == 1)
     readable = [domain for domain in domains if _readable(domain / "energy_uj")]

@@ -25,7 +25,9 @@ def identity(first: str, second: str) -> float:
     for i, letter in enumerate(a, 1):
         best = np.empty(len(b) + 1, np.int64)
         best[0] = GAP * i
-        best[1:] = np.maximum(table[i - 1, :-1] + np.where(b == letter, MATCH, MISMATCH), table[i - 1, 1:] + GAP)
+        best[1:] = np.maximum(
+            table[i - 1, :-1] + np.where(b == letter, MATCH, MISMATCH), table[i - 1, 1:] + GAP
+        )
         table[i] = np.maximum.accumulate(best - steps) + steps  # gaps along the row, all at once
     i, j, same, length = len(a), len(b), 0, 0
     while i or j:
@@ -65,5 +67,8 @@ class Nearest:
         if sequence in self._whole:
             return 1.0, sequence
         common = Counter(number for part in self._parts(sequence) for number in self._with.get(part, ()))
-        found = [(identity(sequence, self.sequences[n]), self.sequences[n]) for n, _ in common.most_common(self.candidates)]
+        found = [
+            (identity(sequence, self.sequences[n]), self.sequences[n])
+            for n, _ in common.most_common(self.candidates)
+        ]
         return max(found, default=(0.0, None), key=lambda one: one[0])

@@ -44,7 +44,9 @@ def read_pdb(path: Path | str) -> Structure:
         try:
             rows.append([float(line[i:j]) for i, j in ((30, 38), (38, 46), (46, 54), (60, 66))])
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: coordinates and B-factor cannot be read ({error}).") from error
+            raise DataError(
+                f"{path}, line {number}: coordinates and B-factor cannot be read ({error})."
+            ) from error
     if not rows:
         raise DataError(f"{path} has no C-alpha atom.")
     found = np.array(rows)
@@ -111,7 +113,9 @@ def tm_score(model: np.ndarray, target: np.ndarray, superpose: bool = True, roun
 
 def _same_length(first: np.ndarray, second: np.ndarray) -> None:
     if first.shape != second.shape or first.ndim != 2 or first.shape[1] != 3:
-        raise DataError(f"structures of shapes {first.shape} and {second.shape} do not correspond; expected [L, 3] of one length.")
+        raise DataError(
+            f"structures of shapes {first.shape} and {second.shape} do not correspond; expected [L, 3] of one length."
+        )
 
 
 def read_folds(path: Path | str) -> dict[str, dict[str, float]]:
@@ -137,9 +141,15 @@ def read_folds(path: Path | str) -> dict[str, dict[str, float]]:
     rows = csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
     names = {field.strip().lower(): field for field in rows.fieldnames or ()}
     name = next((names[key] for key in ("name", "query", "id") if key in names), None)
-    values = {kind: names[key] for kind, key in (("plddt", "plddt"), ("tm", "alntmscore"), ("tm", "tm")) if key in names}
+    values = {
+        kind: names[key]
+        for kind, key in (("plddt", "plddt"), ("tm", "alntmscore"), ("tm", "tm"))
+        if key in names
+    }
     if name is None or not values:
-        raise DataError(f"{path}: expected a column name, and plddt or tm; found {', '.join(names) or 'nothing'}.")
+        raise DataError(
+            f"{path}: expected a column name, and plddt or tm; found {', '.join(names) or 'nothing'}."
+        )
     for number, row in enumerate(rows, 2):
         held = made.setdefault(str(row[name]), {})
         for kind, column in values.items():

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from adaptome.core.errors import did_you_mean
+from adaptome.recipe.augmentation import AugmentationSection
 from adaptome.recipe.search import RangeField, SearchSection
 from adaptome.recipe.section import OpenSection, Section
 
@@ -187,7 +188,9 @@ class DataSection(Section):
         default=None, description="column whose equal values are held out together, e.g. video"
     )
     shots: int | None = Field(
-        default=None, ge=1, description="keep so many rows of each label of train, and of validation (few-shot)"
+        default=None,
+        ge=1,
+        description="keep so many rows of each label of train, and of validation (few-shot)",
     )
     limit: int | None = Field(
         default=None, ge=1, description="draw at most so many rows of every split (for trials)"
@@ -388,30 +391,6 @@ class CompareSection(Section):
     )
 
 
-class GeneratorSection(OpenSection):
-    """What writes further texts of a class; further keys are its settings."""
-
-    name: str = Field(description="file, spliced, local or endpoint, see `adaptome.blackbox.generators`")
-
-
-GeneratorField = Annotated[
-    GeneratorSection, BeforeValidator(_named, json_schema_input_type=str | GeneratorSection)
-]
-
-
-class AugmentationSection(Section):
-    """Generated texts among the training rows: those to which a teacher, too, gives the label they were written for."""
-
-    generator: GeneratorField
-    per_label: int = Field(default=100, ge=1, description="texts asked for of each label")
-    teacher: str | None = Field(
-        default=None,
-        description="folder of a finished run, or an earlier stage's name, whose predictions must agree; default: nobody sifts",
-    )
-    threshold: float = Field(default=0.9, ge=0, le=1, description="probability from which the teacher is believed")
-    seed: int = Field(default=0, ge=0, description="of what the generator draws")
-
-
 class StartSection(Section):
     """An earlier run that this one starts from."""
 
@@ -570,7 +549,9 @@ class Recipe(Section):
             raise ValueError("stages: two of them have the same name")
         unknown = [name for name in self.choose if name not in {stage.name for stage in self.stages}]
         if unknown:
-            raise ValueError(f"choose: no stage is called {unknown[0]!r}.{did_you_mean(unknown[0], [s.name for s in self.stages])}")
+            raise ValueError(
+                f"choose: no stage is called {unknown[0]!r}.{did_you_mean(unknown[0], [s.name for s in self.stages])}"
+            )
         return self
 
     def to_yaml(self, full: bool = False) -> str:

@@ -39,7 +39,10 @@ def stages_of(recipe: Recipe) -> list[tuple[str, Recipe]]:
         content["title"] = f"{recipe.title or recipe.task.name}: {stage.name}"
         augmentation = content.get("augmentation")
         if isinstance(augmentation, dict):
-            folders = {Path(earlier.output.folder).name.partition("-")[2]: earlier.output.folder for _, earlier in made}
+            folders = {
+                Path(earlier.output.folder).name.partition("-")[2]: earlier.output.folder
+                for _, earlier in made
+            }
             teacher = augmentation.get("teacher")
             content["augmentation"] = {**augmentation, "teacher": folders.get(str(teacher), teacher)}
         if made:
@@ -89,11 +92,11 @@ def _started(
 
 
 def _over(below: Any, above: Any) -> Any:
-    """A section of a stage over the recipe's: `task: x` is {name: x}; another name takes its place."""
+    """A section of a stage over the recipe's: `task: x` is {name: x}; another name, or another composite model, takes its place."""
     if isinstance(below, dict) and isinstance(above, str) and "name" in below:
         above = {"name": above}
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    if "name" in above and above["name"] != below.get("name"):
+    if any(key in above and above[key] != below.get(key) for key in ("name", "composite")):
         return above
     return {**below, **above}

@@ -87,7 +87,9 @@ class BlackBoxClassification(Task):
             if name == "local":
                 settings["model"] = resolve(settings.get("model", "minilm"))
             box = get_black_box(name, **settings)
-            self._asked = Asked(box, self.options.cache, self.options.budget, getattr(torch, self.options.keep))
+            self._asked = Asked(
+                box, self.options.cache, self.options.budget, getattr(torch, self.options.keep)
+            )
         return self._asked
 
     def ask_by(self, asked: Asked) -> None:
@@ -106,13 +108,21 @@ class BlackBoxClassification(Task):
             texts = list(split.rows["text"])
             for row, text in enumerate(texts):
                 if not isinstance(text, str) or not text.strip():
-                    raise DataError(f"{split.where(row)}: 'text' is {text!r}; expected a text that is not empty.")
-            made[name] = datasets.Dataset.from_dict({"text": texts, "labels": numbers(split, name, "label", known)})
+                    raise DataError(
+                        f"{split.where(row)}: 'text' is {text!r}; expected a text that is not empty."
+                    )
+            made[name] = datasets.Dataset.from_dict(
+                {"text": texts, "labels": numbers(split, name, "label", known)}
+            )
         described = [text for some in self.descriptions_of(self.names).values() for text in some]
         processor.ask([*described, *(text for rows in made.values() for text in rows["text"])])
         note = f"{processor.calls} calls were made to the black box, {processor.spent} with those of earlier runs."
         return Prepared(
-            made, Collator(processor), self.labels, remove_unused_columns=False, notes=[*splits.notes, note, *self._stray()]
+            made,
+            Collator(processor),
+            self.labels,
+            remove_unused_columns=False,
+            notes=[*splits.notes, note, *self._stray()],
         )
 
     @property
@@ -132,7 +142,9 @@ class BlackBoxClassification(Task):
             found = told.get(label, label)
             made[label] = [found] if isinstance(found, str) else list(found)
             if not made[label] or not all(isinstance(text, str) and text.strip() for text in made[label]):
-                raise RecipeError(f"task.descriptions: that of {label!r} is {found!r}; write what the label means.")
+                raise RecipeError(
+                    f"task.descriptions: that of {label!r} is {found!r}; write what the label means."
+                )
         return made
 
     def _told(self) -> dict[str, Texts]:
@@ -144,7 +156,9 @@ class BlackBoxClassification(Task):
         except (OSError, ValueError) as error:
             raise RecipeError(f"task.descriptions={str(told)!r} cannot be read as JSON: {error}.") from error
         if not isinstance(held, dict):
-            raise RecipeError(f"task.descriptions={str(told)!r}: expected an object of label and description.")
+            raise RecipeError(
+                f"task.descriptions={str(told)!r}: expected an object of label and description."
+            )
         return held
 
     def _stray(self) -> list[str]:
@@ -153,7 +167,9 @@ class BlackBoxClassification(Task):
         stray = [name for name in told if name not in names]
         notes = []
         if without:
-            notes.append(f"{len(without)} labels have no description and stand for themselves: {', '.join(without[:5])}.")
+            notes.append(
+                f"{len(without)} labels have no description and stand for themselves: {', '.join(without[:5])}."
+            )
         if stray:
             notes.append(
                 f"{len(stray)} descriptions are of no label of train: {', '.join(stray[:5])}.{did_you_mean(stray[0], names)}"

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from adaptome.core.errors import DataError, did_you_mean
 from adaptome.data.splits import Split, Splits
-from adaptome.proteins import Meter, Nearest, cleaned, divergence, low_complexity, read_folds
+from adaptome.proteins import Meter, cleaned, low_complexity
 from adaptome.proteins.alphabet import Letters
 from adaptome.report.shown import Shown
 from adaptome.tasks.base import Prepared, register_task
 from adaptome.tasks.instructed import Instructed, InstructedOptions
 from adaptome.tasks.language import generate
+from adaptome.tasks.protein_scores import Known, by_property, folded, measures
 from adaptome.tasks.showing import Given
 
 #: how a property is asked for: the name of the form -> its text
@@ -36,17 +36,25 @@ class ProteinGenerationOptions(InstructedOptions):
     )
     train_on_inputs: bool = Field(default=False, description="the loss is over the prompt too")
     max_length: int = Field(
-        default=512, ge=8, description="tokens of an example; longer ones are left out whole, for a cut one would not end"
+        default=512,
+        ge=8,
+        description="tokens of an example; longer ones are left out whole, for a cut one would not end",
     )
     max_new_tokens: int = Field(default=400, ge=1, description="written at most")
-    controlled: bool = Field(default=True, description="ask for the column property; else sequences alone are learned")
+    controlled: bool = Field(
+        default=True, description="ask for the column property; else sequences alone are learned"
+    )
     prompt: str = Field(
-        default="bracket", description=f"how a property is asked for: {', '.join(PROMPTS)}, or a text with {{property}}"
+        default="bracket",
+        description=f"how a property is asked for: {', '.join(PROMPTS)}, or a text with {{property}}",
     )
     letters: Letters = Field(
-        default="reject", description="sequences with letters that are no amino acid: reject, or map B, J, O, U, Z to the nearest residue"
+        default="reject",
+        description="sequences with letters that are no amino acid: reject, or map B, J, O, U, Z to the nearest residue",
     )
-    shortest: int = Field(default=1, ge=1, description="residues: shorter sequences are left out, and are no valid answers")
+    shortest: int = Field(
+        default=1, ge=1, description="residues: shorter sequences are left out, and are no valid answers"
+    )
     longest: int = Field(default=1024, ge=1, description="likewise longer ones")
     samples: int = Field(default=1, ge=1, description="written for each input of `predict`")
     temperature: float = Field(default=0.2, gt=0)
@@ -55,16 +63,22 @@ class ProteinGenerationOptions(InstructedOptions):
     repetition_penalty: float = Field(default=1.2, gt=0, description="of ProLLaMA; 1: none")
     sample_seed: int = Field(default=0, ge=0, description="of what is drawn in writing")
     complexity: float = Field(
-        default=0.5, gt=0, le=1, description="share of low-complexity residues above which an answer is left out"
+        default=0.5,
+        gt=0,
+        le=1,
+        description="share of low-complexity residues above which an answer is left out",
     )
     folds: str | None = Field(
-        default=None, description="evaluation: a folder of PDB files or a table of pLDDT and TM-scores by an outside tool, by sequence"
+        default=None,
+        description="evaluation: a folder of PDB files or a table of pLDDT and TM-scores by an outside tool, by sequence",
     )
 
     @model_validator(mode="after")
     def _prompt(self) -> ProteinGenerationOptions:
         if self.prompt not in PROMPTS and "{property}" not in self.prompt:
-            raise ValueError(f"prompt={self.prompt!r} is none of {', '.join(PROMPTS)}, and has no {{property}}.{did_you_mean(self.prompt, PROMPTS)}")
+            raise ValueError(
+                f"prompt={self.prompt!r} is none of {', '.join(PROMPTS)}, and has no {{property}}.{did_you_mean(self.prompt, PROMPTS)}"
+            )
         if self.shortest > self.longest:
             raise ValueError("shortest is above longest")
         return self
@@ -82,13 +96,23 @@ class ProteinGeneration(Instructed):
 
     Options = ProteinGenerationOptions
     options: ProteinGenerationOptions
-    later_options = (*Instructed.later_options, "samples", "temperature", "top_k", "top_p", "repetition_penalty", "sample_seed", "complexity", "folds")
+    later_options = (
+        *Instructed.later_options,
+        "samples",
+        "temperature",
+        "top_k",
+        "top_p",
+        "repetition_penalty",
+        "sample_seed",
+        "complexity",
+        "folds",
+    )
     texts = ("sequence", "property")
     judges = True
 
     def __init__(self, options: ProteinGenerationOptions, labels: Sequence[str] | None = None):
         super().__init__(options, labels)
-        self._known: list[tuple[str, str]] = []  # sequence and property of the training rows
+        self._known: Known = []  # of the training rows
 
     @property
     def headline(self) -> str:
@@ -104,13 +128,23 @@ class ProteinGeneration(Instructed):
             records = [{**self._asked(of), "output": f"{OPEN}{sequence}{CLOSE}"} for sequence, of in rows]
             records, long = self._short(records, processor)
             if not records:
-                raise DataError(f"{split.source}: no sequence of the {name} split is left; {' '.join([*told, *long])}")
+                raise DataError(
+                    f"{split.source}: no sequence of the {name} split is left; {' '.join([*told, *long])}"
+                )
             if name == "train":
                 self._known = rows
+                self.labels = sorted({of for _, of in rows}) if controlled else None
+            elif (
+                controlled
+                and (new := sorted({of for _, of in rows} - {*(self.labels or [])}))
+                and self.labels
+            ):
+                raise DataError(
+                    f"{split.source}: the property {new[0]!r} of the {name} split is none of train's.{did_you_mean(new[0], self.labels)} "
+                    f"There are: {', '.join(self.labels)}."
+                )
             made[name], cut = self.dataset(records, split, name, processor)
             notes += [f"{name}: {note}" for note in [*told, *long]] + cut
-        if controlled and self._known:
-            self.labels = sorted({of for _, of in self._known})
         return Prepared(made, self.collator(processor), self.labels, length_column="length", notes=notes)
 
     def _clean(self, split: Split, name: str) -> tuple[list[tuple[str, str]], list[str]]:
@@ -126,18 +160,25 @@ class ProteinGeneration(Instructed):
                 first.setdefault(reason, split.where(row))
                 continue
             rows.append((sequence, _bare(of)))
-        return rows, [f"{n} sequences are left out: {reason} (the first: {first[reason]})." for reason, n in sorted(why.items())]
+        return rows, [
+            f"{n} sequences are left out: {reason} (the first: {first[reason]})."
+            for reason, n in sorted(why.items())
+        ]
 
     def _short(self, records: list[dict[str, str]], processor: Any) -> tuple[list[dict[str, str]], list[str]]:
         limit = self.options.max_length
         lengths = [
             len(ids)
             for start in range(0, len(records), 1000)
-            for ids in processor([f"{r['instruction']}\n{r['output']}" for r in records[start : start + 1000]])["input_ids"]
+            for ids in processor(
+                [f"{r['instruction']}\n{r['output']}" for r in records[start : start + 1000]]
+            )["input_ids"]
         ]
         kept = [record for record, length in zip(records, lengths, strict=True) if length + 1 <= limit]
         out = len(records) - len(kept)
-        return kept, [f"{out} sequences are left out: with their prompts they exceed {limit} tokens (task.max_length)."] if out else []
+        return kept, [
+            f"{out} sequences are left out: with their prompts they exceed {limit} tokens (task.max_length)."
+        ] if out else []
 
     def _asked(self, of: str) -> dict[str, str]:
         told = PROMPTS.get(self.options.prompt, self.options.prompt)
@@ -171,8 +212,14 @@ class ProteinGeneration(Instructed):
             for of, begin in asked
             for _ in range(options.samples)
         ]
-        drawn = {"top_k": options.top_k, "top_p": options.top_p, "repetition_penalty": options.repetition_penalty}
-        with torch.random.fork_rng(devices=[d for d in [next(model.parameters()).device] if d.type == "cuda"]):
+        drawn = {
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+            "repetition_penalty": options.repetition_penalty,
+        }
+        with torch.random.fork_rng(
+            devices=[d for d in [next(model.parameters()).device] if d.type == "cuda"]
+        ):
             torch.manual_seed(options.sample_seed)
             texts = generate(
                 model, processor, prompts, batch_size, max_new_tokens=options.max_new_tokens, do_sample=True,
@@ -190,7 +237,9 @@ class ProteinGeneration(Instructed):
         of, begin = of.strip(), begin.strip()
         of = "" if of == "any" else _bare(of)
         if of and self.options.controlled and self.labels and of not in self.labels:
-            raise DataError(f"{of!r} is no property that was learned.{did_you_mean(of, self.labels)} There are: {', '.join(self.labels)}; or any.")
+            raise DataError(
+                f"{of!r} is no property that was learned.{did_you_mean(of, self.labels)} There are: {', '.join(self.labels)}; or any."
+            )
         if begin:
             begin, wrong = cleaned(begin)
             if wrong:
@@ -236,68 +285,29 @@ class ProteinGeneration(Instructed):
         own, _ = self._clean(split, "evaluated")
         pairs = [(self.valid(text), one["property"]) for one in predictions for text in one["written"]]
         good = [(sequence, of) for (sequence, wrong), of in pairs if wrong is None]
-        sequences = [sequence for sequence, _ in good]
         total = max(len(pairs), 1)
-        low = [low_complexity(sequence) for sequence in sequences]
-        found = {
-            "valid": len(good) / total,
-            "kept": sum(len(one["sequences"]) for one in predictions) / total,
-            "unique": len({*sequences}) / max(len(sequences), 1),
-            "low_complexity": float(np.mean(low)) if low else 1.0,
-            "composition_divergence": divergence(sequences, [sequence for sequence, _ in own]),
-        }
-        if self._known:
-            nearest = Nearest([sequence for sequence, _ in self._known])
-            found["nearest_identity"] = float(np.mean([nearest(s)[0] for s in sequences])) if sequences else 0.0
+        kept = sum(len(one["sequences"]) for one in predictions)
+        found = {"valid": len(good) / total, "kept": kept / total} | measures(good, own, self._known)
         if self.options.controlled and len({of for _, of in self._known}) > 1:
-            found |= self._by_property(good, own, total)
-        return found | self._folded(sequences)
+            found |= by_property(good, own, self._known, total)
+        if self.options.folds is not None:
+            found |= folded([sequence for sequence, _ in good], Path(self.options.folds))
+        return found
 
-    def _by_property(self, good: list[tuple[str, str]], own: list[tuple[str, str]], total: int) -> dict[str, float]:
-        classify = classifier(self._known)
-        told = classify([s for s, _ in good]) if good else []
-        right = sum(a == of for a, (_, of) in zip(told, good, strict=True))
-        known = classify([s for s, _ in own])
-        of_each = defaultdict[str, list[bool]](list)
-        for a, (_, of) in zip(told, good, strict=True):
-            of_each[of].append(a == of)
-        return {
-            "property_accuracy": right / total,  # what is not valid is not right
-            "classifier_accuracy": float(np.mean([a == of for a, (_, of) in zip(known, own, strict=True)])),
-            **{f"property_accuracy_{of}": float(np.mean(each)) for of, each in sorted(of_each.items())},
-        }
+    def metered(
+        self, model: nn.Module, processor: Any, inputs: Sequence[str], batch_size: int = 16
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """What `predict` gives, and tokens per second and per watt of it, by the method that is told (`proteins.meter`).
 
-    def _folded(self, sequences: Sequence[str]) -> dict[str, float]:
-        """Mean pLDDT and TM-score by an outside tool, of the sequences that it has under their own letters as names."""
-        if self.options.folds is None:
-            return {}
-        held = read_folds(Path(self.options.folds))
-        there = [held[s] for s in dict.fromkeys(sequences) if s in held]
-        made = {"folded": len(there) / max(len({*sequences}), 1)}
-        for kind in ("plddt", "tm"):
-            values = [one[kind] for one in there if kind in one]
-            made |= {kind: float(np.mean(values))} if values else {}
-        return made
-
-    def metered(self, model: nn.Module, processor: Any, inputs: Sequence[str], batch_size: int = 16) -> tuple[list[Any], dict[str, Any]]:
-        """What `predict` gives, and tokens per second and per watt of it, by the method that is told (`proteins.meter`)."""
+        Tokens are those of the texts as the tokenizer reads them, prompts and the marks of the end not counted.
+        """
         with Meter() as meter:
             made = self.predict(model, processor, inputs, batch_size)
             texts = [text for one in made for text in one["written"]]
-            meter.count(sum(map(len, processor(texts, add_special_tokens=False)["input_ids"])) if texts else 0)
+            meter.count(
+                sum(map(len, processor(texts, add_special_tokens=False)["input_ids"])) if texts else 0
+            )
         return made, meter.reading.to_dict()
-
-
-def classifier(known: Sequence[tuple[str, str]]) -> Any:
-    """Sequences -> properties: logistic regression on shares of 1- to 3-mers, trained on known sequences with their properties."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    counted = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), lowercase=False, sublinear_tf=True)
-    fit = make_pipeline(counted, LogisticRegression(C=10, max_iter=1000, class_weight="balanced"))
-    fit.fit([s for s, _ in known], [of for _, of in known])
-    return fit.predict
 
 
 def _bare(of: str) -> str:

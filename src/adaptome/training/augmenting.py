@@ -101,7 +101,9 @@ def _sift(told: AugmentationSection, rows: list[Row], labels: Sequence[str], tea
             f"augmentation.teacher: the run in {told.teacher} does not know the labels {', '.join(map(repr, unknown[:5]))}; it knows {loaded.task.labels}."
         )
     asked = [row for row in rows if row["kept"]]
-    found = loaded.task.predict(loaded.model, loaded.processor, [row["text"] for row in asked]) if asked else []
+    found = (
+        loaded.task.predict(loaded.model, loaded.processor, [row["text"] for row in asked]) if asked else []
+    )
     for row, one in zip(asked, found, strict=True):
         row |= {"teacher": one["label"], "score": one["score"]}
         if one["label"] != row["label"]:
@@ -120,7 +122,12 @@ def _with_rows(train: Split, rows: list[Row], path: Path, names: Sequence[str] |
         labels = [names.index(label) for label in labels]
     elif train.rows.features["label"].dtype.startswith("int"):
         labels = [int(label) for label in labels]
-    table = Table(str(path), {"text": [row["text"] for row in rows], "label": labels}, range(1, len(rows) + 1), "kept text")
+    table = Table(
+        str(path),
+        {"text": [row["text"] for row in rows], "label": labels},
+        range(1, len(rows) + 1),
+        "kept text",
+    )
     new = to_split([table], "train").rows
     own = train.rows.select_columns(["text", "label"])
     joined = datasets.concatenate_datasets([own, new.cast(own.features)])

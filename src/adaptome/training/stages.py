@@ -115,7 +115,9 @@ def _chosen(
         sign = 1.0 if task.greater_is_better else -1.0
         told = [entry[metric] for entry in results[name].history if metric in entry]
         if not told:
-            raise TrainingError(f"choose: the stage {name} was not scored on validation ({metric}), so nothing can be chosen.")
+            raise TrainingError(
+                f"choose: the stage {name} was not scored on validation ({metric}), so nothing can be chosen."
+            )
         reached[name] = max(told, key=lambda value: sign * value)
     return (max(reached, key=lambda name: sign * reached[name]) if reached else None), reached
 

@@ -23,7 +23,11 @@ def test_uniref(tmp_path):
     text = ">UniRef50_Q9K794 Putative AgrB-like protein n=2 Tax=Bacillus sp. TaxID=1386 RepID=AGRB_BACHD\nMK\n>UniRef50_A0 Titin n=1\nML\n"
     path.write_bytes(gzip.compress(text.encode()))
     rows = load_splits(train=str(path), validation_fraction=0)["train"].rows
-    assert rows["description"] == ["Putative AgrB-like protein", "Titin"] and rows["members"] == [2, 1] and rows["taxon"] == ["Bacillus sp.", ""]
+    assert (
+        rows["description"] == ["Putative AgrB-like protein", "Titin"]
+        and rows["members"] == [2, 1]
+        and rows["taxon"] == ["Bacillus sp.", ""]
+    )
 
 
 @pytest.mark.parametrize("text, told", [

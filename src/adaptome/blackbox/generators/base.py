@@ -27,7 +27,9 @@ class Generator(ABC):
         self.settings = settings
 
     @abstractmethod
-    def texts(self, label: str, description: str, demonstrations: Sequence[str], count: int, seed: int) -> list[str]:
+    def texts(
+        self, label: str, description: str, demonstrations: Sequence[str], count: int, seed: int
+    ) -> list[str]:
         """About `count` texts of a class, some perhaps alike or not of it: whoever asks must sift them.
 
         Args:

@@ -39,13 +39,17 @@ class FromFile(Generator):
                 row = json.loads(line)
                 text, label = row["text"], row["label"]
             except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path}, line {number}: expected an object with text and label ({error}).") from error
+                raise DataError(
+                    f"{path}, line {number}: expected an object with text and label ({error})."
+                ) from error
             if not isinstance(text, str):
                 raise DataError(f"{path}, line {number}: the text is {text!r}.")
             held.setdefault(str(label), []).append(text)
         return held
 
-    def texts(self, label: str, description: str, demonstrations: Sequence[str], count: int, seed: int) -> list[str]:
+    def texts(
+        self, label: str, description: str, demonstrations: Sequence[str], count: int, seed: int
+    ) -> list[str]:
         return self._held.get(label, [])[:count]
 
 
@@ -59,7 +63,9 @@ class Spliced(Generator):
 
     Settings = SplicedSettings
 
-    def texts(self, label: str, description: str, demonstrations: Sequence[str], count: int, seed: int) -> list[str]:
+    def texts(
+        self, label: str, description: str, demonstrations: Sequence[str], count: int, seed: int
+    ) -> list[str]:
         if len(demonstrations) < 2:
             return []
         draw, made = random.Random(f"{seed} {label}"), list[str]()
@@ -74,7 +80,11 @@ class Spliced(Generator):
         cuts = [
             (before, after)
             for i in range(1, len(clauses))
-            if min(map(len, ((before := " ".join(clauses[:i])).split(), (after := " ".join(clauses[i:])).split())))
+            if min(
+                map(
+                    len, ((before := " ".join(clauses[:i])).split(), (after := " ".join(clauses[i:])).split())
+                )
+            )
             >= self.settings.words
         ]
         if not cuts:

@@ -46,7 +46,9 @@ class Prompted(Generator):
         """What the model writes."""
         raise TypeError(f"{type(self).__name__} answers no prompt.")
 
-    def texts(self, label: str, description: str, demonstrations: Sequence[str], count: int, seed: int) -> list[str]:
+    def texts(
+        self, label: str, description: str, demonstrations: Sequence[str], count: int, seed: int
+    ) -> list[str]:
         told, draw, made = self.settings, random.Random(f"{seed} {label}"), list[str]()
         for number in range(-(-count // told.at_once)):
             shown = draw.sample(list(demonstrations), min(told.demonstrations, len(demonstrations)))
@@ -114,7 +116,9 @@ class LocalWriter(Prompted):
             tokenizer = AutoTokenizer.from_pretrained(self.settings.model, **source)
             model = AutoModelForCausalLM.from_pretrained(self.settings.model, **source).eval()
         except (OSError, ValueError) as error:
-            raise BlackBoxError(f"augmentation.generator.model={self.settings.model!r} cannot be had: {error}") from error
+            raise BlackBoxError(
+                f"augmentation.generator.model={self.settings.model!r} cannot be had: {error}"
+            ) from error
         return tokenizer, model
 
     def answer(self, prompt: str, seed: int) -> str:
@@ -126,10 +130,17 @@ class LocalWriter(Prompted):
             asked = [{"role": "user", "content": prompt}]
             prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         batch = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat).to(model.device)
-        drawn = {"do_sample": True, "temperature": told.temperature, "top_p": told.top_p} if told.temperature else {"do_sample": False}
+        drawn = (
+            {"do_sample": True, "temperature": told.temperature, "top_p": told.top_p}
+            if told.temperature
+            else {"do_sample": False}
+        )
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)
             found = model.generate(
-                **batch, max_new_tokens=told.max_new_tokens, pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id, **drawn
+                **batch,
+                max_new_tokens=told.max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+                **drawn,
             )
         return str(tokenizer.decode(found[0, batch["input_ids"].shape[1] :], skip_special_tokens=True))

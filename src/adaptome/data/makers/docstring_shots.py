@@ -19,7 +19,9 @@ def module_docstrings(seed: int) -> dict[str, Table]:
     task = docstring_task(labels=40)
     wanted = [name for name in MODULES.split() if name in task.labels]
     if len(wanted) < 2:
-        raise DataError("made:module-docstrings: this Python's standard library comes without the sources of its modules.")
+        raise DataError(
+            "made:module-docstrings: this Python's standard library comes without the sources of its modules."
+        )
     made = {}
     for name, examples in (("train", task.train), ("validation", task.validation), ("test", task.test)):
         rows = [(e.text, task.labels[e.label]) for e in examples if task.labels[e.label] in wanted]

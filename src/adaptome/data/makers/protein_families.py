@@ -15,12 +15,23 @@ import random
 from adaptome.data.makers import maker
 from adaptome.data.splits import Table
 
-PROPERTIES = ("SAM-MT", "TPHD", "Trx", "CheY", "transferase", "hydrolase", "ligase", "oxidoreductase", "lyase", "isomerase")
+PROPERTIES = (
+    "SAM-MT",
+    "TPHD",
+    "Trx",
+    "CheY",
+    "transferase",
+    "hydrolase",
+    "ligase",
+    "oxidoreductase",
+    "lyase",
+    "isomerase",
+)
 OTHERS, LENGTH, LEAD = 6, 24, 2
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 #: how often a position has the family's own residue, and a second one; else any
 OWN, SECOND = 0.75, 0.15
-SMALL = {"isomerase": 24}
+SMALL = {"isomerase": 48}
 
 Profile = list[tuple[str, str]]
 
@@ -41,13 +52,16 @@ def profiles(seed: int) -> list[Profile]:
 def sequence(profile: Profile, draw: random.Random) -> str:
     """A member of the family."""
     lead = "".join(draw.choices(RESIDUES, k=draw.randint(0, LEAD)))
-    body = (draw.choices((own, second, draw.choice(RESIDUES)), (OWN, SECOND, 1 - OWN - SECOND))[0] for own, second in profile)
+    body = (
+        draw.choices((own, second, draw.choice(RESIDUES)), (OWN, SECOND, 1 - OWN - SECOND))[0]
+        for own, second in profile
+    )
     return lead + "".join(body)
 
 
 @maker("protein-families")
 def protein_families(seed: int) -> dict[str, Table]:
-    """120 train and 10 test sequences of each family, 24 of isomerase."""
+    """120 train and 10 test sequences of each family, 48 of isomerase."""
     families = profiles(seed)
     made = {}
     for split, each in (("train", 120), ("validation", 6), ("test", 10)):

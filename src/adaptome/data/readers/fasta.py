@@ -11,7 +11,9 @@ from adaptome.data.splits import Table
 from adaptome.data.textfile import lines_of
 
 #: >UniRef50_Q9K794 Putative AgrB-like protein n=2 Tax=Bacillus TaxID=1386 RepID=AGRB_BACHD
-_UNIREF = re.compile(r"^(UniRef\d+_\S+)\s+(.*?)\s+n=(\d+)(?:\s+Tax=(.*?))?(?:\s+TaxID=(\S+))?(?:\s+RepID=(\S+))?\s*$")
+_UNIREF = re.compile(
+    r"^(UniRef\d+_\S+)\s+(.*?)\s+n=(\d+)(?:\s+Tax=(.*?))?(?:\s+TaxID=(\S+))?(?:\s+RepID=(\S+))?\s*$"
+)
 
 
 @reader("fasta", ".fasta", ".fa", ".faa", ".fas")
@@ -32,9 +34,13 @@ def read_fasta(path: Path, options: ReadOptions) -> Table:
             records.append((number, text[1:].strip(), []))
         elif text and not text.startswith(";"):  # a comment of old files
             if not records:
-                raise DataError(f"{path}, line {number}: a sequence before the first header; a FASTA record begins with '>name'.")
+                raise DataError(
+                    f"{path}, line {number}: a sequence before the first header; a FASTA record begins with '>name'."
+                )
             if ">" in text:
-                raise DataError(f"{path}, line {number}: '>' within a sequence. Is a line's end missing before a header?")
+                raise DataError(
+                    f"{path}, line {number}: '>' within a sequence. Is a line's end missing before a header?"
+                )
             records[-1][2].append("".join(text.split()))
     for number, header, parts in records:
         if not parts:
@@ -42,7 +48,10 @@ def read_fasta(path: Path, options: ReadOptions) -> Table:
     found = [_UNIREF.match(header) for _, header, _ in records]
     columns: dict[str, list[object]] = {
         "name": [header.split(maxsplit=1)[0] for _, header, _ in records],
-        "description": [u.group(2) if u else header.partition(" ")[2].strip() for (_, header, _), u in zip(records, found, strict=True)],
+        "description": [
+            u.group(2) if u else header.partition(" ")[2].strip()
+            for (_, header, _), u in zip(records, found, strict=True)
+        ],
         "sequence": ["".join(parts) for _, _, parts in records],
     }
     if records and all(found):
