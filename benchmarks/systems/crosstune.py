@@ -59,7 +59,7 @@ def measure(seed: int, folder: Path) -> dict[str, float]:
         for label, name in ((REAL, "2-real"), (AUGMENTED, "3-augmented"))
     }
     _, stage = stages_of(recipe)[1]
-    task, asked, splits, data = prepared(stage)
+    task, asked, _splits, data = prepared(stage)
     (train, y), (held, held_y), (test, test_y) = (
         (data[name]["text"], np.array(data[name]["labels"])) for name in ("train", "validation", "test")
     )

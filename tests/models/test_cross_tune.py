@@ -31,12 +31,12 @@ def texts(*lengths):
 def by_hand(model, x):
     """Scores [C] of one text's states [L, d], classes of one description each."""
     n, h = model.network, 3
-    norm = lambda layer, v: (
-        (v - v.mean(-1, keepdim=True))
-        / (v.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-        * layer.weight
-        + layer.bias
-    )
+
+    def norm(layer, v):
+        return (v - v.mean(-1, keepdim=True)) / (
+            v.var(-1, unbiased=False, keepdim=True) + 1e-5
+        ).sqrt() * layer.weight + layer.bias
+
     scores = []
     for states, mask in zip(model.label_states.double(), model.label_mask, strict=True):
         e = states[mask].mean(0)
