@@ -57,9 +57,9 @@ class ProteinGenerationOptions(InstructedOptions):
     )
     longest: int = Field(default=1024, ge=1, description="likewise longer ones")
     samples: int = Field(default=1, ge=1, description="written for each input of `predict`")
-    temperature: float = Field(default=0.2, gt=0)
-    top_k: int = Field(default=40, ge=0, description="0: all")
-    top_p: float = Field(default=0.9, gt=0, le=1)
+    temperature: float = Field(default=0.2, gt=0, description="of sampling; ProLLaMA's, as the next three are")
+    top_k: int = Field(default=40, ge=0, description="likeliest tokens that are drawn from; 0: all")
+    top_p: float = Field(default=0.9, gt=0, le=1, description="share of probability that is drawn from")
     repetition_penalty: float = Field(default=1.2, gt=0, description="of ProLLaMA; 1: none")
     sample_seed: int = Field(default=0, ge=0, description="of what is drawn in writing")
     complexity: float = Field(
