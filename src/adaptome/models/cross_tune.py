@@ -175,10 +175,12 @@ class CrossTune(CompositeModel):
             ModelError: states of another width; or another number of classes than `direction: text` has rows for.
         """
         told, flat = self.settings, [states for one in classes for states in one]
-        wrong = [tuple(s.shape) for s in flat if s.dim() != 2 or s.shape[1] != told.width or not len(s)]
+        wrong: list[object] = [
+            tuple(s.shape) for s in flat if s.dim() != 2 or s.shape[1] != told.width or not len(s)
+        ]
         if wrong or not flat or not all(classes):
             raise ModelError(
-                f"a description's states are {(wrong or ['missing'])[0]}; expected [tokens, {told.width}]."
+                f"a description's states are {wrong[0] if wrong else 'missing'}; expected [tokens, {told.width}]."
             )
         if told.direction == "text" and len(classes) != told.labels:
             raise ModelError(

@@ -57,7 +57,9 @@ class ProteinGenerationOptions(InstructedOptions):
     )
     longest: int = Field(default=1024, ge=1, description="likewise longer ones")
     samples: int = Field(default=1, ge=1, description="written for each input of `predict`")
-    temperature: float = Field(default=0.2, gt=0, description="of sampling; ProLLaMA's, as the next three are")
+    temperature: float = Field(
+        default=0.2, gt=0, description="of sampling; ProLLaMA's, as the next three are"
+    )
     top_k: int = Field(default=40, ge=0, description="likeliest tokens that are drawn from; 0: all")
     top_p: float = Field(default=0.9, gt=0, le=1, description="share of probability that is drawn from")
     repetition_penalty: float = Field(default=1.2, gt=0, description="of ProLLaMA; 1: none")
@@ -212,7 +214,7 @@ class ProteinGeneration(Instructed):
             for of, begin in asked
             for _ in range(options.samples)
         ]
-        drawn = {
+        drawn: dict[str, Any] = {
             "top_k": options.top_k,
             "top_p": options.top_p,
             "repetition_penalty": options.repetition_penalty,
