@@ -96,7 +96,7 @@ def also(seen: Sequence[Seen]) -> dict[str, bool]:
         f"the chosen stage is {REAL} or {AUGMENTED}": all(
             one[DEMO] in (one[REAL], one[AUGMENTED]) for one in seen
         ),
-        f"ahead of {PROBE} in the mean": np.mean([o[DEMO] - o[PROBE] for o in seen]) > 0,
+        f"ahead of {PROBE} in the mean": bool(np.mean([o[DEMO] - o[PROBE] for o in seen]) > 0),
     }
 
 
