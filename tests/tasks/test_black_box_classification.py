@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adaptome.blackbox import BLACK_BOXES, BlackBox
-from adaptome.core.errors import BlackBoxError, DataError, RecipeError
+from adaptome.core.errors import BlackBoxError, DataError, RecipeError, TrainingError
 from adaptome.recipe import load_recipe
 from adaptome.training import evaluate, load_run, run, run_stages
 from adaptome.training.building import prepared
@@ -234,6 +234,12 @@ def test_what_was_generated_is_not_asked_again(words, data, tmp_path, monkeypatc
     assert asked == sorted(list(TOPICS)[:4])
     told = next(note for note in first.notes if note.startswith("augmentation"))
     assert "of 20 texts by spliced" in told and told in again.notes
+
+
+def test_several_processes_do_not_all_ask(words, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="Run the recipe once in a single process"):
+        prepared(recipe(data, tmp_path, augmentation={"generator": "spliced"}), load_run)
 
 
 def test_shots_are_so_many_of_each_label(data):
