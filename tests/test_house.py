@@ -29,10 +29,13 @@ FLOORS: dict[str, set[str]] = {
     "grammar": {"core"},
     "traces": {"core"},
     "blackbox": {"core"},
+    "proteins": {"core"},
     "models": {"core", "graphs", "objectives"},
     "decoding": {"core"},
     "objectives": {"core"},
-    "tasks": {"blackbox", "core", "data", "decoding", "grammar", "graphs", "models", "quantization", "report", "traces"},
+    "tasks": {
+        "blackbox", "core", "data", "decoding", "grammar", "graphs", "models", "proteins", "quantization", "report", "traces",
+    },
     "continual": {"core", "data", "objectives", "tasks"},
     # tools on any model
     "arithmetic": {"core", "forms", "interop"},

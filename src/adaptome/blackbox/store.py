@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from adaptome.core.errors import TornFileError
 from adaptome.core.files import sweep_staging, write_atomic
 
 IDENTITY = "identity.json"
+#: files that are held open at once
+OPEN = 64
 
 
 def digest(text: str) -> str:
@@ -47,6 +48,7 @@ class Store:
         self.folder, self.dtype = Path(folder) / digest(told)[:16], dtype
         self.calls = 0  # all that were ever made, a text that was asked twice counted twice
         self._at: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
         if self.folder.is_dir():
             sweep_staging(self.folder)
             for shard in sorted(self.folder.glob("*.safetensors")):
@@ -57,7 +59,7 @@ class Store:
             write_atomic(self.folder / IDENTITY, told)
 
     def _index(self, shard: Path) -> None:
-        keys = list(_opened(shard).keys())
+        keys = list(self._opened(shard).keys())
         self.calls += len(keys)
         self._at |= dict.fromkeys(keys, shard)
 
@@ -67,7 +69,7 @@ class Store:
     def __getitem__(self, text: str) -> Tensor:
         """What was said of a text, [tokens, width]."""
         key = digest(text)
-        found: Tensor = _opened(self._at[key]).get_tensor(key)
+        found: Tensor = self._opened(self._at[key]).get_tensor(key)
         return found
 
     def put(self, answers: Mapping[str, Tensor]) -> None:
@@ -79,12 +81,15 @@ class Store:
         write_atomic(shard, save(named))
         self._index(shard)
 
-
-@lru_cache(maxsize=64)
-def _opened(shard: Path) -> Any:
-    try:
-        return safe_open(str(shard), framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise TornFileError(
-            f"{shard}, a file of a black box's answers, cannot be read: {error}.\n  Delete it: what it held is asked again."
-        ) from error
+    def _opened(self, shard: Path) -> Any:
+        if shard in self._open:
+            return self._open[shard]
+        if len(self._open) >= OPEN:
+            self._open.clear()
+        try:
+            self._open[shard] = safe_open(str(shard), framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise TornFileError(
+                f"{shard}, a file of a black box's answers, cannot be read: {error}.\n  Delete it: what it held is asked again."
+            ) from error
+        return self._open[shard]

@@ -7,12 +7,13 @@ The text's states H [L, d] and those of each class's description E [M, d] are gi
 
 e is the mean of E over its tokens (`query: pooled`), or E itself with the mean taken after the attention (`query: tokens`); a class of
 several descriptions has the mean of their scores. So classes can be exchanged, and new ones need no new parameters. `match: product`
-adds what the paper's sketch leaves open, a direct comparison of the answer with the whole text: s_c += a cos(P LN(r), P' mean(LN(H))).
+is an option of ours, a direct comparison of the answer with the whole text: s_c += a cos(P LN(r), P' mean(LN(H))).
 With `direction: text` the text asks all descriptions, and a linear layer has a row for each class: s = W LN(r) + b.
 
 parameters  label: 4 (d^2 + d) attention, 2 d f + f + d FFN of width f (none for f = 0), 2 d for each of the LayerNorms (four; three
             without FFN), d + 1 scorer, whatever the number of classes; product: 2 d^2 + 1 more
-init        attention Xavier with biases 0, scorer 0: all classes alike at the start
+init        attention Xavier with biases 0, scorer 0: all classes alike at the start; with product the attention's and the FFN's last layer 0
+            and P, P' the identity, a = 10: it starts as the nearest description by cosine
 source      Luo et al. 2024, arXiv:2403.12468; no code was published, so shapes, direction and head are a reconstruction
 """
 
@@ -60,8 +61,8 @@ class LabelAttention(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
         self.inner_norm: nn.Module | None = None
-        self.up: nn.Module | None = None
-        self.down: nn.Module | None = None
+        self.up: nn.Linear | None = None
+        self.down: nn.Linear | None = None
         if told.feed_forward:
             self.inner_norm = nn.LayerNorm(d)
             self.up, self.down = nn.Linear(d, told.feed_forward), nn.Linear(told.feed_forward, d)
@@ -76,6 +77,7 @@ class LabelAttention(nn.Module):
             nn.init.zeros_(self.out.weight)
             if self.down is not None:
                 nn.init.zeros_(self.down.weight)
+                nn.init.zeros_(self.down.bias)
 
     def forward(self, states: Tensor, mask: Tensor, names: Tensor, there: Tensor, share: Tensor) -> Tensor:
         """Scores [batch, C].
@@ -173,10 +175,12 @@ class CrossTune(CompositeModel):
             ModelError: states of another width; or another number of classes than `direction: text` has rows for.
         """
         told, flat = self.settings, [states for one in classes for states in one]
-        wrong = [tuple(s.shape) for s in flat if s.dim() != 2 or s.shape[1] != told.width or not len(s)]
+        wrong: list[object] = [
+            tuple(s.shape) for s in flat if s.dim() != 2 or s.shape[1] != told.width or not len(s)
+        ]
         if wrong or not flat or not all(classes):
             raise ModelError(
-                f"a description's states are {(wrong or ['missing'])[0]}; expected [tokens, {told.width}]."
+                f"a description's states are {wrong[0] if wrong else 'missing'}; expected [tokens, {told.width}]."
             )
         if told.direction == "text" and len(classes) != told.labels:
             raise ModelError(

@@ -17,6 +17,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError(str(error.name), "train") from error
 
+from adaptome.recipe.augmentation import AugmentationSection
 from adaptome.recipe.load import (
     load_recipe,
     recipe_from_yaml,
@@ -25,7 +26,6 @@ from adaptome.recipe.load import (
     validate_task,
 )
 from adaptome.recipe.schema import (
-    AugmentationSection,
     ComparedMethod,
     CompareSection,
     ContinualSection,

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from adaptome.core.errors import did_you_mean
+from adaptome.recipe.augmentation import AugmentationSection
 from adaptome.recipe.search import RangeField, SearchSection
 from adaptome.recipe.section import OpenSection, Section
 
@@ -142,6 +143,7 @@ class DataSection(Section):
         "text",
         "conll",
         "triples",
+        "fasta",
         "fewrel",
         "tacred",
         "fewnerd",
@@ -420,32 +422,6 @@ class CompareSection(Section):
     pruner: Literal["median", "halving", "none"] = Field(
         default="median", description="stop a run of the search early that is behind; the same for every row"
     )
-
-
-class GeneratorSection(OpenSection):
-    """What writes further texts of a class; further keys are its settings."""
-
-    name: str = Field(description="file, spliced, local or endpoint, see `adaptome.blackbox.generators`")
-
-
-GeneratorField = Annotated[
-    GeneratorSection, BeforeValidator(_named, json_schema_input_type=str | GeneratorSection)
-]
-
-
-class AugmentationSection(Section):
-    """Generated texts among the training rows: those to which a teacher, too, gives the label they were written for."""
-
-    generator: GeneratorField
-    per_label: int = Field(default=100, ge=1, description="texts asked for of each label")
-    teacher: str | None = Field(
-        default=None,
-        description="folder of a finished run, or an earlier stage's name, whose predictions must agree; default: nobody sifts",
-    )
-    threshold: float = Field(
-        default=0.9, ge=0, le=1, description="probability from which the teacher is believed"
-    )
-    seed: int = Field(default=0, ge=0, description="of what the generator draws")
 
 
 class StartSection(Section):

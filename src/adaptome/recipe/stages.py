@@ -92,12 +92,12 @@ def _started(
 
 
 def _over(below: Any, above: Any) -> Any:
-    """A section of a stage over the recipe's: `task: x` is {name: x}; another name takes its place."""
+    """A section of a stage over the recipe's: `task: x` is {name: x}; another name, or another composite model, takes its place."""
     if isinstance(below, dict) and isinstance(above, str) and "name" in below:
         above = {"name": above}
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    if "name" in above and above["name"] != below.get("name"):
+    if any(key in above and above[key] != below.get(key) for key in ("name", "composite")):
         return above
     if "composite" in above and above["composite"] != below.get("composite"):  # another model
         return above

@@ -191,7 +191,7 @@ class BlackBoxClassification(Task):
         return made
 
     def head_patterns(self, model: nn.Module) -> list[str]:
-        return ["network"]
+        return ["network.scorer"]
 
     # -- scores ----------------------------------------------------------------------------------------------------
 

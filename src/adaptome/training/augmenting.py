@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,6 +84,11 @@ def written(
         asked = {**told.generator.model_dump(mode="json"), "label": label, "description": description, "examples": texts, "count": told.per_label, "seed": told.seed}  # fmt: skip
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
         if key not in held:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise TrainingError(
+                    f"augmentation: the texts of {label!r} are not written yet, and every one of several processes would ask for them.\n"
+                    f"  Run the recipe once in a single process (training.max_steps=1 will do): {path} keeps the texts."
+                )
             made = generator.texts(label, description, texts, told.per_label, told.seed)
             held[key] = [{"text": text, "label": label, "asked": key} for text in made]
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -40,7 +40,7 @@ class PromptedSettings(GeneratorSettings):
 class Prompted(Generator):
     """Asks until there are enough texts, a few at once; a subclass says how one prompt is answered."""
 
-    Settings = PromptedSettings
+    Settings: ClassVar[type[GeneratorSettings]] = PromptedSettings
 
     def answer(self, prompt: str, seed: int) -> str:
         """What the model writes."""
