@@ -96,7 +96,7 @@ def test_made_advice_is_right_where_it_says_so_and_test_has_its_own_combinations
     false = np.array([any(one in row[-1]["content"] for one in wrong) for row, wrong in zip(rows["messages"], rows["wrong"], strict=True)])  # fmt: skip
     assert right.all() != (name == "advice-synthetic") and (right == ~false).all()
     if name == "advice-synthetic":
-        assert 0.15 < false.mean() < 0.35 and len(right) == 924
+        assert 0.15 < false.mean() < 0.35 and len(right) == 624
     datasets.Dataset.from_dict(dict(rows))  # one type a column
 
 

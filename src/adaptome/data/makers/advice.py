@@ -49,18 +49,16 @@ class World:
 
 
 STUDIES = World(
-    {"Aldora": ("blue permit", "Tamber"), "Brevia": ("grey permit", "Osk"), "Corund": ("red visa", "Lindo"), "Dalmera": ("gold visa", "Pravin"),
-     "Estria": ("student card", "Quill"), "Fennmark": ("entry stamp", "Rook"), "Galdia": ("green pass", "Vesper"), "Hovland": ("white pass", "Zale")},
-    {"bachelor": "school report", "master": "degree", "doctorate": "research plan", "exchange": "home letter", "diploma": "certificate"},
-    {"savings": "bank letter", "a loan": "contract", "a grant": "award", "a job": "pay slip", "parents": "pledge"},
+    {"Aldora": ("blue permit", "Tamber"), "Brevia": ("grey card", "Osk"), "Corund": ("red visa", "Lindo"), "Fennmark": ("entry stamp", "Rook"), "Galdia": ("white pass", "Vesper")},
+    {"bachelor": "school report", "master": "degree", "doctorate": "research plan"},
+    {"savings": "bank letter", "a loan": "contract", "a grant": "award"},
     ("A {1} in {0}, paid by {2}: what do I need?", "I have {2} for a {1} in {0}. Which papers?", "How do I start a {1} in {0} with {2}?"),
     ("Which test?", "And the test?"),
 )  # fmt: skip
 TRAVELS = World(
-    {"Porto": ("boat ticket", "Mira"), "Tulsa": ("bus pass", "Jonas"), "Oslo": ("ski pass", "Freya"), "Kyoto": ("rail pass", "Hana"),
-     "Quito": ("day ticket", "Luz"), "Cairo": ("river card", "Omar"), "Perth": ("sun hat", "Ruby"), "Delhi": ("night bus", "Veda")},
-    {"walk": "map", "swim": "towel", "museum": "guide book", "concert": "seat", "market": "basket"},
-    {"cash": "purse", "a card": "pin", "a cheque": "signature", "a coupon": "stub", "points": "number"},
+    {"Porto": ("boat ticket", "Mira"), "Tulsa": ("bus pass", "Jonas"), "Kyoto": ("rail card", "Hana"), "Cairo": ("day ticket", "Omar"), "Perth": ("sun hat", "Ruby")},
+    {"walk": "map", "swim": "towel", "museum": "guide book"},
+    {"cash": "purse", "a card": "pin", "a cheque": "signature"},
     ("A {1} in {0}, paid by {2}: what do I take?", "I have {2} for a {1} in {0}. What with me?", "How do I plan a {1} in {0} with {2}?"),
     ("Who is the guide?", "And the guide?"),
 )  # fmt: skip
@@ -94,16 +92,16 @@ def _call(facts: Facts) -> str:
 
 @maker("advice")
 def advice(seed: int) -> dict[str, Table]:
-    """300 train, 40 validation and 72 test dialogues; of the 200 combinations 50 are in test alone."""
+    """240 train, 40 validation and 72 test dialogues; of the 45 combinations 12 are in test alone."""
     draw = random.Random(f"advice {seed}")
-    return {"train": _table("advice", _rows(draw, _parts(seed)["train"], 300))} | _held_out("advice", seed)
+    return {"train": _table("advice", _rows(draw, _parts(seed)["train"], 240))} | _held_out("advice", seed)
 
 
 @maker("advice-synthetic")
 def synthetic(seed: int) -> dict[str, Table]:
-    """900 train dialogues of the same combinations, 24 of them again, one in four with something wrong; validation and test are those of `advice`."""
+    """600 train dialogues of the same combinations, 24 of them again, one in four with something wrong; validation and test are those of `advice`."""
     draw = random.Random(f"advice-synthetic {seed}")
-    rows = [_spoilt(draw, row) if draw.random() < 0.25 else row for row in _rows(draw, _parts(seed)["train"], 900)]  # fmt: skip
+    rows = [_spoilt(draw, row) if draw.random() < 0.25 else row for row in _rows(draw, _parts(seed)["train"], 600)]  # fmt: skip
     rows += [dict(row) for row in draw.sample(rows, 24)]
     draw.shuffle(rows)
     return {"train": _table("advice-synthetic", rows)} | _held_out("advice-synthetic", seed)
@@ -142,7 +140,7 @@ def _parts(seed: int) -> dict[str, list[tuple[str, str, str]]]:
     """The combinations of training and those of test."""
     all_of = STUDIES.combinations()
     random.Random(f"advice combinations {seed}").shuffle(all_of)
-    return {"train": all_of[50:], "test": all_of[:50]}
+    return {"train": all_of[12:], "test": all_of[:12]}
 
 
 def _held_out(name: str, seed: int) -> dict[str, Table]:
