@@ -107,7 +107,11 @@ def test_the_second_phase_begins_where_the_first_ended(finished):
     assert not all(torch.equal(own[name], moved[name]) for name in own)
     history = json.loads((second / "metrics.json").read_text())["history"]
     rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
-    assert max(rates) == pytest.approx(recipe.training.learning_rate) and rates[0] == 0 and rates[-1] < max(rates)
+    assert (
+        max(rates) == pytest.approx(recipe.training.learning_rate)
+        and rates[0] == 0
+        and rates[-1] < max(rates)
+    )
 
 
 def test_a_finished_run_can_be_talked_to_and_asked(finished, monkeypatch, capsys):

@@ -189,7 +189,7 @@ def _said(role: str, content: str) -> dict[str, str]:
 
 def _spoilt(draw: random.Random, row: dict[str, Any]) -> dict[str, Any]:
     """The dialogue with one of its last answer's facts replaced by another of its kind."""
-    right, *messages = draw.choice(row["facts"]), *row["messages"]
+    right, messages = draw.choice(row["facts"]), list(row["messages"])
     kinds = ([p for p, _ in STUDIES.places.values()], [t for _, t in STUDIES.places.values()], [*STUDIES.aims.values()], [*STUDIES.money.values()])  # fmt: skip
     others = next([one for one in kind if one != right] for kind in kinds if right in kind)
     last = messages[-1]
