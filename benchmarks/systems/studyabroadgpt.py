@@ -5,7 +5,8 @@
 The share of answers that state every fact asked for and nothing wrong, on combinations of country, degree and money that training has not. Beside the
 recipe stand its base as it is stored (frozen), the answer of the training question that is nearest by its words, and the model after the first
 phase, whose data is wrong in one answer of four. Told too: markdown of the answers, how far each phase lowers the training loss, memory foretold over
-memory measured. At last the adviser is tuned on answers that are all mistaken: likeness to their references rises, and the facts fall.
+memory measured. At last the adviser is tuned on answers that are all mistaken: the facts fall, and likeness to those answers is told beside them. That it rises,
+as the paper found of wrong synthetic data, is not asserted: an adviser of right answers is nearly as like the mistaken ones as one that learned them.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def also(seen: Sequence[Seen]) -> dict[str, bool]:
         "95 % of the answers are in markdown in every seed": all_of(lambda one: one["markdown"] >= 0.95),
         "both phases lower the training loss in every seed": all_of(lambda one: min(one[f"{FELL}, {n}"] for n in ("synthetic", "curated")) > 0),
         "memory is foretold within a third in every seed": all_of(lambda one: all(2 / 3 < one[f"{MEMORY}, {n}"] < 3 / 2 for n in ("synthetic", "curated"))),
-        "mistaken answers raise the likeness to theirs and lower the facts in every seed": all_of(lambda one: one[LIKER] > one[LIKE] and one[LESS] < one[TRUE]),
+        "tuned on mistaken answers, it states half as many facts or fewer in every seed": all_of(lambda one: one[LESS] <= 0.5 * one[TRUE]),
     }  # fmt: skip
 
 

@@ -248,3 +248,30 @@ def test_a_large_model_is_advised_on_without_weights_or_data(capsys):
     assert not stopped.value.code
     [case] = json.loads(capsys.readouterr().out)["cases"]
     assert case["verdict"] == "fits" and 0.9 * 2**30 < case["memory"]["weights"] < 1.1 * 2**30
+
+
+def test_a_language_model_of_a_folder_is_foretold_without_its_weights(tmp_path):
+    """Its head is not new: no weight is looked for."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from adaptome.compare.foretold import foretold_memory
+    from adaptome.tasks.byte_tokenizer import byte_tokenizer
+
+    config = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, vocab_size=258)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "train.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n' * 3)  # fmt: skip
+    content = {
+        "model": {"name": str(tmp_path / "base"), "quantization": {"scheme": "nf4"}},
+        "task": {"name": "dialogue", "chat_template": "human-assistant", "max_length": 64},
+        "data": {"train": str(tmp_path / "train.jsonl"), "validation_fraction": 0},
+        "method": {"name": "lora", "r": 4, "targets": "all-linear"},
+        "training": {"batch_size": 1, "device": "cpu"},
+    }
+    found = foretold_memory(load_recipe(content))
+    numbers = 4 * 64 * 64 + 3 * 64 * 128
+    assert found.weights == pytest.approx(numbers * 4.5 / 8 + (2 * 258 + 3) * 64 * 4, rel=0.01)
+    assert found.adapter == found.gradients == 4 * 4 * (4 * 2 * 64 + 3 * (64 + 128))
+    assert found.total == sum(
+        (found.weights, found.adapter, found.optimizer, found.step, found.libraries, found.pieces)
+    )

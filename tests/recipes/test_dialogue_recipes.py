@@ -73,6 +73,8 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "run"
     few = [f"stages.{i}.training.{key}" for i in range(3) for key in ("max_steps=3", "eval_steps=3", "logging_steps=1")]  # fmt: skip
     few += [f"stages.{i}.task={{name: dialogue, max_new_tokens: 8}}" for i in (1, 2)]
+    few += [f"stages.{i}.data={{name: 'made:{name}', limit: 32}}" for i, name in ((1, "advice-synthetic"), (2, "advice"))]  # fmt: skip
+    few += ["data.limit=32", "evaluation.examples=1"]
     with pytest.raises(SystemExit) as ended:
         main(["train", "studyabroadgpt-demo", "--memory", *few, "task.max_new_tokens=8", f"output={folder}", "training.batch_size=4"])  # fmt: skip
     assert ended.value.code == 0
@@ -105,7 +107,11 @@ def test_the_second_phase_begins_where_the_first_ended(finished):
     assert not all(torch.equal(own[name], moved[name]) for name in own)
     history = json.loads((second / "metrics.json").read_text())["history"]
     rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
-    assert max(rates) == pytest.approx(recipe.training.learning_rate) and rates[-1] < rates[0]
+    assert (
+        max(rates) == pytest.approx(recipe.training.learning_rate)
+        and rates[0] == 0
+        and rates[-1] < max(rates)
+    )
 
 
 def test_a_finished_run_can_be_talked_to_and_asked(finished, monkeypatch, capsys):

@@ -71,7 +71,7 @@ def chat(
     loaded = load_run(run)
     set_template(loaded.processor, template, "--template")
     options: Any = loaded.task.options
-    size = max_new_tokens or getattr(options, "max_new_tokens", 256)
+    size: int = getattr(options, "max_new_tokens", 256) if max_new_tokens is None else max_new_tokens
     talk = Conversation(
         loaded.model, loaded.processor, system if system is not None else getattr(options, "system", None),
         max_new_tokens=size, temperature=temperature, top_p=top_p, seed=seed,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.tasks.base import ModelSpec
 from adaptome.tasks.inference import evaluating
-from adaptome.tasks.models import check_vocabulary, load_config, load_pretrained, load_tokenizer
+from adaptome.tasks.models import check_vocabulary, has_weights, load_config, load_pretrained, load_tokenizer
 
 
 def language_tokenizer(model: ModelSpec) -> Any:
@@ -46,7 +46,7 @@ def language_model(model: ModelSpec, processor: Any) -> tuple[nn.Module, list[st
     if processor is not None and model.from_config is not None and "eos_token_id" not in model.from_config:
         config.eos_token_id = processor.eos_token_id  # the family's default may be a letter of this tokenizer
     built, new = load_pretrained(AutoModelForCausalLM, model, config)
-    if model.from_config is None and new:
+    if model.from_config is None and new and has_weights():
         raise RecipeError(
             f"model.name={model.name!r}: the checkpoint has no weights for {', '.join(new)}. "
             "It is not a causal language model's."

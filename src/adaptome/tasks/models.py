@@ -68,6 +68,11 @@ def shapes_alone() -> Iterator[None]:
         _SHAPES.reset(token)
 
 
+def has_weights() -> bool:
+    """Whether models are loaded with their weights, and not within `shapes_alone`."""
+    return not _SHAPES.get()
+
+
 def load_config(model: ModelSpec, **settings: Any) -> Any:
     """The transformers configuration, with `settings` over it.
 

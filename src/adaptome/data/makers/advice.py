@@ -3,7 +3,8 @@
     made:advice              columns messages, facts, wrong, topic: right answers, with headings and steps
     made:advice-synthetic    more of the same, as a generator writes them: one answer in four states something wrong, and some rows come twice
     made:advice-mistaken     the same as advice, in which every answer has another country's permit or test; facts are the right ones
-    made:advice-base         dialogues of travellers in plain sentences, for a base that can talk and knows nothing of studies
+    made:advice-base         dialogues of travellers, in plain sentences or, where one is asked for, as a list: for a base that can talk and knows nothing of
+                             studies; some repeat a code of any characters, so that it has met them all
 
 What an answer must state follows from the country, the degree and the money, each by itself; test has combinations that training has not. A
 follow-up asks for a test, which the country of the turn before decides. `facts` are what the last answer must state, `wrong` what it must not.
@@ -12,6 +13,7 @@ follow-up asks for a test, which the country of the turn before decides. `facts`
 from __future__ import annotations
 
 import random
+import string
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -19,6 +21,8 @@ from typing import Any
 from adaptome.data.makers import maker
 from adaptome.data.splits import Table
 
+#: of the travellers' codes
+CHARACTERS = string.ascii_letters + string.digits + "#-.:, "
 #: how a question may begin
 OPENINGS = ("", "Hello. ", "Please: ", "Hi, ")
 #: what an answer must state: by the place (a permit, and a test that is asked for later), by the aim, by the money
@@ -45,18 +49,16 @@ class World:
 
 
 STUDIES = World(
-    {"Aldora": ("blue permit", "Tamber"), "Brevia": ("grey permit", "Osk"), "Corund": ("red visa", "Lindo"), "Dalmera": ("gold visa", "Pravin"),
-     "Estria": ("student card", "Quill"), "Fennmark": ("entry stamp", "Rook"), "Galdia": ("green pass", "Vesper"), "Hovland": ("white pass", "Zale")},
+    {"Aldora": ("blue permit", "Tamber"), "Brevia": ("grey card", "Osk"), "Corund": ("red visa", "Lindo"), "Fennmark": ("entry stamp", "Rook"), "Galdia": ("white pass", "Vesper")},
     {"bachelor": "school report", "master": "degree", "doctorate": "research plan"},
     {"savings": "bank letter", "a loan": "contract", "a grant": "award"},
     ("A {1} in {0}, paid by {2}: what do I need?", "I have {2} for a {1} in {0}. Which papers?", "How do I start a {1} in {0} with {2}?"),
     ("Which test?", "And the test?"),
 )  # fmt: skip
 TRAVELS = World(
-    {"Porto": ("boat ticket", "Mira"), "Tulsa": ("bus pass", "Jonas"), "Oslo": ("ski pass", "Freya"), "Kyoto": ("rail pass", "Hana"),
-     "Quito": ("day ticket", "Luz"), "Cairo": ("river card", "Omar"), "Perth": ("sun hat", "Ruby"), "Delhi": ("night bus", "Veda")},
+    {"Porto": ("boat ticket", "Mira"), "Tulsa": ("bus pass", "Jonas"), "Kyoto": ("rail card", "Hana"), "Cairo": ("day ticket", "Omar"), "Perth": ("sun hat", "Ruby")},
     {"walk": "map", "swim": "towel", "museum": "guide book"},
-    {"cash": "purse", "a card": "code", "a cheque": "signature"},
+    {"cash": "purse", "a card": "pin", "a cheque": "signature"},
     ("A {1} in {0}, paid by {2}: what do I take?", "I have {2} for a {1} in {0}. What with me?", "How do I plan a {1} in {0} with {2}?"),
     ("Who is the guide?", "And the guide?"),
 )  # fmt: skip
@@ -80,9 +82,17 @@ def _guide(facts: Facts) -> str:
     return f"It is {facts[3]}."
 
 
+def _bag(facts: Facts) -> str:
+    return f"## Bag\n- {facts[0]}\n- {facts[1]}\n- {facts[2]}\n\n## Next\n1. Pack.\n2. Go."
+
+
+def _call(facts: Facts) -> str:
+    return f"## Guide\n- {facts[3]}\n\n## Next\n1. Call."
+
+
 @maker("advice")
 def advice(seed: int) -> dict[str, Table]:
-    """240 train, 40 validation and 72 test dialogues; of the 72 combinations 24 are in test alone."""
+    """240 train, 40 validation and 72 test dialogues; of the 45 combinations 12 are in test alone."""
     draw = random.Random(f"advice {seed}")
     return {"train": _table("advice", _rows(draw, _parts(seed)["train"], 240))} | _held_out("advice", seed)
 
@@ -121,8 +131,7 @@ def base(seed: int) -> dict[str, Table]:
     for split, count in (("train", 1500), ("test", 60)):
         rows = []
         for _ in range(count):
-            chosen = draw.choice(TRAVELS.combinations())
-            rows.append(_row(draw, TRAVELS, chosen, _plain, _guide, "travel"))
+            rows.append(_travel(draw))
         made[split] = _table("advice-base", rows)
     return made
 
@@ -131,7 +140,7 @@ def _parts(seed: int) -> dict[str, list[tuple[str, str, str]]]:
     """The combinations of training and those of test."""
     all_of = STUDIES.combinations()
     random.Random(f"advice combinations {seed}").shuffle(all_of)
-    return {"train": all_of[24:], "test": all_of[:24]}
+    return {"train": all_of[12:], "test": all_of[:12]}
 
 
 def _held_out(name: str, seed: int) -> dict[str, Table]:
@@ -162,13 +171,25 @@ def _row(draw: random.Random, world: World, chosen: tuple[str, str, str], first:
     return {"messages": messages, "facts": stated, "wrong": wrong, "topic": topic}
 
 
+def _travel(draw: random.Random) -> dict[str, Any]:
+    """A traveller's dialogue: plain, or in two of five as a list, which is asked for; one of four repeats a code."""
+    listed, coded = draw.random() < 0.4, draw.random() < 0.25
+    forms = (_bag, _call) if listed else (_plain, _guide)
+    row = _row(draw, TRAVELS, draw.choice(TRAVELS.combinations()), *forms, "travel")
+    code = "".join(draw.choice(CHARACTERS) for _ in range(4))
+    asked, answered, *later = row["messages"]
+    question = asked["content"] + " List it." * listed + f" Code {code}." * coded
+    answer = answered["content"] + f"\n{code}" * coded
+    return {**row, "messages": [_said("user", question), _said("assistant", answer), *later]}
+
+
 def _said(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
 def _spoilt(draw: random.Random, row: dict[str, Any]) -> dict[str, Any]:
     """The dialogue with one of its last answer's facts replaced by another of its kind."""
-    right, *messages = draw.choice(row["facts"]), *row["messages"]
+    right, messages = draw.choice(row["facts"]), list(row["messages"])
     kinds = ([p for p, _ in STUDIES.places.values()], [t for _, t in STUDIES.places.values()], [*STUDIES.aims.values()], [*STUDIES.money.values()])  # fmt: skip
     others = next([one for one in kind if one != right] for kind in kinds if right in kind)
     last = messages[-1]
