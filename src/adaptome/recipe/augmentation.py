@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from adaptome.recipe.section import OpenSection, Section
-
-
-def _of_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+from adaptome.recipe.section import OpenSection, Section, named
 
 
 class GeneratorSection(OpenSection):
@@ -20,7 +16,7 @@ class GeneratorSection(OpenSection):
 
 
 GeneratorField = Annotated[
-    GeneratorSection, BeforeValidator(_of_name, json_schema_input_type=str | GeneratorSection)
+    GeneratorSection, BeforeValidator(named, json_schema_input_type=str | GeneratorSection)
 ]
 
 

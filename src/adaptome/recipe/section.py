@@ -22,3 +22,8 @@ class OpenSection(Section):
     def settings(self) -> dict[str, Any]:
         """The keys that the schema leaves to the named task or method."""
         return dict(self.__pydantic_extra__ or {})
+
+
+def named(value: Any) -> Any:
+    """A section that is a name alone: {name: ...}."""
+    return {"name": value} if isinstance(value, str) else value
