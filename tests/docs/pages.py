@@ -14,6 +14,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
+import adaptome as ad  # noqa: E402
+
 import generate  # noqa: E402  (docs/generate.py)
 
 WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -46,9 +48,7 @@ def blocks(text: str) -> list[Block]:
 def pages() -> dict[str, str]:
     """Every page by its name: the written ones, and the computed ones of the methods."""
     written = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in WRITTEN}
-    computed = {
-        f"methods/{name}.md": generate.method_page(cls) for name, cls in generate.ad.list_methods().items()
-    }
+    computed = {f"methods/{name}.md": generate.method_page(cls) for name, cls in ad.list_methods().items()}
     return written | computed
 
 

@@ -207,7 +207,7 @@ def peft_folder(tmp_path, **changes):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"peft_type": "VBLORA"}, FormatError, "type 'VBLORA'"),
+        ({"peft_type": "TINYLORA"}, FormatError, "type 'TINYLORA'"),
         ({"trainable_token_indices": [1]}, FormatError, "trainable_token_indices"),
         ({"a_setting_of_tomorrow": 2}, FormatError, "a_setting_of_tomorrow"),
         ({"init_lora_weights": "pissa"}, FormatError, "changed the base"),

@@ -240,6 +240,7 @@ class Task:
 
 class Prepared:
     length_column, remove_unused_columns, label_names, in_order = "length", True, None, False
+    only_asked = frozenset()
 
     def __init__(self, *splits):
         self.splits = splits

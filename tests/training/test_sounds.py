@@ -74,6 +74,12 @@ def test_the_best_epoch_is_kept_as_it_was(tmp_path):
     kept = {}
 
     class Copy(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, model=None, **kwargs):
+            if state.epoch and state.epoch >= 2:  # from here on it gets worse, whatever training does
+                with torch.no_grad():
+                    for value in ad.parameters_of(model).values():
+                        value.add_(torch.randn_like(value) * 10)
+
         def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
             kept[state.global_step] = (
                 metrics["eval_loss"],

@@ -38,9 +38,9 @@ class ShippedRecipe:
         stages = [stage["method"] for stage in content.get("stages", ()) if "method" in stage]
         given = content["compare"]["methods"] if "compare" in content else [content["method"], *stages]
         streams = any("continual" in part for part in (content, *content.get("stages", ())))
-        ends = content | (
-            content["stages"][-1] if content.get("stages") else {}
-        )  # the last stage is what comes of it
+        # the last stage is what comes of it; a section of it without a name only changes the recipe's
+        last = content["stages"][-1] if content.get("stages") else {}
+        ends = content | {key: section for key, section in last.items() if _name(section) != "None"}
         return {
             "name": self.name,
             "purpose": self.purpose(),
@@ -52,7 +52,9 @@ class ShippedRecipe:
 
 
 def _name(section: Any) -> str:
-    return section if isinstance(section, str) else str(section.get("name", section.get("composite")))
+    if not isinstance(section, dict):
+        return str(section)
+    return str(section.get("name", section.get("composite")))
 
 
 @cache

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TextStreamer
 
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.data.dialogues import check_turns
@@ -88,7 +87,7 @@ class Conversation:
         if not text.strip():
             raise DataError("there is nothing to answer: the message is empty.")
         ids = self._read([*self.messages, {"role": "user", "content": text}])
-        streamer = _Pieces(self.tokenizer, tell) if tell is not None else None
+        streamer = None if tell is None else _streamer(self.tokenizer, tell)
         with evaluating(self.model) as device:
             prompt = torch.tensor([ids], device=device)
             written = self.model.generate(  # type: ignore[operator]
@@ -123,14 +122,21 @@ class Conversation:
             self.forgotten += 2
 
 
-class _Pieces(TextStreamer):
+def _streamer(tokenizer: Any, tell: Callable[[str], None]) -> Any:
+    from transformers import TextStreamer
+
+    streamer: Any = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer.on_finalized_text = _Pieces(tell)
+    return streamer
+
+
+class _Pieces:
     """Hands on an answer's words as they are finished, without the space before the first."""
 
-    def __init__(self, tokenizer: Any, tell: Callable[[str], None]):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    def __init__(self, tell: Callable[[str], None]):
         self.tell, self.begun, self.held = tell, False, ""
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+    def __call__(self, text: str, stream_end: bool = False) -> None:
         text = self.held + text
         if not self.begun:
             text = text.lstrip()
