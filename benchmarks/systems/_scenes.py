@@ -76,6 +76,26 @@ def frozen(folder: Path) -> dict[str, float]:
     return before | {f"given {name}": value for name, value in given.items()}
 
 
+LORA, FROZEN, GIVEN = "LoRA, r = 1", "frozen model", "the five pictures"
+
+
+def beside(demo: str, seed: int, folder: Path) -> dict[str, float]:
+    """The share of pictures right by row: the recipe, LoRA of rank 1, the frozen model, the given pictures; and what is told of the class."""
+    found: dict[str, float] = {}
+    told: dict[str, float] = {}
+    methods: dict[str, Mapping[str, object] | None] = {
+        demo: None,
+        LORA: {"name": "lora", "targets": "unet.attention", "r": 1, "alpha": 1},
+    }
+    for label, method in methods.items():
+        metrics = run(subject(demo, seed, folder / label.replace(" ", ""), method), callbacks=[]).metrics
+        found[label] = metrics["right"]
+        told |= {f"class, {label}": metrics["class_right"], f"leak, {label}": metrics["leak"]}
+    before = frozen(folder / demo)
+    found |= {FROZEN: before["right"], GIVEN: before["given right"]}
+    return found | told | {f"class, {FROZEN}": before["class_right"]}
+
+
 def shown(metrics: Mapping[str, float], names: Sequence[str] = ()) -> str:
     """Metrics in a line."""
     return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if not names or name in names)

@@ -13,32 +13,14 @@ the subject, in the mean. How it stands to LoRA is told and not judged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from statistics import fmean
 
 from _demo import Demo, Seen, main
-from _scenes import frozen, subject
+from _scenes import FROZEN, GIVEN, beside
 
-from adaptome.training import run
-
-DEMO, LORA, FROZEN, GIVEN = "tlora-demo", "LoRA, r = 1", "frozen model", "the five pictures"
-METHODS: dict[str, Mapping[str, object] | None] = {
-    DEMO: None,
-    LORA: {"name": "lora", "targets": "unet.attention", "r": 1, "alpha": 1},
-}
-
-
-def measure(seed: int, folder: Path) -> dict[str, float]:
-    found: dict[str, float] = {}
-    told: dict[str, float] = {}
-    for label, method in METHODS.items():
-        result = run(subject(DEMO, seed, folder / label.replace(" ", ""), method), callbacks=[])
-        found[label] = result.metrics["right"]
-        told |= {f"class, {label}": result.metrics["class_right"], f"leak, {label}": result.metrics["leak"]}
-    before = frozen(folder / DEMO)
-    found |= {FROZEN: before["right"], GIVEN: before["given right"]}
-    return found | told | {f"class, {FROZEN}": before["class_right"]}
+DEMO = "tlora-demo"
 
 
 def also(seen: Sequence[Seen]) -> dict[str, bool]:
@@ -50,5 +32,13 @@ def also(seen: Sequence[Seen]) -> dict[str, bool]:
 
 
 if __name__ == "__main__":
-    demo = Demo(DEMO, "subject and background right", FROZEN, GIVEN, {FROZEN: 0.2, GIVEN: 0.2}, measure, also)
+    demo = Demo(
+        DEMO,
+        "subject and background right",
+        FROZEN,
+        GIVEN,
+        {FROZEN: 0.2, GIVEN: 0.2},
+        partial(beside, DEMO),
+        also,
+    )
     main(demo, "python benchmarks/systems/tlora.py", __doc__)

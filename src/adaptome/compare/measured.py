@@ -20,7 +20,7 @@ from adaptome.training.allocator import keep_freed_memory
 from adaptome.training.building import attach, base_model, prepared
 from adaptome.training.memory import PeakMemory
 from adaptome.training.objectives import assembled
-from adaptome.training.runs import trainer_of
+from adaptome.training.trainers import trainer_of
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from adaptome.tasks import Prepared, Task, get_task
 from adaptome.tasks.models import shapes_alone
 from adaptome.training.building import attach, base_model, prepared
 from adaptome.training.objectives import assembled
-from adaptome.training.runs import trainer_of
+from adaptome.training.trainers import trainer_of
 
 #: batches of the training data that are looked at, and the seconds that may take
 LOOKED_AT, PATIENCE = 64, 5.0

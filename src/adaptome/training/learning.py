@@ -24,9 +24,9 @@ from adaptome.training.building import attach, base_model, spec
 from adaptome.training.folder import CHECKPOINTS
 from adaptome.training.matrix import Scorer
 from adaptome.training.predicting import AFTER, SCORES, STRATEGY
-from adaptome.training.runs import trainer_of
 from adaptome.training.state import read_state, write_state
 from adaptome.training.stream_data import only, stream_of, stream_splits
+from adaptome.training.trainers import trainer_of
 
 
 class Learning:

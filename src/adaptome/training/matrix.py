@@ -19,8 +19,8 @@ from adaptome.training.arguments import stream_metric
 from adaptome.training.measuring import measured
 from adaptome.training.predicting import predict_by
 from adaptome.training.predictions import predictions_on
-from adaptome.training.runs import trainer_of
 from adaptome.training.stream_data import chosen, only
+from adaptome.training.trainers import trainer_of
 
 
 class Scorer:
