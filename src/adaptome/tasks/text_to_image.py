@@ -140,7 +140,6 @@ class TextToImage(Task):
         texts = {name: self._texts(name, split, self.options.prompt) for name, split in splits.items()}
         drawn = {name for name, split in splits.items() if "image" in split.rows.column_names}
         if "train" in splits and "train" not in drawn:
-            splits["train"].rows.select([])  # the message below names its columns
             splits.require("image")
         how = self._treatment()
         prepared: dict[str, Any] = {}
