@@ -73,13 +73,15 @@ class HeatMap:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that cover low..high.
+    """Round numbers (1, 2 or 5 times a power of ten apart) that cover low..high; about one value alone, a half of it to either side.
 
     >>> ticks(0.31, 0.82)
     [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    >>> ticks(0.02, 0.02)
+    [0.01, 0.015, 0.02, 0.025, 0.03]
     """
     if high <= low:
-        low, high = low - 0.5, low + 0.5
+        low, high = (low - abs(low) / 2, low + abs(low) / 2) if low else (0.0, 1.0)
     power = 10.0 ** math.floor(math.log10((high - low) / about))
     step = next(s * power for s in (1, 2, 5, 10) if (high - low) / (s * power) <= about + 1)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -13,6 +13,8 @@ from adaptome.report.shown import Ranked, Shown, Span
 
 #: pixels of the longer side of a picture, and characters of a text, that a page shows
 SIDE, CHARACTERS = 360, 1500
+#: pixels that the longer side of a tiny picture is shown at, at least
+TINY = 96
 
 
 def card(shown: Shown, truth: str | None, right: bool | None, number: int) -> str:
@@ -59,13 +61,14 @@ def ranking(ranked: Sequence[Ranked], bounded: bool) -> str:
 
 
 def picture(image: Any, alternative: str, caption: str) -> str:
-    """A PIL image within the page, made small."""
+    """A PIL image within the page, made small; a tiny one is shown larger, its pixels as squares."""
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))
+    larger = max(1, -(-TINY // max(small.size)))
     held = io.BytesIO()
     small.save(held, "PNG")
     data = base64.b64encode(held.getvalue()).decode()
     return (
-        f'<figure class="picture"><img alt="{escape(alternative, quote=True)}" width="{small.width}" height="{small.height}" '
+        f'<figure class="picture"><img{" class=tiny" if larger > 1 else ""} alt="{escape(alternative, quote=True)}" width="{larger * small.width}" height="{larger * small.height}" '
         f'src="data:image/png;base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>'
     )

@@ -88,6 +88,7 @@ mark b{color:var(--c);font-size:.72em;font-weight:650}
 .pictures{display:flex;flex-wrap:wrap;gap:.6rem}
 .picture{border:0;padding:0;background:none}
 .picture img{display:block;max-width:100%;height:auto;border-radius:.35rem}
+.picture img.tiny{image-rendering:pixelated}
 .picture figcaption{font-weight:400;font-size:.82rem;color:var(--soft);margin:.2rem 0 0}
 .ranked{list-style:none;margin:.6rem 0 0;padding:0;font-size:.88rem}
 .ranked li{display:grid;grid-template-columns:1fr auto;gap:.1rem .6rem;padding:.15rem 0}
