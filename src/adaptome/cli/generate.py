@@ -18,6 +18,8 @@ adaptome generate runs/dog "a photo of sks dog" --grid 3x3 --seed 7 --guidance 7
 
 adaptome generate runs/dog "a painting of sks dog" --image beach.jpg --strength 0.6
 
+adaptome generate runs/control "a house by a lake" --condition canny:photo.jpg --condition depth:depth.png --ready
+
 adaptome generate stabilityai/stable-diffusion-xl-base-1.0 "a photo of a dog" --count 100 --output data/class-dog
 """
 
@@ -45,6 +47,21 @@ def generate(
     strength: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="With --image: the share of the steps that change it.")
     ] = 0.7,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND:FILE",
+            help="Of a controlled model: a kind such as canny, and the picture that it is taken from. Several act together.",
+            show_default=False,
+        ),
+    ] = None,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="The files of --condition are conditions already (edges, maps).")
+    ] = False,
+    instruction: Annotated[
+        str | None,
+        typer.Option(help="The words that name the condition to the gate.", show_default="the kind's"),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(help="Of the first picture; the next have the next numbers.", show_default="the run's"),
@@ -94,7 +111,7 @@ def generate(
 
     columns, rows = _pair(grid, "--grid") if grid else (0, 0)
     count = columns * rows if grid else count
-    model, how = _opened(run, base, adapter)
+    model, how, known = _opened(run, base, adapter)
     changed: dict[str, Any] = {"steps": steps, "guidance": guidance, "negative": negative, "sampler": sampler}
     changed |= dict(zip(("width", "height"), _pair(size, "--size"), strict=True)) if size else {}
     changed |= {"strength": strength} if image is not None else {}
@@ -102,11 +119,13 @@ def generate(
     given = {name: value for name, value in changed.items() if value is not None}
     asked = [_with(how, given, text, first + number) for text in texts for number in range(count)]
     start = None if image is None else to_rgb(image)
+    by = _conditions(condition, ready, instruction, model, known, (asked[0].width, asked[0].height)) if condition else None  # fmt: skip
     with _bar(asked, batch_size, image is not None) as step:
-        pictures = made(model, asked, batch_size, start, step)
+        pictures = made(model, asked, batch_size, start, step, None if by is None else [by] * len(asked))
     output.mkdir(parents=True, exist_ok=True)
     source: dict[str, Any] = {"run": run, "adapters": not base}
     source |= {k: str(v) for k, v in (("image", image), ("adapter", adapter)) if v is not None}
+    source |= {"condition": condition, "instructions": [words for _, words in by]} if by else {}
     written: list[dict[str, Any]] = []
     for number, text in enumerate(texts):
         part = slice(number * count, (number + 1) * count)
@@ -129,21 +148,21 @@ def generate(
         print(one["file"])
 
 
-def _opened(run: str, base: bool, adapter: Path | None) -> tuple[Any, Any]:
-    """The model with what is to act on it, and how it makes a picture unless told otherwise."""
+def _opened(run: str, base: bool, adapter: Path | None) -> tuple[Any, Any, dict[str, Any]]:
+    """The model with what is to act on it, how it makes a picture unless told otherwise, and its annotators by name."""
     import adaptome as ad
 
-    model, how = _model(run)
+    model, how, known = _model(run)
     kept = [] if base else list(ad.active(model)) if ad.adapters(model) else []
     if adapter is not None:
         ad.load(model, adapter, "given")
         kept.append("given")
     if ad.adapters(model):
         ad.activate(model, kept)
-    return model, how
+    return model, how, known
 
 
-def _model(run: str) -> tuple[Any, Any]:
+def _model(run: str) -> tuple[Any, Any, dict[str, Any]]:
     from adaptome.core.errors import RecipeError
     from adaptome.tasks.image_generation import Making
 
@@ -151,7 +170,7 @@ def _model(run: str) -> tuple[Any, Any]:
         from adaptome.models.text_to_image import TextToImage
 
         model = TextToImage.from_settings(pipeline=run)
-        return model, Making("", width=model.side, height=model.side)
+        return model, Making("", width=model.side, height=model.side), {}
     from adaptome.training import load_run
 
     loaded = load_run(run)
@@ -160,7 +179,34 @@ def _model(run: str) -> tuple[Any, Any]:
         raise RecipeError(
             f"{run} learned {task.name}, which makes no pictures of texts. Use `adaptome predict`."
         )
-    return loaded.model, task.making("", task.options.seed)
+    known = {one.name: one for one in getattr(task, "annotators", [])}
+    return loaded.model, task.making("", task.options.seed), known
+
+
+def _conditions(
+    told: list[str], ready: bool, words: str | None, model: Any, known: dict[str, Any], size: tuple[int, int]
+) -> list[tuple[Any, str]]:
+    """The conditions of all pictures, brought to their size (width, height), with the words that name them."""
+    import numpy as np
+
+    from adaptome.core.errors import RecipeError
+    from adaptome.data.conditions import get_condition
+    from adaptome.data.pictures import fitted
+    from adaptome.tasks.image_classification import to_rgb
+
+    if model.control is None:
+        raise RecipeError("--condition: the model has no ControlNet. Train one with the task controlled-generation, or leave it out.")  # fmt: skip
+    made = []
+    for one in told:
+        kind, colon, file = one.partition(":")
+        if not colon or not file:
+            raise typer.BadParameter(
+                f"{one!r} is not KIND:FILE, as canny:photo.jpg.", param_hint="--condition"
+            )
+        annotator = known.get(kind) or get_condition(kind, "--condition")
+        picture, _ = fitted(to_rgb(Path(file)), size, "centre", np.random.default_rng(0))
+        made.append((picture if ready else annotator(picture), words or annotator.instruction))
+    return made
 
 
 def _with(how: Any, given: dict[str, Any], text: str, seed: int) -> Any:

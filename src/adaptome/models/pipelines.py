@@ -19,6 +19,8 @@ from torch import nn
 from adaptome.core.errors import MissingExtraError, ModelError, did_you_mean
 from adaptome.core.files import atomic_folder
 from adaptome.models.base import Part, load_part, quiet
+from adaptome.models.control import FOLDER as CONTROL
+from adaptome.models.control import Control
 
 INDEX = "model_index.json"
 PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -235,13 +237,15 @@ def pipeline_of(model: Any) -> Any:
     return kind(**parts, **extra)
 
 
-def write_pipeline(model: Any, folder: Path, own: dict[str, Any]) -> None:
-    """Write a model's parts as a pipeline's folder, whole or not at all; `own` goes into its index."""
+def write_pipeline(model: Any, folder: Path, own: dict[str, Any], control: Control | None = None) -> None:
+    """Write a model's parts as a pipeline's folder, whole or not at all; `own` goes into its index, and a ControlNet beside the parts."""
     parts = {**model.parts(), **model.tokenizers, "scheduler": model.scheduler}
     index: dict[str, Any] = {"_class_name": model.kind, **(own if model.kind in own else {})}
     if model.kind == "StableDiffusionXLPipeline":
         index["force_zeros_for_empty_prompt"] = model.force_zeros
-    with atomic_folder(folder, only=(INDEX, *parts)) as staging:
+    with atomic_folder(folder, only=(INDEX, CONTROL, *parts)) as staging:
+        if control is not None:
+            control.write(staging / CONTROL)
         for name, part in parts.items():
             part.save_pretrained(staging / name)
             kind = type(part)

@@ -10,7 +10,8 @@ the names of diffusers' files. Without a `vae` the pixels are what is made noisy
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from typing_extensions import Self
 
 from adaptome.core.errors import ModelError
 from adaptome.core.steer import steer
-from adaptome.models.base import CompositeModel, CompositeSettings, Part, register_model
-from adaptome.models.denoisers import ENCODERS, denoise, encode_by_pipeline, encode_plainly
+from adaptome.models.base import CompositeSettings, Part, register_model
+from adaptome.models.control import FOLDER as CONTROL
+from adaptome.models.control import Control
+from adaptome.models.denoisers import ENCODERS, denoise
+from adaptome.models.encoding import PLAIN, Encoding
 from adaptome.models.noising import Process, Times, noisy
 from adaptome.models.pipelines import (
     PARTS,
@@ -30,13 +34,9 @@ from adaptome.models.pipelines import (
     load_tokenizer,
     loaded_part,
     pipeline_folder,
-    pipeline_of,
     read_index,
     write_pipeline,
 )
-
-#: the kind of a model whose texts are encoded by one encoder, of any architecture
-PLAIN = "text-to-image"
 
 
 class TextToImageSettings(CompositeSettings):
@@ -78,7 +78,7 @@ class TextToImageSettings(CompositeSettings):
 
 
 @register_model("text-to-image")
-class TextToImage(CompositeModel):
+class TextToImage(Encoding):
     """A denoiser with what surrounds it."""
 
     Settings = TextToImageSettings
@@ -119,6 +119,28 @@ class TextToImage(CompositeModel):
         }
         self.scheduler = load_scheduler(folder, own)
         self.process = Process(self.scheduler)
+        #: reads conditions; see `add_control`
+        self.control: Control | None = None
+        if folder is not None and (folder / CONTROL).is_dir():
+            self.control = Control.read(folder / CONTROL, self.denoiser)
+
+    def add_control(self, depth: int) -> Control:
+        """A ControlNet of the denoiser's first `depth` blocks as they are now; the one that is there stays.
+
+        Raises:
+            ModelError: a denoiser that cannot have one, or one of another depth is there.
+        """
+        if self.control is None:
+            self.control = Control.on(self.denoiser, depth)
+        elif len(self.control.blocks) != depth:
+            raise ModelError(f"control of {depth} blocks: the model comes with one of {len(self.control.blocks)}.")  # fmt: skip
+        return self.control
+
+    def controlled(self, conditions: Tensor | None) -> AbstractContextManager[None]:
+        """Within it the denoiser is acted on by conditions, latents [B, C, h, w]; by none, and without a ControlNet, it is as it is."""
+        if conditions is None or self.control is None:
+            return nullcontext()
+        return self.control.acting(self.denoiser, conditions)
 
     # -- its parts ---------------------------------------------------------------------------------------------------
 
@@ -168,92 +190,18 @@ class TextToImage(CompositeModel):
         return self
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        self.denoiser.enable_gradient_checkpointing()
+        """Of the denoiser; of a controlled one the copies' activations alone are computed again, for they begin within its first block."""
+        if self.control is not None:
+            self.control.recompute = True
+        else:
+            self.denoiser.enable_gradient_checkpointing()
 
     activation_checkpointing_enable = gradient_checkpointing_enable
 
     def gradient_checkpointing_disable(self) -> None:
+        if self.control is not None:
+            self.control.recompute = False
         self.denoiser.disable_gradient_checkpointing()
-
-    # -- texts and pictures --------------------------------------------------------------------------------------------
-
-    def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """The condition of texts; kept for each text as long as nothing of the text encoders trains or is adapted."""
-        if not self._is_as_it_was("text_encoder"):
-            self._texts.clear()
-            return self._encoded(texts)
-        for text in dict.fromkeys(texts):
-            if (
-                text not in self._texts
-            ):  # alone: in company its last bits would depend on the others, and so on when a run was resumed
-                with torch.no_grad():
-                    self._texts[text] = {name: value[0] for name, value in self._encoded([text]).items()}
-        found = [self._texts[text] for text in texts]
-        return {name: torch.stack([one[name] for one in found]).to(self.device) for name in found[0]}
-
-    def _encoded(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        if self.kind == PLAIN:
-            encoder = self.get_submodule("text_encoder")
-            return encode_plainly(encoder, self.tokenizers["tokenizer"], texts, self.text_length, self.device)
-        given = encode_by_pipeline(pipeline_of(self), texts, self.device)
-        return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in given.items()}
-
-    def unconditional(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """The condition that guidance leads away from; zeros for an empty text where the pipeline has it so (SDXL)."""
-        made = self.encode(texts)
-        if not self.force_zeros:
-            return made
-        kept = torch.tensor([bool(text) for text in texts], device=self.device)
-        return {k: v * kept.view(-1, *[1] * (v.dim() - 1)) for k, v in made.items()}
-
-    def _is_as_it_was(self, prefix: str) -> bool:
-        """Whether the parts whose names begin so are frozen and have no adapters, so that what they give can be kept."""
-        parts = [part for name, part in self.parts().items() if name.startswith(prefix)]
-        return not any(
-            hasattr(m, "adaptome") or any(p.requires_grad for p in m._parameters.values() if p is not None)
-            for part in parts
-            for m in part.modules()
-        )
-
-    def moments(self, pixels: Tensor, examples: Tensor | None) -> Tensor:
-        """Mean and log variance [B, 2 C, h, w] of the latents of pictures in [-1, 1]; kept for each example."""
-        vae: Any = self.get_submodule("vae")
-        told = [-1] * len(pixels) if examples is None else examples.tolist()
-        numbers = [None if number < 0 else int(number) for number in told]
-        found = []
-        for picture, number in zip(pixels, numbers, strict=True):
-            if number is None or number not in self._moments:
-                with torch.no_grad():  # alone, as texts are
-                    made = vae.encode(picture[None].to(vae.dtype)).latent_dist.parameters[0]
-                if number is not None:
-                    self._moments[number] = made.cpu()
-            else:
-                made = self._moments[number].to(pixels.device)
-            found.append(made)
-        return torch.stack(found)
-
-    def latents(self, pixels: Tensor, draws: Tensor, examples: Tensor | None = None) -> Tensor:
-        """Latents [B, C, h, w] of pictures, drawn from the autoencoder's posterior by each example's number; without one the pixels."""
-        vae: Any = self._modules.get("vae")
-        if vae is None:
-            return nn.functional.pixel_unshuffle(pixels, self.patch)
-        mean, spread = self.moments(pixels, examples if self._is_as_it_was("vae") else None).chunk(2, 1)
-        noise = [
-            torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(int(n) ^ 1))
-            for n in draws.tolist()
-        ]
-        found = mean + (spread.clamp(-30, 20) / 2).exp() * torch.stack(noise).to(mean)
-        moved = found - (getattr(vae.config, "shift_factor", None) or 0.0)
-        return (moved * vae.config.scaling_factor).to(self.dtype)
-
-    def pixels(self, latents: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] of latents, about in [-1, 1]."""
-        vae: Any = self._modules.get("vae")
-        if vae is None:
-            return nn.functional.pixel_shuffle(latents, self.patch)
-        moved = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        found: Tensor = vae.decode(moved.to(vae.dtype), return_dict=False)[0]
-        return found
 
     def drawn_times(self, draws: Tensor) -> Tensor:
         """The times [B] that forward takes for examples of these numbers."""
@@ -269,6 +217,7 @@ class TextToImage(CompositeModel):
         sizes: Tensor,
         examples: Tensor | None = None,
         prior: Tensor | None = None,
+        conditions: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """What the denoiser says of the pictures made noisy.
 
@@ -278,6 +227,7 @@ class TextToImage(CompositeModel):
             sizes: [B, 6], see `denoisers.denoise`.
             examples: [B] numbers under which the autoencoder's answers are kept; None or -1 to keep none.
             prior: read by objectives alone.
+            conditions: [B, 3, H, W] in [-1, 1], of a controlled model.
 
         Returns:
             loss (the mean squared error), prediction and target [B, C, h, w], alpha and sigma [B].
@@ -286,9 +236,11 @@ class TextToImage(CompositeModel):
             clean = self.latents(pixel_values, draws, examples)
             drawn = self.process.draw(clean, draws, self.times, self.offset_noise)
             target = self.process.target(clean, drawn)
-        said = denoise(
-            self.denoiser, noisy(clean, drawn), drawn.times, self.encode(texts), sizes, self.guidance
-        )
+            conditions = None if conditions is None else self.plain_latents(conditions)
+        with self.controlled(conditions):
+            said = denoise(
+                self.denoiser, noisy(clean, drawn), drawn.times, self.encode(texts), sizes, self.guidance
+            )
         loss = nn.functional.mse_loss(said.float(), target.float())
         return {
             "loss": loss,
@@ -315,30 +267,42 @@ class TextToImage(CompositeModel):
         return torch.stack(drawn).to(self.device, self.dtype)
 
     def predictor(
-        self, texts: Sequence[str], negative: Sequence[str], guidance: float, size: tuple[int, int]
+        self,
+        texts: Sequence[str],
+        negative: Sequence[str],
+        guidance: float,
+        size: tuple[int, int],
+        conditions: Tensor | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
         """What `decoding.diffusion.denoised` calls: predictions with the texts and, with guidance above 1, without them.
 
         Flux has guidance as an input; there it is no second prediction.
+
+        Args:
+            conditions: latents [B, C, h, w] (`plain_latents`), of a controlled model; they act on both predictions.
+            facts: what adapters are to know beside the time, tensors of one row for each picture or of none.
         """
-        sizes = torch.tensor([[*size, 0, 0, *size]] * len(texts), device=self.device)
         distilled = bool(getattr(self.denoiser.config, "guidance_embeds", False))
+        times = 1 if guidance <= 1 or distilled else 2
         given = self.encode(texts)
-        if guidance <= 1 or distilled:
-
-            def alone(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-                with steer(timestep=t):
-                    return denoise(self.denoiser, z, t, given, sizes, guidance), None
-
-            return alone
-        without = self.unconditional(negative)
-        both = {name: torch.cat([given[name], without[name]]) for name in given}
-        twice = torch.cat([sizes, sizes])
+        if times == 2:
+            without = self.unconditional(negative)
+            given = {name: torch.cat([given[name], without[name]]) for name in given}
+        sizes = torch.tensor([[*size, 0, 0, *size]] * (times * len(texts)), device=self.device)
+        known = {
+            name: torch.cat([fact] * times) if isinstance(fact, Tensor) and fact.dim() > 1 else fact
+            for name, fact in (facts or {}).items()
+        }
+        if conditions is not None:
+            conditions = torch.cat([conditions] * times)
 
         def predict(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-            doubled = torch.cat([t, t])
-            with steer(timestep=doubled):
-                found = denoise(self.denoiser, torch.cat([z, z]), doubled, both, twice, guidance)
+            z, t = torch.cat([z] * times), torch.cat([t] * times)
+            with steer(timestep=t, **known), self.controlled(conditions):
+                found = denoise(self.denoiser, z, t, given, sizes, guidance)
+            if times == 1:
+                return found, None
             first, second = found.chunk(2)
             return first, second
 
@@ -355,7 +319,8 @@ class TextToImage(CompositeModel):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a pipeline's folder, which diffusers loads too unless its kind is `text-to-image`."""
-        write_pipeline(self, Path(folder), {PLAIN: {"text_length": self.text_length, "patch": self.patch}})
+        own = {PLAIN: {"text_length": self.text_length, "patch": self.patch}}
+        write_pipeline(self, Path(folder), own, self.control)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:

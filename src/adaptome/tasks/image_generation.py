@@ -16,6 +16,9 @@ from adaptome.decoding.diffusion import denoised, scheduler_named
 from adaptome.models.text_to_image import TextToImage
 from adaptome.tasks.inference import chunks, evaluating
 
+#: the conditions of a picture: PIL pictures with the words that name their kind
+By = Sequence[tuple[Any, str]]
+
 
 @dataclass(frozen=True)
 class Making:
@@ -51,12 +54,14 @@ def made(
     batch_size: int = 8,
     start: Any = None,
     step: Callable[[], None] = lambda: None,
+    by: Sequence[By] | None = None,
 ) -> list[Any]:
     """A PIL picture for each; the same whatever it is made together with, up to rounding.
 
     Args:
         model: a `TextToImage`.
         start: a PIL picture that all begin from.
+        by: for each the conditions that it is made by; several act as their mean. None of them for a model as it is.
         step: called after every step of every batch.
 
     Raises:
@@ -76,13 +81,27 @@ def made(
                 draws = torch.tensor(seeds)
                 begun = model.latents(pixels.expand(len(group), -1, -1, -1).to(model.dtype), draws)
             texts, negative = [one.text for one in group], [one.negative for one in group]
+            conditions, facts = None, dict[str, Any]()
+            if by is not None:
+                conditions, facts = controls(model, by[len(pictures) : len(pictures) + len(group)], (how.width, how.height))  # fmt: skip
             found = denoised(
-                model.predictor(texts, negative, how.guidance, size), scheduler_named(model.scheduler, how.sampler), noise, how.steps,
+                model.predictor(texts, negative, how.guidance, size, conditions, facts), scheduler_named(model.scheduler, how.sampler), noise, how.steps,
                 how.guidance, start=begun, strength=how.strength, tokens=model.tokens(size), even=model.kind == "FluxPipeline",
                 generators=[torch.Generator(device).manual_seed(seed) for seed in seeds], step=step,
             )  # fmt: skip
             pictures += to_pictures(model.pixels(found))
     return pictures
+
+
+def controls(model: TextToImage, by: Sequence[By], size: tuple[int, int]) -> tuple[Tensor, dict[str, Any]]:
+    """Latents [B, C, h, w] of the conditions of each picture and what gates read of their instructions; of several the mean."""
+    latents, read = [], []
+    for one in by:
+        pixels = to_pixels([picture.convert("RGB").resize(size) for picture, _ in one], model.device)
+        latents.append(model.plain_latents(pixels.to(model.dtype)).mean(0))
+        read.append(torch.stack([model.instruction([words]) for _, words in one]).mean(0))
+    same = all(torch.equal(read[0], other) for other in read)
+    return torch.stack(latents), {"instruction": read[0] if same else torch.stack(read)}
 
 
 def groups(asked: Sequence[Making], batch_size: int) -> list[list[Making]]:

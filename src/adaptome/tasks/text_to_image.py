@@ -27,6 +27,8 @@ from adaptome.tasks.models import resolve
 from adaptome.tasks.picture_scores import Asked, get_score
 
 COMPOSITE = "text-to-image"
+#: columns of pictures
+PICTURES = ("image", "condition")
 #: references that pictures are held against, at most
 REFERENCES = 64
 
@@ -156,15 +158,19 @@ class TextToImage(Task):
                 )
             others = self._others(split, texts[name], kept) if train else None
             rows = split.rows if len(own) == len(split) else split.rows.select(own)
-            prepared[name] = TrainingPictures(rows, [texts[name][i] for i in own], to_rgb, kept, others)
+            prepared[name] = self.pictures(rows, [texts[name][i] for i in own], kept, others)
         if "train" in drawn:
             rows = prepared["train"].rows
             self._references = [to_rgb(rows[i]["image"]) for i in range(min(len(rows), REFERENCES))]
         asked = frozenset(splits) - drawn
         return Prepared(
-            prepared, collate, remove_unused_columns=False, label_names=("draws",),
+            prepared, self.collate, remove_unused_columns=False, label_names=("draws",),
             in_order=bool(how.buckets), only_asked=asked,
         )  # fmt: skip
+
+    def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Items of `pictures` as the model takes them."""
+        return collate(rows)
 
     def _treatment(self) -> Treatment:
         o = self.options
@@ -187,12 +193,21 @@ class TextToImage(Task):
         if prior is None and not marked:
             return None
         if prior is None:
-            return TrainingPictures(
-                split.rows.select(marked), [texts[i] for i in marked], to_rgb, how, prior=True
-            )
+            return self.pictures(split.rows.select(marked), [texts[i] for i in marked], how, prior=True)
         found = load_splits(train=prior.data, validation_fraction=0.0, prefer=self.prefer)
         named = self._texts("class", found["train"], prior.prompt)
-        return TrainingPictures(found["train"].rows, named, to_rgb, how, prior=True)
+        return self.pictures(found["train"].rows, named, how, prior=True)
+
+    def pictures(
+        self,
+        rows: Any,
+        texts: Sequence[str],
+        how: Treatment,
+        others: TrainingPictures | None = None,
+        prior: bool = False,
+    ) -> TrainingPictures:
+        """Rows as items for the collator."""
+        return TrainingPictures(rows, texts, to_rgb, how, others, prior)
 
     # -- model ---------------------------------------------------------------------------------------------------------
 
@@ -267,7 +282,7 @@ class TextToImage(Task):
 
     def judge(self, split: Any, predictions: list[Any]) -> dict[str, float]:
         rows = split.rows
-        columns = {name: list(rows[name]) for name in rows.column_names if name != "image"}
+        columns = {name: list(rows[name]) for name in rows.column_names if name not in PICTURES}
         asked = Asked([one["text"] for one in predictions], columns, self._references)
         pictures, found = [one["image"] for one in predictions], dict[str, float]()
         for named in self.options.scores:

@@ -1,4 +1,5 @@
-"""Made data of drawn scenes: `made:scenes`, to train a small text-to-image model on, and `made:scene-subject`, to teach it a subject."""
+"""Made data of drawn scenes: `made:scenes`, to train a small text-to-image model on, `made:scene-subject`, to teach it a subject, and
+`made:scene-conditions`, to control it."""
 
 from __future__ import annotations
 
@@ -72,6 +73,19 @@ def scene_subject(
         "train": _table("scene-subject", "train", train),
         "test": _table("scene-subject", "test", _asked(rows, texts, about)),
     }
+
+
+@maker("scene-conditions")
+def scene_conditions(seed: int, train: int = 2000, validation: int = 64, test: int = 48) -> dict[str, Table]:
+    """Scenes whose words tell the shape alone, so that colours and places are a condition's to tell; and what each shows."""
+    rng = np.random.default_rng((seed, 4))
+    made = {}
+    for split, count in (("train", train), ("validation", validation), ("test", test)):
+        drawn = [drawn_at_random(rng) for _ in range(count)]
+        parts = {part: [str(getattr(scene, part)) for scene in drawn] for part in PARTS}
+        texts = [f"a {shape}" for shape in parts["shape"]]
+        made[split] = _table("scene-conditions", split, {"image": _images(drawn), "text": texts, **parts})
+    return made
 
 
 def _told(scene: Scene, colour: bool) -> dict[str, str]:

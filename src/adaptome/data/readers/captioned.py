@@ -1,7 +1,8 @@
 """Pictures with texts: a folder of pictures, and for each the text that stands beside it.
 
     dog/01.jpg  dog/01.txt                     a text file of the same name (as kohya's scripts have it)
-    dog/metadata.jsonl  or  metadata.csv       {"file_name": "01.jpg", "text": "..."} a row (as the hub's image folders have it)
+    dog/metadata.jsonl  or  metadata.csv       {"file_name": "01.jpg", "text": "..."} a row (as the hub's image folders have it);
+                                               with "condition": "01-edges.png" also what the picture is to be made by
 
 Without texts there is no column `text`: the task gives one for all.
 """
@@ -22,10 +23,10 @@ from adaptome.data.textfile import read_text
 
 @reader("captioned", ".captioned", folders=True)
 def read_captioned(path: Path, options: ReadOptions) -> Table:
-    """Columns image and, where there are such, text.
+    """Columns image and, where there are such, text and condition.
 
     Raises:
-        DataError: no pictures, one without a text where others have one, or a table that cannot be read.
+        DataError: no pictures, one without a text or condition where others have one, or a table that cannot be read.
     """
     if not path.is_dir():
         raise DataError(f"{path}: the format captioned is of folders of pictures.")
@@ -35,25 +36,33 @@ def read_captioned(path: Path, options: ReadOptions) -> Table:
     for file in files:
         assert IMAGES.check is not None
         IMAGES.check(file)
-    texts = _texts(path, files, options.encoding)
+    texts, conditions = _beside(path, files)
+    files = [file for file in files if str(file) not in conditions.values()]
     columns: dict[str, list[str]] = {"image": [str(file) for file in files]}
-    if texts:
-        missing = [str(file) for file in files if file not in texts]
-        if missing:
-            raise DataError(f"{missing[0]}: no text, and {len(texts)} of the {len(files)} pictures have one.")
-        columns["text"] = [texts[file] for file in files]
+    for name, told in (("text", texts), ("condition", conditions)):
+        missing = [str(file) for file in files if file not in told]
+        if told and missing:
+            raise DataError(
+                f"{missing[0]}: no {name}, and {len(told)} of the {len(files)} pictures have one."
+            )
+        columns |= {name: [told[file] for file in files]} if told else {}
+    kinds = {name: "images" for name in columns if name != "text"}
     return Table(
-        str(path), columns, range(1, len(files) + 1), files={"image": "images"}, places=[str(f) for f in files]
+        str(path), columns, range(1, len(files) + 1), files=kinds, places=[str(f) for f in files]
     )  # fmt: skip
 
 
-def _texts(folder: Path, files: list[Path], encoding: str) -> dict[Path, str]:
+def _beside(folder: Path, files: list[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Each picture's text, and the file of its condition, where there are such."""
     for name in ("metadata.jsonl", "metadata.csv"):
         if (folder / name).is_file():
             rows = _rows(folder / name)
-            return {folder / row["file_name"]: row["text"] for row in rows}
+            conditions = {
+                folder / r["file_name"]: str(folder / r["condition"]) for r in rows if r.get("condition")
+            }
+            return {folder / row["file_name"]: row["text"] for row in rows}, conditions
     beside = {file: file.with_suffix(".txt") for file in files}
-    return {file: read_text(text).strip() for file, text in beside.items() if text.is_file()}
+    return {file: read_text(text).strip() for file, text in beside.items() if text.is_file()}, {}
 
 
 def _rows(file: Path) -> list[dict[str, str]]:

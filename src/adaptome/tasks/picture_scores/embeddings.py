@@ -36,19 +36,19 @@ class Clip(PictureScore):
         from transformers import AutoModel, AutoProcessor
 
         model, processor = (
-            _loaded(self.settings.model, AutoModel),
-            _loaded(self.settings.model, AutoProcessor),
+            loaded(self.settings.model, AutoModel),
+            loaded(self.settings.model, AutoProcessor),
         )
         words = [" ".join(w for w in text.split() if w != self.settings.token) for text in asked.texts]
         with torch.inference_mode():
             tokens = processor.tokenizer(list(words), padding=True, truncation=True, return_tensors="pt")
             texts = _features(model.get_text_features(**tokens))
-        made = _embedded(model.get_image_features, processor, pictures)
+        made = embedded(model.get_image_features, processor, pictures)
         pairs = zip(made, texts, strict=True)
         found = {"clip_t": float(np.mean([mean_cosine(p[None], t[None]) for p, t in pairs]))}
         if asked.references:
             found["clip_i"] = mean_cosine(
-                made, _embedded(model.get_image_features, processor, asked.references)
+                made, embedded(model.get_image_features, processor, asked.references)
             )
         return found
 
@@ -67,13 +67,13 @@ class Dino(PictureScore):
     def score(self, pictures: Sequence[Any], asked: Asked) -> dict[str, float]:
         from transformers import AutoImageProcessor, AutoModel
 
-        model = _loaded(self.settings.model, AutoModel)
-        processor = _loaded(self.settings.model, AutoImageProcessor)
+        model = loaded(self.settings.model, AutoModel)
+        processor = loaded(self.settings.model, AutoImageProcessor)
 
         def tokens(pixel_values: Any) -> Any:
             return model(pixel_values=pixel_values).last_hidden_state[:, 0]
 
-        made, held = (_embedded(tokens, processor, which) for which in (pictures, asked.references))
+        made, held = (embedded(tokens, processor, which) for which in (pictures, asked.references))
         return {"dino": mean_cosine(made, held)}
 
 
@@ -98,7 +98,7 @@ def histogram(picture: Any, bins: int = 6) -> np.ndarray:
     return np.bincount(numbers, minlength=bins**3) / len(numbers)
 
 
-def _loaded(name: str, auto: Any) -> Any:
+def loaded(name: str, auto: Any) -> Any:
     """A model or processor of the hub.
 
     Raises:
@@ -113,7 +113,7 @@ def _loaded(name: str, auto: Any) -> Any:
     return found.eval() if hasattr(found, "eval") else found
 
 
-def _embedded(embed: Any, processor: Any, pictures: Sequence[Any]) -> np.ndarray:
+def embedded(embed: Any, processor: Any, pictures: Sequence[Any]) -> np.ndarray:
     parts = []
     with torch.inference_mode():
         for start in range(0, len(pictures), BATCH):
