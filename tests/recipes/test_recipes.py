@@ -56,6 +56,7 @@ def test_every_recipe_is_run_by_a_test():
         "continual/",
         "text-classification/",
         "text-to-image/",
+        "controlled-generation/",
         "image-classification/",
         "black-box/",
         "protein/",

@@ -223,8 +223,12 @@ class ControlledGeneration(TextToImage):
             places = [
                 i for i, (_, one) in enumerate(kept) if (one.get("condition") is not None) == controlled
             ]
-            by = [[(kept[i][1]["condition"], kept[i][1].get("instruction", ""))] for i in places]
-            pictures = made(model, [asked[i] for i in places], batch_size, by=by if controlled else None)
+            by = (
+                [[(kept[i][1]["condition"], kept[i][1]["instruction"])] for i in places]
+                if controlled
+                else None
+            )
+            pictures = made(model, [asked[i] for i in places], batch_size, by=by)
             for i, picture in zip(places, pictures, strict=True):
                 answers[kept[i][0]] = {"image": picture, **told(asked[i])}
         return answers

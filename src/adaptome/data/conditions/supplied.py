@@ -46,7 +46,9 @@ class _OfDepth(_ByModel):
         found = self.outputs(picture).predicted_depth[None].float()
         size = (picture.size[1], picture.size[0])
         values = torch.nn.functional.interpolate(found, size, mode="bicubic")[0, 0].numpy()
-        return (values - values.min()) / max(float(np.ptp(values)), 1e-6)
+        spread = float(np.ptp(values))
+        found: np.ndarray = (values - values.min()) / spread if spread else np.zeros_like(values)
+        return found
 
 
 @register_condition("depth")
