@@ -54,7 +54,8 @@ class Control(nn.Module):
         Raises:
             ModelError: a denoiser that has no such blocks, or fewer.
         """
-        blocks, embedding = getattr(denoiser, "transformer_blocks", None), getattr(denoiser, "pos_embed", None)  # fmt: skip
+        blocks: Any = getattr(denoiser, "transformer_blocks", None)
+        embedding: Any = getattr(denoiser, "pos_embed", None)
         if (
             blocks is None
             or not hasattr(embedding, "proj")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from adaptome.data.pictures import TrainingPictures, Treatment, fitted
 from adaptome.data.splits import Splits
 from adaptome.models.text_to_image import TextToImage as Model
 from adaptome.report.shown import Shown
-from adaptome.tasks.base import ModelSpec, Prepared, register_task
+from adaptome.tasks.base import ModelSpec, Prepared, TaskOptions, register_task
 from adaptome.tasks.image_classification import to_rgb
 from adaptome.tasks.image_generation import grid, made, to_pixels, told
 from adaptome.tasks.picture_scores.control import ControlScore
@@ -40,6 +40,7 @@ class FeatureOptions(BaseModel):
 
 class ControlledGenerationOptions(TextToImageOptions):
     conditions: list[str | dict[str, Any]] = Field(
+        default=["canny"],
         min_length=1,
         description="kinds, of which each example has one: canny, blur, {name: depth, model: ...}, ...",
     )
@@ -91,7 +92,7 @@ class ControlledGeneration(TextToImage):
     again from what was made. `predict` takes {"text", "condition" (a PIL picture), "instruction"}, or a text alone for the model uncontrolled.
     """
 
-    Options = ControlledGenerationOptions
+    Options: ClassVar[type[TaskOptions]] = ControlledGenerationOptions
     options: Any
     later_options = (*TextToImage.later_options, "control_scores", "lpips", "clip", "score_rows")
 

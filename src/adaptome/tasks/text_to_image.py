@@ -107,11 +107,11 @@ class TextToImage(Task):
     `predict` takes texts and gives pictures.
     """
 
-    Options = TextToImageOptions
+    Options: ClassVar[type[TaskOptions]] = TextToImageOptions
     options: TextToImageOptions
     prefer: ClassVar[Mapping[str, str]] = {"folder": "captioned"}
     greater_is_better = False
-    later_options = (
+    later_options: ClassVar[tuple[str, ...]] = (
         "steps", "guidance", "negative", "sampler", "seed", "scores", "samples", "sample_every",
     )  # fmt: skip
 

@@ -47,8 +47,8 @@ class _OfDepth(_ByModel):
         size = (picture.size[1], picture.size[0])
         values = torch.nn.functional.interpolate(found, size, mode="bicubic")[0, 0].numpy()
         spread = float(np.ptp(values))
-        found: np.ndarray = (values - values.min()) / spread if spread else np.zeros_like(values)
-        return found
+        shares: np.ndarray = (values - values.min()) / spread if spread else np.zeros_like(values)
+        return shares
 
 
 @register_condition("depth")

@@ -76,10 +76,10 @@ def _lpips(given: np.ndarray, again: np.ndarray) -> float:
         from torchmetrics.functional.image.lpips import learned_perceptual_image_patch_similarity
     except ImportError:
         raise MissingExtraError("torchmetrics with torchvision", "text") from None
-    pair = [
+    made, held = (
         torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1)[None] / 127.5 - 1 for x in (given, again)
-    ]
+    )
     try:
-        return float(learned_perceptual_image_patch_similarity(*pair, net_type="alex"))
+        return float(learned_perceptual_image_patch_similarity(made, held, net_type="alex"))
     except ModuleNotFoundError:
         raise MissingExtraError("torchvision (task.lpips=true)", "text") from None
