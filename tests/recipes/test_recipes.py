@@ -57,6 +57,7 @@ def test_every_recipe_is_run_by_a_test():
         "text-classification/",
         "text-to-image/",
         "controlled-generation/",
+        "story-continuation/",
         "image-classification/",
         "black-box/",
         "protein/",
