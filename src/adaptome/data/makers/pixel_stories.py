@@ -102,5 +102,5 @@ def pixel_stories(
                 [f"{f.figure} {f.colour} {f.second} {f.ground}/{f.place}" for f in story[1:]]
             )
         columns["frames"] = np.stack(columns["frames"])  # type: ignore[arg-type, assignment]
-        made[split] = Table("made:pixel-stories", columns, range(1, count + 1), unit=f"{split} story")  # type: ignore[arg-type]
+        made[split] = Table("made:pixel-stories", columns, range(1, count + 1), unit=f"{split} story")
     return made
