@@ -11,14 +11,17 @@ both parts alone by 0.2 in every seed.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _demo import Demo, main
 from PIL import Image
+from torch import nn
 
 from adaptome.recipe import load_recipe, stages_of
+from adaptome.tasks.base import register_task
 from adaptome.tasks.picture_scores import Asked, get_score
-from adaptome.tasks.story_continuation import frames_of
+from adaptome.tasks.story_continuation import StoryContinuation, frames_of
 from adaptome.training import evaluate, load_run, run
 from adaptome.training.building import read
 
@@ -38,12 +41,12 @@ def measure(seed: int, folder: Path) -> dict[str, float]:
     run(first, callbacks=[])
     result = run(second, callbacks=[])
     found = {DEMO: result.metrics["right"], FROZEN: evaluate(folder / "demo" / "1-base")["right"]}
-    without = {
-        BLIND: second.model.model_copy(update={"settings": {**second.model.settings, "source_layers": []}}),
-        FORGETFUL: second.model.model_copy(update={"settings": {**second.model.settings, "sentences": None}}),
-    }
-    for label, model in without.items():
-        found[label] = alone(first, second, model, f"{folder}/{label.replace(' ', '-')}")
+    for label, task in ((BLIND, "story-without-source"), (FORGETFUL, "story-without-token")):
+        section = second.task.model_copy(update={"name": task})
+        output = second.output.model_copy(update={"folder": f"{folder}/{task}"})
+        found[label] = run(
+            second.model_copy(update={"task": section, "output": output}), callbacks=[]
+        ).metrics["right"]
     loaded = load_run(folder / "demo" / "2-story")
     rows = read(second, loaded.task)["test"].rows
     parts = [part for several in rows["parts"] for part in several]
@@ -58,15 +61,27 @@ def measure(seed: int, folder: Path) -> dict[str, float]:
     return found | {f"{DEMO}: {part}": result.metrics[part] for part in PARTS}
 
 
-def alone(first, second, model, folder: str) -> float:
-    """A part left out: both stages again, with it missing."""
-    stages = []
-    for name, stage in (("1-base", first), ("2-story", second)):
-        output = stage.output.model_copy(update={"folder": f"{folder}/{name}"})
-        stages.append(stage.model_copy(update={"model": model, "output": output}))
-    run(stages[0], callbacks=[])
-    start = second.start.model_copy(update={"run": f"{folder}/1-base"})
-    return run(stages[1].model_copy(update={"start": start}), callbacks=[]).metrics["right"]
+@register_task("story-without-source")
+class WithoutSource(StoryContinuation):
+    """The looks at the source left out."""
+
+    def load_model(self, model: Any, processor: Any = None) -> nn.Module:
+        found: Any = super().load_model(model, processor)
+        found.sources = nn.ModuleDict()
+        return found
+
+    def head_patterns(self, model: nn.Module) -> list[str]:
+        return [name for name in super().head_patterns(model) if name != "sources"]
+
+
+@register_task("story-without-token")
+class WithoutToken(StoryContinuation):
+    """The story token left out."""
+
+    def load_model(self, model: Any, processor: Any = None) -> nn.Module:
+        found: Any = super().load_model(model, processor)
+        found.story = None
+        return found
 
 
 if __name__ == "__main__":
