@@ -79,7 +79,7 @@ class ImageTextClassification(Task):
 
     Options = ImageTextClassificationOptions
     options: ImageTextClassificationOptions
-    prefer: ClassVar[Mapping[str, str]] = {"json": "coop"}
+    prefer: ClassVar[Mapping[str, str]] = {"json": "coop", "text": "coop"}
     takes = ENDINGS
     measures_before = True
     groups: tuple[Group, ...] = ()
@@ -121,8 +121,13 @@ class ImageTextClassification(Task):
         )  # fmt: skip
 
     def _rows(self, split: Split) -> Rows:
-        found, called = rows_of(split), read_names(self.options.names) if self.options.names else {}
-        return Rows(found.datasets, [called.get(label, label) for label in found.labels], found.numbers)
+        found = rows_of(split)
+        if self.options.names is None:
+            return found
+        called = read_names(self.options.names)
+        order = {label: number for number, label in enumerate(called)}
+        numbers = [order[label] for label in found.labels] if set(found.labels) <= set(order) else found.numbers
+        return Rows(found.datasets, [called.get(label, label) for label in found.labels], numbers)
 
     def _groups(self, rows: Mapping[str, Rows]) -> list[Group]:
         """The trained set's first."""
@@ -234,16 +239,18 @@ class ImageTextClassification(Task):
         Raises:
             DataError: a picture that cannot be read; other classes for a classifier that is a layer.
         """
-        made: list[Any] = []
+        asked = [one if isinstance(one, Mapping) else {"image": one} for one in inputs]
+        names = [tuple(one.get("classes") or self.labels or ()) for one in asked]
+        made: list[Any] = [None] * len(asked)
         with evaluating(model) as device:
-            for part in chunks(list(inputs), batch_size):
-                asked = [one if isinstance(one, Mapping) else {"image": one} for one in part]
-                pixels = processor.images([to_rgb(one["image"]) for one in asked])
-                for row, one in zip(pixels, asked, strict=True):
-                    names = list(one.get("classes") or self.labels or [])
-                    batch = {"pixel_values": row[None], **self._asked(names, processor)}
-                    logits = model(**to_device(batch, device))["logits"]
-                    made.append(readable(names, logits[0].float().softmax(-1).cpu()))
+            for classes in dict.fromkeys(names):
+                rows = [i for i, own in enumerate(names) if own == classes]
+                texts = to_device(self._asked(list(classes), processor), device)
+                for part in chunks(rows, batch_size):
+                    pixels = processor.images([to_rgb(asked[i]["image"]) for i in part]).to(device)
+                    logits = model(pixel_values=pixels, **texts)["logits"].float().softmax(-1).cpu()
+                    for i, scores in zip(part, logits, strict=True):
+                        made[i] = readable(classes, scores)
         return made
 
     def _asked(self, names: list[str], processor: Any) -> dict[str, Tensor]:
@@ -260,21 +267,12 @@ class ImageTextClassification(Task):
             raise DataError(
                 "task.context.own: each class of this run has words of its own, and others have none. Train with own: false."
             )
-        key = tuple(names)
-        if self._cached is None or self._cached[0] != key:
-            pairs = [(self._own_template(), name) for name in names]
-            self._cached = key, class_texts(processor, pairs, context)
-        return self._cached[1]
-
-    _cached: tuple[tuple[str, ...], dict[str, Tensor]] | None = None
+        return class_texts(processor, [(self._own_template(), name) for name in names], context)
 
     def shown(self, one: Any, prediction: Any) -> Shown:
         picture = one["image"] if isinstance(one, Mapping) else one
         best = sorted(prediction["scores"].items(), key=lambda pair: -pair[1])[:5]
         return Shown("", "", picture=to_rgb(picture), ranked=tuple(Ranked(name, p) for name, p in best))
-
-    def inputs(self, rows: Any) -> list[Any] | None:
-        return [rows[i]["image"] for i in range(len(rows))]
 
 
 class PromptedCollator:

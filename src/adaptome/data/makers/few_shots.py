@@ -17,18 +17,20 @@ from adaptome.data.splits import Table
 
 @maker("captioned-scenes")
 def captioned_scenes(seed: int, train: int = 4000, validation: int = 240) -> dict[str, Table]:
-    """Columns image [16, 16, 3] and text: "a red circle with a white spot on a blue background"."""
+    """Columns image [16, 16, 3] and text: "a red circle with a white spot on a blue background", or of a third of them "a red circle"."""
     rng = np.random.default_rng((seed, 4))
     made = {}
     for split, count in (("train", train), ("validation", validation)):
         scenes = [drawn_at_random(rng) for _ in range(count)]
-        columns = {"image": np.stack([draw(scene) for scene in scenes]), "text": [caption(s) for s in scenes]}
+        columns = {"image": np.stack([draw(scene) for scene in scenes]), "text": [caption(s, bool(rng.random() < 2 / 3)) for s in scenes]}
         made[split] = Table("made:captioned-scenes", columns, range(1, count + 1), unit=f"{split} picture")
     return made
 
 
-def caption(scene: Scene) -> str:
-    """A scene in words, all of it."""
+def caption(scene: Scene, whole: bool = True) -> str:
+    """A scene in words, or its object alone."""
+    if not whole:
+        return f"a {scene.colour} {scene.shape}"
     return f"a {scene.colour} {scene.shape} with a {scene.spot} spot on a {scene.background} background"
 
 
