@@ -41,7 +41,9 @@ def test_logits_are_scaled_cosines_and_adapters_start_as_the_base(kind):
     with torch.no_grad():
         found = model(x, class_ids=classes()["class_ids"])["logits"]
         f, t = model.image_features(x), model.text_features(classes()["class_ids"])
-        assert torch.allclose(found, model.scale() * f @ t.T, atol=1e-5) and torch.allclose(f.norm(dim=-1), torch.ones(4))
+        assert torch.allclose(found, model.scale() * f @ t.T, atol=1e-5) and torch.allclose(
+            f.norm(dim=-1), torch.ones(4)
+        )
         ad.attach(model, "clip-svd", targets=["attention", "mlp"])
         assert torch.allclose(model(x, class_ids=classes()["class_ids"])["logits"], found, atol=1e-3)
 
@@ -73,7 +75,9 @@ def test_it_is_saved_and_loaded_and_what_is_none_is_refused(tmp_path):
     again = type(model).from_pretrained(tmp_path / "m").eval()
     assert torch.equal(again(x, **classes())["logits"], model(x, **classes())["logits"])
     vit = {"model_type": "vit", **VISION}
-    with pytest.raises(ModelError, match="is a ViTModel, which has no get_image_features and no get_text_features"):
+    with pytest.raises(
+        ModelError, match="is a ViTModel, which has no get_image_features and no get_text_features"
+    ):
         composite_models()["dual-encoder"].from_settings(encoder={"from_config": vit})
 
 

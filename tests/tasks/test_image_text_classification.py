@@ -69,7 +69,9 @@ def trained(pets, tmp_path_factory) -> Path:
     # every map of both towers, q, k, v, o and the two of the MLP, has a spectrum of 16
     assert result.trainable_parameters == 2 * 6 * 16
     assert 0 <= result.metrics["accuracy"] <= 1 and "accuracy_before" in result.metrics
-    assert any("'a photo of a abyssinian, a type of pet.' and so on, 4 classes" in note for note in result.notes)
+    assert any(
+        "'a photo of a abyssinian, a type of pet.' and so on, 4 classes" in note for note in result.notes
+    )
     return out
 
 
@@ -97,7 +99,10 @@ def test_the_first_half_of_the_classes_trains_and_both_are_scored(pets, tmp_path
     loaded = load_run(out)
     data = loaded.task.prepare(__import__("adaptome.training.building", fromlist=["read"]).read(loaded.recipe, loaded.task), loaded.processor)  # fmt: skip
     assert set(data["train"]["labels"]) == set(data["validation"]["labels"]) == {0, 1}
-    assert [group.classes for group in loaded.task.groups] == [("abyssinian", "bengal_cat"), ("pug", "beagle")]
+    assert [group.classes for group in loaded.task.groups] == [
+        ("abyssinian", "bengal_cat"),
+        ("pug", "beagle"),
+    ]
     batch = data.collator([data["test"][i] for i in (0, 7)])
     logits = loaded.model(**batch)["logits"]
     assert torch.isinf(logits).tolist() == [[False, False, True, True], [True, True, False, False]]
@@ -114,8 +119,12 @@ def test_scores_of_groups_are_means_and_harmonic_ones():
 
 def test_other_sets_are_told_with_their_own_classes_and_prompts(pets, trained, tmp_path):
     other = split_file(tmp_path / "eurosat", "EuroSAT", ["forest", "river", "sea"])
-    found = evaluate(trained, overrides=[f"data={{train: {pets}, validation: {pets}, test: [{pets}, {other}]}}"])
-    assert found["transfer"] == found["accuracy@eurosat"] and found["accuracy"] == found["accuracy@oxford_pets"]
+    found = evaluate(
+        trained, overrides=[f"data={{train: {pets}, validation: {pets}, test: [{pets}, {other}]}}"]
+    )
+    assert (
+        found["transfer"] == found["accuracy@eurosat"] and found["accuracy"] == found["accuracy@oxford_pets"]
+    )
     alone = evaluate(trained, overrides=[f"data.name={other}", "task.classes=data"])
     assert alone["accuracy"] == pytest.approx(found["transfer"])
     loaded = load_run(trained, ["task.classes=data"])

@@ -11,7 +11,6 @@ import numpy as np
 
 from adaptome.core.errors import MissingExtraError
 
-
 Change = Callable[[Any, np.random.Generator], Any]
 
 

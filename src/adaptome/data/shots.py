@@ -9,7 +9,6 @@ from typing import Literal
 from adaptome.core.errors import DataError, did_you_mean
 from adaptome.data.splits import Split
 
-
 Fewer = Literal["keep", "repeat", "error"]
 
 

@@ -70,7 +70,7 @@ def classes_of(rows: Sequence[Rows]) -> dict[str, list[str]]:
     found = {}
     for dataset, labels in order.items():
         whole = all(label.lstrip("-").isdigit() for label in labels)
-        found[dataset] = sorted(labels, key=lambda label: int(label) if whole else labels[label])  # noqa: B023
+        found[dataset] = sorted(labels, key=lambda label: int(label) if whole else labels[label])
     return found
 
 

@@ -17,7 +17,7 @@ from adaptome.data.readers.images import ENDINGS
 from adaptome.data.splits import Split, Splits
 from adaptome.report.shown import Ranked, Shown
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
-from adaptome.tasks.class_groups import BASE, ONE, Group, Places, Rows, classes_of, halves, rows_of, scored
+from adaptome.tasks.class_groups import ONE, Group, Places, Rows, classes_of, halves, rows_of, scored
 from adaptome.tasks.class_prompts import (
     DEFAULT,
     ContextOptions,
@@ -126,7 +126,9 @@ class ImageTextClassification(Task):
             return found
         called = read_names(self.options.names)
         order = {label: number for number, label in enumerate(called)}
-        numbers = [order[label] for label in found.labels] if set(found.labels) <= set(order) else found.numbers
+        numbers = (
+            [order[label] for label in found.labels] if set(found.labels) <= set(order) else found.numbers
+        )
         return Rows(found.datasets, [called.get(label, label) for label in found.labels], numbers)
 
     def _groups(self, rows: Mapping[str, Rows]) -> list[Group]:

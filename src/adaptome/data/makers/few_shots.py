@@ -22,7 +22,10 @@ def captioned_scenes(seed: int, train: int = 4000, validation: int = 240) -> dic
     made = {}
     for split, count in (("train", train), ("validation", validation)):
         scenes = [drawn_at_random(rng) for _ in range(count)]
-        columns = {"image": np.stack([draw(scene) for scene in scenes]), "text": [caption(s, bool(rng.random() < 2 / 3)) for s in scenes]}
+        columns = {
+            "image": np.stack([draw(scene) for scene in scenes]),
+            "text": [caption(s, bool(rng.random() < 2 / 3)) for s in scenes],
+        }
         made[split] = Table("made:captioned-scenes", columns, range(1, count + 1), unit=f"{split} picture")
     return made
 
