@@ -6,6 +6,9 @@ map [3 d, d]; it is split into three, so that each is a layer of its own: three 
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,9 @@ def load_open_clip(part: Part, weights: bool) -> OpenClip:
     """
     open_clip = _open_clip()
     try:
-        made = open_clip.create_model(str(open_clip_source(part.name)), load_weights=weights)
+        # the checkpoint holds the text encoder too: it is not fetched by itself
+        source = str(open_clip_source(part.name))
+        made = open_clip.create_model(source, load_weights=weights, pretrained_hf=False)
     except (OSError, RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
         raise ModelError(f"the part {part.name} cannot be had by open_clip: {error}") from error
     dtype: Any = torch.float32 if part.dtype == "auto" else getattr(torch, part.dtype)
@@ -52,10 +57,21 @@ def load_open_clip_processors(name: str) -> tuple[Any, Any]:
     source = str(open_clip_source(name))
     try:
         tokenizer = open_clip.get_tokenizer(source)
-        _, preprocess = open_clip.create_model_from_pretrained(source, return_transform=True)
+        with _without_warnings():  # that this model, which gives its pixels alone, has no weights
+            made = open_clip.create_model_and_transforms(source, load_weights=False, pretrained_hf=False)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ModelError(f"the tokenizer and pixels of {name} cannot be had by open_clip: {error}") from error
-    return tokenizer, preprocess
+    return tokenizer, made[2]
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _open_clip() -> Any:
@@ -98,7 +114,6 @@ class SplitLinear(nn.Module):
 
     def __init__(self, fused: nn.Linear):
         super().__init__()
-        self.in_features, self.out_features = fused.in_features, fused.out_features
         for number, name in enumerate(("q_proj", "k_proj", "v_proj")):
             rows = slice(number * fused.out_features // 3, (number + 1) * fused.out_features // 3)
             part = nn.Linear(
