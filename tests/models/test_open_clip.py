@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
 
 def test_features_are_open_clips_and_every_map_has_its_spectrum(folder):
     own = open_clip.create_model(f"local-dir:{folder}", pretrained_hf=False).eval()
-    model = composite_models()["dual-encoder"].from_settings(encoder={"name": str(folder)}).eval()
+    model = composite_models()["prompted-classifier"].from_settings(encoder={"name": str(folder)}).eval()
     x, ids = torch.randn(2, 3, 224, 224), open_clip.get_tokenizer(f"local-dir:{folder}")(["a cat", "a dog"])
     with torch.no_grad():
         assert torch.allclose(model.encoder.get_image_features(x), own.encode_image(x), atol=1e-5)
@@ -67,7 +67,7 @@ def test_a_run_trains_and_answers(folder, tmp_path, method):
     )
     context = {"context": {"words": 2}} if method == "coop" else {}
     content = {
-        "model": {"composite": "dual-encoder", "encoder": str(folder)},
+        "model": {"composite": "prompted-classifier", "encoder": str(folder)},
         "task": {"name": "image-text-classification", **context}, "data": {"name": str(data), "shots": 1}, "method": chosen,
         "training": {"max_steps": 1, "batch_size": 4, "device": "cpu"}, "output": str(tmp_path / "run"),
     }  # fmt: skip

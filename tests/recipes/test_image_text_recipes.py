@@ -107,7 +107,11 @@ def test_a_recipe_takes_a_step_on_a_tiny_clip(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     places(tmp_path)
     content = load_recipe(f"clip-svd-{name}", TINY).model_dump(mode="json", exclude_defaults=True)
-    content["model"] = {"composite": "dual-encoder", "tokenizer": "minilm", "encoder": {"from_config": CLIP}}
+    content["model"] = {
+        "composite": "prompted-classifier",
+        "tokenizer": "minilm",
+        "encoder": {"from_config": CLIP},
+    }
     if name == "cross":
         kept = ("caltech-101", "dtd", "fgvc")
         content["data"]["test"] = [file for file in content["data"]["test"] if any(k in file for k in kept)]

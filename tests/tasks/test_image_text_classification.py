@@ -51,7 +51,7 @@ def recipe(data: Path | dict, out: Path, method="clip-svd", steps: int = 2, **ta
         method = {"name": "clip-svd", "targets": ["attention", "mlp"]}
     return load_recipe(
         {
-            "model": {"composite": "dual-encoder", "tokenizer": "minilm", "encoder": {"from_config": CLIP}},
+            "model": {"composite": "prompted-classifier", "tokenizer": "minilm", "encoder": {"from_config": CLIP}},
             "task": {"name": "image-text-classification", **task},
             "data": data if isinstance(data, dict) else {"name": str(data), "shots": 2, "fewer": "error"},
             "method": method,

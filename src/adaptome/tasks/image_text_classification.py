@@ -33,7 +33,7 @@ from adaptome.tasks.inference import chunks, evaluating, readable, to_device
 from adaptome.tasks.scores import Scores, softmax_scores
 from adaptome.tasks.showing import Given, gathered
 
-MODEL = "dual-encoder"
+MODEL = "prompted-classifier"
 #: classes up to which whole logits are kept of an evaluation, for its curves; of more, what was guessed
 FEW = 200
 
@@ -176,7 +176,7 @@ class ImageTextClassification(Task):
     # -- model ---------------------------------------------------------------------------------------------------------
 
     def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
-        """A `dual-encoder`: as the recipe names it, or around the encoder that it names."""
+        """A `prompted-classifier`: as the recipe names it, or around the encoder that it names."""
         made: Any = load_around(model, MODEL)
         if self.options.classifier == "head":
             made.fix(class_texts(processor, [(self._own_template(), label) for label in self._known()]))

@@ -1,4 +1,4 @@
-r"""dual-encoder: pictures and texts in one space, and classes told by the texts that name them.
+r"""prompted-classifier: pictures and texts in one space, and classes told by the texts that name them.
 
     f = I(picture) / |I(picture)|  [batch, d],    t_c = T(text of class c) / |T(text of class c)|,    logits_c = s f . t_c
 
@@ -50,18 +50,18 @@ def load_dual(part: Part, weights: bool) -> nn.Module:
     return found
 
 
-class DualEncoderSettings(CompositeSettings):
+class PromptedClassifierSettings(CompositeSettings):
     encoder: Part = Field(description="a model of pictures and texts in one space (CLIP, SigLIP, BiomedCLIP)")
     scale: float | None = Field(
         default=None, gt=0, description="s in classes; default: the checkpoint's, at most 100"
     )
 
 
-@register_model("dual-encoder")
-class DualEncoder(CompositeModel):
+@register_model("prompted-classifier")
+class PromptedClassifier(CompositeModel):
     """A classifier of pictures by the texts of classes."""
 
-    Settings = DualEncoderSettings
+    Settings = PromptedClassifierSettings
     loaders: ClassVar = {"encoder": load_dual}
     encoder: Any
 

@@ -27,7 +27,9 @@ KINDS = {
 
 def made(kind: str):
     torch.manual_seed(0)
-    return composite_models()["dual-encoder"].from_settings(encoder={"from_config": KINDS[kind]}).eval()
+    return (
+        composite_models()["prompted-classifier"].from_settings(encoder={"from_config": KINDS[kind]}).eval()
+    )
 
 
 def classes(groups=(0, 0, 1)) -> dict:
@@ -78,7 +80,7 @@ def test_it_is_saved_and_loaded_and_what_is_none_is_refused(tmp_path):
     with pytest.raises(
         ModelError, match="is a ViTModel, which has no get_image_features and no get_text_features"
     ):
-        composite_models()["dual-encoder"].from_settings(encoder={"from_config": vit})
+        composite_models()["prompted-classifier"].from_settings(encoder={"from_config": vit})
 
 
 def test_a_fused_map_is_split_into_three_spectra_and_gives_the_same():
@@ -106,7 +108,7 @@ def test_names_of_open_clip_are_told(tmp_path):
         import open_clip  # noqa: F401
     except ImportError:
         with pytest.raises(MissingExtraError, match=r"adaptome\[open-clip\]"):
-            composite_models()["dual-encoder"].from_settings(encoder={"name": str(tmp_path)})
+            composite_models()["prompted-classifier"].from_settings(encoder={"name": str(tmp_path)})
 
 
 def test_the_papers_counts_from_the_recipe():
@@ -122,7 +124,7 @@ def test_the_papers_counts_from_the_recipe():
     for vision, text, count in sizes.values():
         config = {"model_type": "clip", "vision_config": vision, "text_config": text}
         with shapes_alone():
-            model = composite_models()["dual-encoder"].from_settings(encoder={"from_config": config})
+            model = composite_models()["prompted-classifier"].from_settings(encoder={"from_config": config})
         method = recipe.methods[0]
         assert ad.plan(model, method.name, targets=method.targets).trainable == count
     assert load_composite and CLIP
