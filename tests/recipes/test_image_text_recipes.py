@@ -11,6 +11,7 @@ from PIL import Image
 
 from adaptome.compare import compare
 from adaptome.compare.rows import sections_of
+from adaptome.core.errors import DataError
 from adaptome.data.load import load_splits
 from adaptome.recipe import load_recipe, stages_of
 from adaptome.training import load_run, run, run_stages
@@ -43,6 +44,15 @@ def test_the_demonstration_runs_as_it_ships_and_tells_new_names(demo):
         loaded.model, loaded.processor, [picture, {"image": picture, "classes": ["a", "b"]}]
     )
     assert len(told[0]["scores"]) == 24 and set(told[1]["scores"]) == {"a", "b"}
+    first = load_run(demo / "1-pairs")
+    Image.fromarray(picture).save(demo / "black.png")
+    (given,) = first.task.given([str(demo / "black.png"), "a red circle", "a blue square"])
+    (ranked,) = first.task.predict(first.model, first.processor, [given.value])
+    assert set(ranked["scores"]) == {"a red circle", "a blue square"} and ranked["score"] == max(
+        ranked["scores"].values()
+    )
+    with pytest.raises(DataError, match="give texts beside the pictures"):
+        first.task.given([str(demo / "black.png")])
 
 
 def test_every_method_of_the_demonstration_is_a_row_of_one_table(demo, tmp_path):

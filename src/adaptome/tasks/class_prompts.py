@@ -22,6 +22,7 @@ from torch import Tensor
 
 from adaptome.core.errors import DataError, did_you_mean
 from adaptome.data.textfile import read_text
+from adaptome.tasks.showing import Given, gathered
 
 DEFAULT = "a photo of a {}."
 #: the first id that stands for a trained vector
@@ -102,6 +103,25 @@ def written(name: str) -> str:
 def prompt(template: str, name: str) -> str:
     """The template with the name."""
     return template.replace("{}", written(name))
+
+
+def pictures_and_texts(words: Sequence[str], endings: frozenset[str]) -> tuple[list[Given], list[str]]:
+    """The pictures among the words of a command line, and the words that are none: texts, or names of classes.
+
+    Raises:
+        DataError: there is no picture.
+    """
+    texts = [word for word in words if not _is_file(word) and Path(word).suffix.lower() not in endings]
+    pictures = gathered([word for word in words if word not in texts], endings)
+    if not pictures:
+        raise DataError(
+            f"none of {', '.join(map(repr, words))} is a picture or a folder of them, and all were taken for class names."
+        )
+    return pictures, texts
+
+
+def _is_file(word: str) -> bool:
+    return len(word) < 256 and "\0" not in word and Path(word).exists()
 
 
 def read_names(file: str) -> dict[str, str]:

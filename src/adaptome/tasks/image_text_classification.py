@@ -23,6 +23,7 @@ from adaptome.tasks.class_prompts import (
     ContextOptions,
     checked_template,
     class_texts,
+    pictures_and_texts,
     read_names,
     template_of,
 )
@@ -31,7 +32,7 @@ from adaptome.tasks.dual_processor import load_dual_processor
 from adaptome.tasks.image_classification import to_rgb, with_labels
 from adaptome.tasks.inference import chunks, evaluating, readable, to_device
 from adaptome.tasks.scores import Scores, softmax_scores
-from adaptome.tasks.showing import Given, gathered
+from adaptome.tasks.showing import Given
 
 MODEL = "prompted-classifier"
 #: classes up to which whole logits are kept of an evaluation, for its curves; of more, what was guessed
@@ -221,10 +222,7 @@ class ImageTextClassification(Task):
         Raises:
             DataError: there is no picture, or one class alone.
         """
-        names = [w for w in words if not Path(w).exists() and Path(w).suffix.lower() not in self.takes]
-        pictures = gathered([w for w in words if w not in names], self.takes)
-        if not pictures:
-            raise DataError(f"none of {', '.join(map(repr, words))} is a picture or a folder of them, and all were taken for class names.")  # fmt: skip
+        pictures, names = pictures_and_texts(words, self.takes)
         if len(names) == 1:
             raise DataError(
                 f"{names[0]!r} is no picture here, and as a class's name it needs another beside it."

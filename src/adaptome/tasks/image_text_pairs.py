@@ -9,15 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adaptome.core.errors import DataError
 from adaptome.data.readers.images import ENDINGS
 from adaptome.data.splits import Splits
 from adaptome.report.shown import Ranked, Shown
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
+from adaptome.tasks.class_prompts import pictures_and_texts
 from adaptome.tasks.composites import load_around
 from adaptome.tasks.dual_processor import load_dual_processor
 from adaptome.tasks.image_classification import to_rgb
 from adaptome.tasks.image_text_classification import MODEL
 from adaptome.tasks.inference import chunks, evaluating
+from adaptome.tasks.showing import Given
 
 
 class ImageTextPairsOptions(TaskOptions):
@@ -76,6 +79,17 @@ class ImageTextPairs(Task):
 
     def truths(self, rows: Any) -> list[Any] | None:
         return list(rows["text"])
+
+    def given(self, words: Sequence[str]) -> list[Given]:
+        """Pictures, and the texts that are ranked for each.
+
+        Raises:
+            DataError: there is no picture, or no text.
+        """
+        pictures, texts = pictures_and_texts(words, self.takes)
+        if not texts:
+            raise DataError("give texts beside the pictures, for them to be ranked.")
+        return [Given(one.name, {"image": one.value, "texts": texts}) for one in pictures]
 
     def predict(
         self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32
