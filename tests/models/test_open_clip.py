@@ -10,6 +10,7 @@ import torch
 
 import adaptome as ad
 from adaptome.models import composite_models
+from adaptome.models.prompted_classifier import Classes
 from adaptome.recipe import load_recipe
 from adaptome.tasks.models import resolve
 from adaptome.training import load_run, run
@@ -53,9 +54,9 @@ def test_features_are_open_clips_and_every_map_has_its_spectrum(folder):
     with torch.no_grad():
         assert torch.allclose(model.encoder.get_image_features(x), own.encode_image(x), atol=1e-5)
         assert torch.allclose(model.encoder.get_text_features(ids), own.encode_text(ids), atol=1e-5)
-        before = model(x, class_ids=ids)["logits"]
+        before = model(x, classes=Classes(ids))["logits"]
         plan = ad.attach(model, "clip-svd", targets=["attention", "mlp"])
-        assert torch.allclose(model(x, class_ids=ids)["logits"], before, atol=1e-3)
+        assert torch.allclose(model(x, classes=Classes(ids))["logits"], before, atol=1e-3)
     assert plan.trainable == 12 * 6 * 192 + 2 * 6 * 32
 
 

@@ -8,10 +8,11 @@ from torch import nn
 
 import adaptome as ad
 from adaptome.core.errors import MissingExtraError, ModelError
-from adaptome.models import composite_models, load_composite
+from adaptome.models import composite_models
 from adaptome.models.open_clip import SplitLinear, open_clip_source, split_qkv
+from adaptome.models.prompted_classifier import Classes
 from adaptome.recipe import load_recipe
-from tests.tasks.test_image_text_classification import CLIP, WIDTHS
+from tests.tasks.test_image_text_classification import WIDTHS
 
 TEXT = {**WIDTHS, "vocab_size": 50, "max_position_embeddings": 16}
 VISION = {**WIDTHS, "image_size": 16, "patch_size": 8}
@@ -32,22 +33,21 @@ def made(kind: str):
     )
 
 
-def classes(groups=(0, 0, 1)) -> dict:
-    ids = torch.tensor([[5, 6, 2], [5, 7, 2], [9, 6, 2]])
-    return {"class_ids": ids, "class_groups": torch.tensor(groups)}
+def classes(groups=(0, 0, 1)) -> Classes:
+    return Classes(torch.tensor([[5, 6, 2], [5, 7, 2], [9, 6, 2]]), groups=torch.tensor(groups))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_scaled_cosines_and_adapters_start_as_the_base(kind):
     model, x = made(kind), torch.randn(4, 3, 16, 16)
     with torch.no_grad():
-        found = model(x, class_ids=classes()["class_ids"])["logits"]
-        f, t = model.image_features(x), model.text_features(classes()["class_ids"])
+        found = model(x, classes=classes())["logits"]
+        f, t = model.image_features(x), model.text_features(classes().ids)
         assert torch.allclose(found, model.scale() * f @ t.T, atol=1e-5) and torch.allclose(
             f.norm(dim=-1), torch.ones(4)
         )
         ad.attach(model, "clip-svd", targets=["attention", "mlp"])
-        assert torch.allclose(model(x, class_ids=classes()["class_ids"])["logits"], found, atol=1e-3)
+        assert torch.allclose(model(x, classes=classes())["logits"], found, atol=1e-3)
 
 
 def test_a_picture_is_told_among_its_group_and_other_texts_are_not_encoded():
@@ -55,9 +55,9 @@ def test_a_picture_is_told_among_its_group_and_other_texts_are_not_encoded():
     seen: list[int] = []
     encode = model.text_features
     model.text_features = lambda ids, mask=None: (seen.append(len(ids)), encode(ids, mask))[1]
-    whole = model(x, groups=torch.tensor([0, 1]), **classes())["logits"]
+    whole = model(x, groups=torch.tensor([0, 1]), classes=classes())["logits"]
     assert torch.isinf(whole).tolist() == [[False, False, True], [True, True, False]] and seen == [3]
-    first = model(x, groups=torch.tensor([0, 0]), labels=torch.tensor([0, 1]), **classes())
+    first = model(x, groups=torch.tensor([0, 0]), labels=torch.tensor([0, 1]), classes=classes())
     assert seen == [3, 2] and torch.isinf(first["logits"][:, 2]).all()
     assert torch.allclose(first["logits"][0, :2], whole[0, :2]) and first["loss"].isfinite()
 
@@ -65,7 +65,7 @@ def test_a_picture_is_told_among_its_group_and_other_texts_are_not_encoded():
 def test_a_fixed_head_is_the_texts():
     model, x = made("clip"), torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        free = model(x, **classes())["logits"]
+        free = model(x, classes=classes())["logits"]
         model.fix(classes())
         assert torch.allclose(model(x)["logits"], free, atol=1e-5)
     assert not model.head.weight.requires_grad
@@ -75,7 +75,7 @@ def test_it_is_saved_and_loaded_and_what_is_none_is_refused(tmp_path):
     model, x = made("clip"), torch.randn(2, 3, 16, 16)
     model.save_pretrained(tmp_path / "m")
     again = type(model).from_pretrained(tmp_path / "m").eval()
-    assert torch.equal(again(x, **classes())["logits"], model(x, **classes())["logits"])
+    assert torch.equal(again(x, classes=classes())["logits"], model(x, classes=classes())["logits"])
     vit = {"model_type": "vit", **VISION}
     with pytest.raises(
         ModelError, match="is a ViTModel, which has no get_image_features and no get_text_features"
@@ -127,4 +127,3 @@ def test_the_papers_counts_from_the_recipe():
             model = composite_models()["prompted-classifier"].from_settings(encoder={"from_config": config})
         method = recipe.methods[0]
         assert ad.plan(model, method.name, targets=method.targets).trainable == count
-    assert load_composite and CLIP

@@ -3,11 +3,11 @@ r"""prompted-classifier: pictures and texts in one space, and classes told by th
     f = I(picture) / |I(picture)|  [batch, d],    t_c = T(text of class c) / |T(text of class c)|,    logits_c = s f . t_c
 
 where      I and T are the encoders with their projections, s = exp(logit scale), at most 100, which does not train in classes
-classes    `class_ids` [C, length] stand in the batch, so that a model has no classes of its own and any names can be asked for. With
-           `class_groups` [C] and `groups` [batch] a picture is told from the classes of its group alone: the others' logits are -inf, and
+classes    stand in the batch (`Classes`), so that a model has none of its own and any names can be asked for. With groups of classes [C]
+           and `groups` [batch] a picture is told from the classes of its group alone: the others' logits are -inf, and
            texts of groups that no picture of the batch has are not encoded
 head       `fix` keeps the texts' features, as the base makes them, as the rows s t_c of a frozen linear layer `head`, for methods on classifiers
-context    ids below 0 stand for trained vectors (CoOp): where nothing on the token table is active that knows them, `plain_ids` take their place
+context    ids below 0 stand for trained vectors (CoOp): where nothing on the token table is active that knows them, the plain texts take their place
 pairs      `input_ids` [batch, length] beside the pictures: the embeddings of both, and CLIP's loss on them
 encoders   transformers' models with get_image_features and get_text_features: CLIP, SigLIP, ALIGN, vision-text-dual-encoder; open_clip's
 source     Radford et al. 2021, arXiv:2103.00020; its few-shot use with trained encoders: CLIP-SVD, arXiv:2509.03740
@@ -15,7 +15,7 @@ source     Radford et al. 2021, arXiv:2103.00020; its few-shot use with trained 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +30,27 @@ from adaptome.models.open_clip import load_open_clip, open_clip_source
 
 #: the largest scale that CLIP is trained with
 MOST = 100.0
+
+
+@dataclass
+class Classes:
+    """The texts of classes. It is no tensor, so that a batch that is split over devices keeps it whole.
+
+    Attributes:
+        ids, mask: [C, length]. groups: [C], which classes are told apart from each other.
+        plain_ids, plain_mask: the texts without trained vectors, where `ids` has places for such.
+    """
+
+    ids: Tensor
+    mask: Tensor | None = None
+    groups: Tensor | None = None
+    plain_ids: Tensor | None = None
+    plain_mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        #: whether there are places for trained vectors, and several groups
+        self.context = bool((self.ids < 0).any())
+        self.several = self.groups is not None and len(self.groups.unique()) > 1
 
 
 def load_dual(part: Part, weights: bool) -> nn.Module:
@@ -86,17 +107,18 @@ class PromptedClassifier(CompositeModel):
         own: Tensor = self.encoder.logit_scale
         return own.exp().clamp(max=MOST).reshape(())
 
-    def class_features(self, classes: Mapping[str, Tensor | None], kept: Tensor | None = None) -> Tensor:
-        """Features [C, d] of class texts: `class_ids`, with `class_mask` and `plain_*` where there are such; of some rows with `kept`."""
-        ids, mask = classes["class_ids"], classes.get("class_mask")
-        assert ids is not None
-        if bool((ids < 0).any()) and not self._knows_contexts():
-            ids, mask = classes.get("plain_ids"), classes.get("plain_mask")
-            if ids is None or self.training:
+    def class_features(self, classes: Classes, kept: Tensor | None = None) -> Tensor:
+        """Features [C, d] of the texts of classes; of some rows with `kept`."""
+        ids, mask = classes.ids, classes.mask
+        if classes.context and not self._knows_contexts():
+            if classes.plain_ids is None or self.training:
                 raise ModelError(
                     "the texts of the classes have places for trained vectors (task.context), and no method on the token table fills them.\n"
                     "  Train coop (method: {name: coop, p: ...}), or leave task.context out."
                 )
+            ids, mask = classes.plain_ids, classes.plain_mask
+        device = self.device
+        ids, mask = ids.to(device), None if mask is None else mask.to(device)
         if kept is not None:
             ids, mask = ids[kept], None if mask is None else mask[kept]
         return self.text_features(ids, mask)
@@ -111,10 +133,10 @@ class PromptedClassifier(CompositeModel):
             (m for m in text.modules() if isinstance(m, nn.Embedding)), key=lambda table: table.num_embeddings
         )
 
-    def fix(self, classes: Mapping[str, Tensor | None]) -> None:
+    def fix(self, classes: Classes) -> None:
         """Keep these classes as a frozen layer: `head`, [C, d], without a bias."""
         with torch.no_grad():
-            features = self.class_features({k: None if v is None else v.to(self.device) for k, v in classes.items()})  # fmt: skip
+            features = self.class_features(classes)
             rows = self.scale().to(features) * features
         self.head = nn.Linear(rows.shape[1], len(rows), bias=False, device=rows.device, dtype=rows.dtype)
         self.head.weight = nn.Parameter(rows, requires_grad=False)
@@ -128,36 +150,34 @@ class PromptedClassifier(CompositeModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         groups: Tensor | None = None,
-        class_ids: Tensor | None = None,
-        class_mask: Tensor | None = None,
-        class_groups: Tensor | None = None,
-        plain_ids: Tensor | None = None,
-        plain_mask: Tensor | None = None,
+        classes: Classes | None = None,
     ) -> dict[str, Tensor]:
-        """With `input_ids` a batch of pairs, else pictures with `class_ids`; what comes out is described above.
+        """With `input_ids` a batch of pairs, else pictures with `classes`; what comes out is described above.
 
         Args:
             labels: [batch], numbers of classes; the mean cross-entropy is then the `loss`.
+            groups: [batch], where classes are told apart by groups.
+            classes: may be left out where they are fixed.
         """
         f = self.image_features(pixel_values)
         if input_ids is not None:
             return self._pairs(f, self.text_features(input_ids, attention_mask))
-        apart = class_groups is not None and groups is not None
-        kept = torch.isin(class_groups, groups) if apart else None  # type: ignore[arg-type]
+        of = None
+        if classes is not None and classes.several and groups is not None:
+            of = classes.groups.to(f.device)  # type: ignore[union-attr]
         if self.head is not None:
             logits = self.head(f.to(self.head.weight.dtype))
+        elif classes is None:
+            raise ModelError("there are no classes to tell pictures among: give them, or fix them first.")
         else:
+            kept = None if of is None else torch.isin(of, groups)  # type: ignore[arg-type]
             kept = None if kept is None or bool(kept.all()) else kept
-            texts = self.class_features(
-                {"class_ids": class_ids, "class_mask": class_mask, "plain_ids": plain_ids, "plain_mask": plain_mask}, kept
-            )  # fmt: skip
-            logits = self.scale().detach().to(f) * f @ texts.T
+            logits = self.scale().detach().to(f) * f @ self.class_features(classes, kept).T
             if kept is not None:
-                logits = logits.new_full((len(f), len(kept)), -torch.inf).index_copy(
-                    1, kept.nonzero()[:, 0], logits
-                )
-        if apart:
-            logits = logits.masked_fill(class_groups[None] != groups[:, None], -torch.inf)  # type: ignore[index]
+                whole = logits.new_full((len(f), len(kept)), -torch.inf)
+                logits = whole.index_copy(1, kept.nonzero()[:, 0], logits)
+        if of is not None:
+            logits = logits.masked_fill(of[None] != groups[:, None], -torch.inf)  # type: ignore[index]
         made = {"logits": logits, "image_embeds": f}
         return made if labels is None else {"loss": F.cross_entropy(logits.float(), labels), **made}
 

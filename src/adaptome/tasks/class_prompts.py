@@ -22,6 +22,7 @@ from torch import Tensor
 
 from adaptome.core.errors import DataError, did_you_mean
 from adaptome.data.textfile import read_text
+from adaptome.models.prompted_classifier import Classes
 from adaptome.tasks.showing import Given, gathered
 
 DEFAULT = "a photo of a {}."
@@ -146,23 +147,19 @@ def read_names(file: str) -> dict[str, str]:
 
 def class_texts(
     tokenizer: Any, texts: Sequence[tuple[str, str]], context: ContextOptions | None = None
-) -> dict[str, Tensor]:
+) -> Classes:
     """The prompts of classes as a dual encoder takes them.
 
     Args:
         tokenizer: a `DualProcessor`.
         texts: template and name of each class.
-        context: places for trained vectors.
-
-    Returns:
-        `class_ids` and, where the tokenizer makes one, `class_mask` [C, length]; with a context also `plain_ids` and `plain_mask`, of
-        the templates.
+        context: places for trained vectors; the templates are then the plain texts.
     """
     plain = tokenizer([prompt(template, name) for template, name in texts])
     if context is None:
-        return {f"class_{key}": value for key, value in plain.items()}
+        return Classes(plain["ids"], plain.get("mask"))
     placed = _placed(tokenizer, [written(name) for _, name in texts], context, plain)
-    return {**{f"class_{k}": v for k, v in placed.items()}, **{f"plain_{k}": v for k, v in plain.items()}}
+    return Classes(placed["ids"], placed.get("mask"), None, plain["ids"], plain.get("mask"))
 
 
 def _placed(

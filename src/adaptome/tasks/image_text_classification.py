@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from adaptome.core.errors import DataError
 from adaptome.data.augment import AugmentedPictures, cropped
 from adaptome.data.readers.images import ENDINGS
 from adaptome.data.splits import Split, Splits
+from adaptome.models.prompted_classifier import Classes
 from adaptome.report.shown import Ranked, Shown
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
 from adaptome.tasks.class_groups import ONE, Group, Places, Rows, classes_of, halves, rows_of, scored
@@ -30,7 +32,7 @@ from adaptome.tasks.class_prompts import (
 from adaptome.tasks.composites import load_around
 from adaptome.tasks.dual_processor import load_dual_processor
 from adaptome.tasks.image_classification import to_rgb, with_labels
-from adaptome.tasks.inference import chunks, evaluating, readable, to_device
+from adaptome.tasks.inference import chunks, evaluating, readable
 from adaptome.tasks.scores import Scores, softmax_scores
 from adaptome.tasks.showing import Given
 
@@ -103,7 +105,7 @@ class ImageTextClassification(Task):
         rows = {name: self._rows(split) for name, split in splits.items()}
         self.groups = tuple(self._groups(rows))
         places = Places(self.groups)
-        texts = self._texts(processor)
+        texts = replace(self._texts(processor), groups=torch.tensor(places.column_groups()))
         made: dict[str, Any] = {}
         notes = [f"prompts: {self._template(g.dataset).replace('{}', g.classes[0])!r} and so on, {len(g.classes)} classes of {g.name}." for g in self.groups]  # fmt: skip
         for name, split in splits.items():
@@ -115,7 +117,6 @@ class ImageTextClassification(Task):
         if self.options.augment and "train" in made:
             change = cropped(self.options.least)
             made["train"] = AugmentedPictures(made["train"], "image", to_rgb, self.options.augment_seed, change)  # fmt: skip
-        texts["class_groups"] = torch.tensor(places.column_groups())
         return Prepared(
             made, PromptedCollator(processor, texts), self.labels, remove_unused_columns=False, notes=notes,
             label_names=("labels", "groups"),
@@ -162,7 +163,7 @@ class ImageTextClassification(Task):
             return checked_template(options.template)
         return template_of(dataset) or options.noted or DEFAULT
 
-    def _texts(self, processor: Any) -> dict[str, Tensor]:
+    def _texts(self, processor: Any) -> Classes:
         pairs = [(self._template(group.dataset), label) for group in self.groups for label in group.classes]
         return class_texts(processor, pairs, self.options.context)
 
@@ -245,23 +246,23 @@ class ImageTextClassification(Task):
         with evaluating(model) as device:
             for classes in dict.fromkeys(names):
                 rows = [i for i, own in enumerate(names) if own == classes]
-                texts = to_device(self._asked(list(classes), processor), device)
+                texts = self._asked(list(classes), processor)
                 for part in chunks(rows, batch_size):
                     pixels = processor.images([to_rgb(asked[i]["image"]) for i in part]).to(device)
-                    logits = model(pixel_values=pixels, **texts)["logits"].float().softmax(-1).cpu()
+                    logits = model(pixel_values=pixels, classes=texts)["logits"].float().softmax(-1).cpu()
                     for i, scores in zip(part, logits, strict=True):
                         made[i] = readable(classes, scores)
         return made
 
-    def _asked(self, names: list[str], processor: Any) -> dict[str, Tensor]:
-        """The batch's part of these classes."""
+    def _asked(self, names: list[str], processor: Any) -> Classes | None:
+        """The texts of these classes; None where they are the model's own."""
         if self.options.classifier == "head":
             if names != self.labels:
                 raise DataError(
                     "task.classifier=head: this run's classes are the rows of a layer, and no others can be asked for.\n"
                     "  A run with task.classifier=texts tells any classes."
                 )
-            return {}
+            return None
         context = self.options.context
         if context is not None and context.own and names != self.labels:
             raise DataError(
@@ -278,12 +279,12 @@ class ImageTextClassification(Task):
 class PromptedCollator:
     """Rows with image and perhaps labels and groups -> pixels, these, and the prompts of all classes."""
 
-    def __init__(self, processor: Any, texts: Mapping[str, Tensor]):
-        self.processor, self.texts = processor, dict(texts)
+    def __init__(self, processor: Any, classes: Classes):
+        self.processor, self.classes = processor, classes
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = {"pixel_values": self.processor.images([to_rgb(row["image"]) for row in rows])}
         for name in ("labels", "groups"):
             if name in rows[0]:
                 batch[name] = torch.tensor([row[name] for row in rows])
-        return {**batch, **self.texts}
+        return {**batch, "classes": self.classes}
