@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from _demo import Demo, main
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import adaptome as ad
 from adaptome.recipe import load_recipe, stages_of
+from adaptome.tasks.image_classification import to_rgb
 from adaptome.tasks.inference import chunks, evaluating
 from adaptome.training import load_run, run
 from adaptome.training.building import read
@@ -59,7 +59,7 @@ def features(loaded, pictures: np.ndarray) -> np.ndarray:
     ad.activate(loaded.model, [])
     with evaluating(loaded.model):
         parts = [
-            loaded.model.image_features(loaded.processor.images([Image.fromarray(one) for one in part]))
+            loaded.model.image_features(loaded.processor.images([to_rgb(one) for one in part]))
             for part in chunks(list(pictures), 128)
         ]
     return torch.cat(parts).numpy()

@@ -12,7 +12,7 @@ from PIL import Image
 from adaptome.compare import compare
 from adaptome.compare.rows import sections_of
 from adaptome.core.errors import DataError
-from adaptome.data.load import load_splits
+from adaptome.data.makers.few_shots import captioned_scenes, worn_scenes
 from adaptome.recipe import load_recipe, stages_of
 from adaptome.training import load_run, run, run_stages
 from tests.tasks.test_image_text_classification import CLASSES, CLIP, split_file
@@ -149,11 +149,11 @@ def test_the_table_has_every_method_at_every_number_of_shots():
 
 
 def test_the_made_scenes_are_the_same_by_seed_and_balanced():
-    one, two, other = (load_splits("made:worn-scenes", split_seed=seed) for seed in (1, 1, 2))
-    images = [np.asarray(found["train"].rows.with_format("numpy")["image"]) for found in (one, two, other)]
+    one, two, other = (worn_scenes(seed, train=2, validation=1, test=3) for seed in (1, 1, 2))
+    images = [np.asarray(found["train"].columns["image"]) for found in (one, two, other)]
     assert np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
-    labels = list(one["test"].rows["label"])
-    assert len(set(labels)) == 24 and {labels.count(label) for label in labels} == {16}
-    captions = list(load_splits("made:captioned-scenes", split_seed=1)["train"].rows["text"])
+    labels = list(one["test"].columns["label"])
+    assert len(set(labels)) == 24 and {labels.count(label) for label in labels} == {3}
+    captions = list(captioned_scenes(1, train=300, validation=2)["train"].columns["text"])
     short = sum("background" not in text for text in captions) / len(captions)
     assert 0.28 < short < 0.39

@@ -117,7 +117,7 @@ def load_dual_processor(model: ModelSpec, size: int | None = None) -> DualProces
         return OpenClipProcessor(tokenizer, pixels, fixed=getattr(tokenizer, "context_length", None))
     tokenizer = load_tokenizer(source)
     own = SimpleNamespace(name=source.name, revision=source.revision, from_config=source.from_config, tokenizer=None)  # fmt: skip
-    pixels = load_image_processor(own, size)  # type: ignore[arg-type]
+    pixels = load_image_processor(own, size)
     config = _text_config(own)
     length = getattr(config, "max_position_embeddings", None)
     siglip = str(getattr(config, "model_type", "")).startswith("siglip")

@@ -182,7 +182,7 @@ class ImageTextClassification(Task):
         made: Any = load_around(model, MODEL)
         if self.options.classifier == "head":
             made.fix(class_texts(processor, [(self._own_template(), label) for label in self._known()]))
-        return made  # type: ignore[no-any-return]
+        return made
 
     def _own_template(self) -> str:
         if self.groups:

@@ -43,7 +43,7 @@ def fill(model: nn.Module, names: list[str], data: Prepared, size: int = 64) -> 
             "methods: one of them takes up training examples, and this task gives no batches of them."
         )
     for adapter in found:
-        adapter.begin()
+        adapter.begin_taking()
     try:
         with evaluating(model) as device:
             for part in chunks(range(len(rows)), size):
@@ -52,7 +52,7 @@ def fill(model: nn.Module, names: list[str], data: Prepared, size: int = 64) -> 
                     model(**{key: value for key, value in batch.items() if key not in data.aside})
     finally:
         for adapter in found:
-            adapter.end()
+            adapter.end_taking()
     return [
         f"{len(rows)} training examples were taken up by {', '.join(sorted({a.host.name for a in found}))}."
     ]

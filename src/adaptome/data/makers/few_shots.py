@@ -6,13 +6,17 @@ each other, contrast is low, the print is a little out of place and grainy. How 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from adaptome.data.makers import maker
 from adaptome.data.scenes.drawing import COLOURS, SHAPES, Scene, draw, drawn_at_random
 from adaptome.data.splits import Table
+
+Columns = dict[str, Sequence[Any] | np.ndarray]
 
 
 @maker("captioned-scenes")
@@ -21,13 +25,19 @@ def captioned_scenes(seed: int, train: int = 4000, validation: int = 240) -> dic
     rng = np.random.default_rng((seed, 4))
     made = {}
     for split, count in (("train", train), ("validation", validation)):
-        scenes = [drawn_at_random(rng) for _ in range(count)]
-        columns = {
+        scenes = [anywhere(drawn_at_random(rng), rng) for _ in range(count)]
+        columns: Columns = {
             "image": np.stack([draw(scene) for scene in scenes]),
             "text": [caption(s, bool(rng.random() < 2 / 3)) for s in scenes],
         }
         made[split] = Table("made:captioned-scenes", columns, range(1, count + 1), unit=f"{split} picture")
     return made
+
+
+def anywhere(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with its object smaller and further from the middle than scenes are drawn with."""
+    x, y = rng.uniform(0.34, 0.66, 2)
+    return replace(scene, x=float(x), y=float(y), size=float(rng.uniform(0.24, 0.34)))
 
 
 def caption(scene: Scene, whole: bool = True) -> str:
@@ -71,8 +81,10 @@ def worn_scenes(seed: int, train: int = 20, validation: int = 6, test: int = 16)
     made = {}
     for split, count in (("train", train), ("validation", validation), ("test", test)):
         rows = [(n, *classes[which]) for n, which in enumerate(order) for _ in range(count)]
-        scenes = [drawn_at_random(rng, colour=colour, shape=shape) for _, colour, shape in rows]
-        columns = {
+        scenes = [
+            anywhere(drawn_at_random(rng, colour=colour, shape=shape), rng) for _, colour, shape in rows
+        ]
+        columns: Columns = {
             "image": np.stack([printed(draw(scene), rng) for scene in scenes]),
             "label": [f"{colour} {shape}" for _, colour, shape in rows],
             "number": [n for n, _, _ in rows],

@@ -88,10 +88,10 @@ class TipAdapterAdapter(Adapter):
     def limits(self) -> dict[str, Any]:
         return {"labels": self.host.fan_out}
 
-    def begin(self) -> None:
+    def begin_taking(self) -> None:
         self._taken = []
 
-    def end(self) -> None:
+    def end_taking(self) -> None:
         taken, self._taken = self._taken or [], None
         if not taken:
             return
