@@ -55,6 +55,7 @@ def test_the_demonstration_runs_as_it_ships_and_tells_new_names(demo):
         first.task.given([str(demo / "black.png")])
 
 
+@pytest.mark.slow
 def test_every_method_of_the_demonstration_is_a_row_of_one_table(demo, tmp_path):
     shutil.copytree(demo / "1-pairs", tmp_path / "c" / "1-pairs")
     shots = [
