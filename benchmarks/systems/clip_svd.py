@@ -5,7 +5,8 @@
 Accuracy on the test pictures. Beside the recipe stand the CLIP as it was trained on captioned scenes (zero-shot, by the same prompts), logistic
 regression on its frozen picture features from the same shots, and logistic regression on the pixels of these. `half` and `new` are the same stage with
 half of the classes alone: accuracies on them and on the half that training did not have, each among its own, with zero-shot's beside. Exit code 1
-unless the recipe is ahead of zero-shot by 0.1, of the features by 0.05 and of the pixels by 0.05 in every seed.
+unless the recipe is ahead of zero-shot by 0.1, of the features by 0.02 and of the pixels by 0.05 in every seed, and on average
+ahead of zero-shot on the half that it trained on without falling behind it on the other by more than 0.05.
 """
 
 from __future__ import annotations
@@ -49,6 +50,15 @@ def measure(seed: int, folder: Path) -> dict[str, float]:
     return found | {label: half[key] for label, key in names.items()}
 
 
+def also(seen) -> dict[str, bool]:
+    """New classes stay known while the half that trains is learned."""
+    mean = {label: sum(one[label] for one in seen) / len(seen) for label in seen[0]}
+    return {
+        "half of the classes: ahead of zero-shot by 0.05 on average": mean["half"] >= mean["half, zero-shot"] + 0.05,
+        "the other half: not behind zero-shot by more than 0.05 on average": mean["new"] >= mean["new, zero-shot"] - 0.05,
+    }  # fmt: skip
+
+
 def columns(split) -> tuple[np.ndarray, list[str]]:
     """Pictures and labels."""
     return np.asarray(split.rows.with_format("numpy")["image"]), list(split.rows["label"])
@@ -77,5 +87,5 @@ def fitted(known: np.ndarray, labels: list[str], asked: np.ndarray, truth: list[
 
 
 if __name__ == "__main__":
-    demo = Demo(DEMO, "accuracy", ZERO, PIXELS, {ZERO: 0.1, FEATURES: 0.05, PIXELS: 0.05}, measure)
+    demo = Demo(DEMO, "accuracy", ZERO, PIXELS, {ZERO: 0.1, FEATURES: 0.02, PIXELS: 0.05}, measure, also)
     main(demo, "python benchmarks/systems/clip_svd.py", __doc__)
