@@ -59,6 +59,7 @@ def test_every_recipe_is_run_by_a_test():
         "controlled-generation/",
         "story-continuation/",
         "image-classification/",
+        "image-text-classification/",
         "black-box/",
         "protein/",
     )

@@ -28,6 +28,8 @@ adaptome predict runs/scenes pictures/ --output found
 adaptome predict runs/change before.tif after.tif --output found
 
 adaptome predict runs/entities notes/ letter.txt
+
+adaptome predict runs/pets photo.jpg "a red panda" "a raccoon"
 """
 
 

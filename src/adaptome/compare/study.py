@@ -17,7 +17,7 @@ import platform
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from functools import partial
@@ -111,7 +111,8 @@ def compare(
         write_merged(Path(recipe.start.run), partial(load_run, single=True))  # once, ahead of all runs
     sections = sections_of(recipe)
     kinds = {label: recipe_of(recipe, label, s, 0) for label, s in sections.items()}
-    plans(recipe, [one.methods[0] for one in kinds.values()])
+    for alike in _of_one_model(kinds.values()):
+        plans(alike[0], [one.methods[0] for one in alike])
     task = get_task(recipe.task.name, **recipe.task.settings)
     assert recipe.compare is not None
     metric = recipe.compare.metric or task.headline
@@ -129,6 +130,17 @@ def compare(
     write_results(folder, content, found)
     page(content, recipe.title, published).write(folder / REPORT)
     return made
+
+
+def _of_one_model(recipes: Iterable[Recipe]) -> list[list[Recipe]]:
+    """The recipes in groups of one model and task: what methods are planned on."""
+    found: dict[str, list[Recipe]] = {}
+    for one in recipes:
+        key = json.dumps(
+            [one.model.model_dump(mode="json"), one.task.model_dump(mode="json")], sort_keys=True
+        )
+        found.setdefault(key, []).append(one)
+    return list(found.values())
 
 
 class _Work:

@@ -74,6 +74,8 @@ class Method:
     around_experts: ClassVar[bool] = False
     #: the setting that a budget solves; '' for the first of r, size, n that there is
     budget_setting: ClassVar[str] = ""
+    #: the setting that counts the training examples that its adapters take up (see `Adapter.takes_examples`); '' for none
+    counts_examples: ClassVar[str] = ""
     #: what must be on the model before it, in words; '' for nothing
     needs: ClassVar[str] = ""
     #: the paper

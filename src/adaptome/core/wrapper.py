@@ -42,6 +42,9 @@ class Adapter(nn.Module):
     strength: float = 1.0
     #: whether it takes its strength into account itself; else the layer is run once more without it, and the outputs are mixed
     own_strength: ClassVar[bool] = False
+    #: whether it takes up training examples before training begins: between `begin_taking` and `end_taking` it keeps what its layer is given, and the
+    #: labels that are steered
+    takes_examples: ClassVar[bool] = False
 
     def __init__(self, host: Host, shared: nn.Module | None = None):
         super().__init__()
@@ -61,6 +64,12 @@ class Adapter(nn.Module):
     def limits(self) -> dict[str, Any]:
         """Of tensors that hold indices: how many things they choose from; a list where the rows choose from different ones."""
         return {}
+
+    def begin_taking(self) -> None:
+        """From here on take up examples."""
+
+    def end_taking(self) -> None:
+        """Make what follows from the examples that were taken."""
 
     def derive(self) -> None:
         """Make again what follows from tensors that were set from outside."""

@@ -18,10 +18,11 @@ from adaptome.data.makers import PREFIX, make
 from adaptome.data.manifests import with_files
 from adaptome.data.readers import ReadOptions, endings, find_reader, format_of, readers_of_folders
 from adaptome.data.readers.arrays import read_npz
+from adaptome.data.readers.coop import read_coop
 from adaptome.data.readers.folders import FolderKind, holds, read_class_folders
 from adaptome.data.readers.images import IMAGES
 from adaptome.data.readers.sounds import SOUNDS
-from adaptome.data.shots import few_shot
+from adaptome.data.shots import Fewer, few_shot
 from adaptome.data.splits import Split, Splits, Table, to_split
 
 Files = str | Sequence[str] | None
@@ -53,6 +54,7 @@ def load_splits(
     group: str | None = None,
     limit: int | None = None,
     shots: int | None = None,
+    fewer: Fewer = "keep",
     folds: Mapping[str, Any] | None = None,
     paths: str | None = None,
     prefer: Mapping[str, str] | None = None,
@@ -69,6 +71,7 @@ def load_splits(
     Args:
         group: column whose equal values are held out together, as the frames of one video.
         shots: rows of each label that are kept of train, and of validation; see `adaptome.data.shots`.
+        fewer: what becomes of labels of train that have fewer rows, likewise.
         folds: {"column", "test", "validation"}: the folds that are held out, see `adaptome.data.folds`.
         paths: pattern of the files that a table's rows stand for, see `adaptome.data.manifests`.
         prefer: what an ending's format means for this task, e.g. {"tsv": "conll"}.
@@ -112,7 +115,7 @@ def load_splits(
             splits, {"test": test_fraction, "validation": validation_fraction}, split_by, split_seed, group
         )
     if shots is not None:
-        splits, told = few_shot(splits, shots, split_seed)
+        splits, told = few_shot(splits, shots, split_seed, fewer)
         notes += told
     if limit is not None:
         splits = {k: _drawn(split, limit, split_seed) for k, split in splits.items()}
@@ -146,6 +149,8 @@ def _whole(
             )
         if format == "npz" or path.suffix.lower() == ".npz":
             return _one_by_one(read_npz(path, mapping))
+        if _is_coop(path, format, prefer):
+            return _one_by_one(read_coop(path))
         return _files({"train": name}, format, options, mapping, prefer)
     if format != "hub" and path.is_dir():
         own = prefer.get("folder") if format == "auto" else format
@@ -207,6 +212,11 @@ def _one_file(
         if own in readers_of_folders():
             return [find_reader(own)(path, options)]
         return list(read_class_folders(path, _folder_kind(path, format) or FOLDERS[0]).values())
+    if _is_coop(path, format, prefer):
+        tables = read_coop(path)
+        if split not in tables and path.suffix != ".txt":
+            raise DataError(f"{path} has no pictures of the split {split}. It has: {', '.join(tables)}.")
+        return [tables[split]] if split in tables else list(tables.values())[:1]
     kind = format if format != "auto" else ("npz" if path.suffix.lower() == ".npz" else format_of(path))
     if kind is None:
         known = ", ".join([*endings(), ".npz"])
@@ -219,6 +229,12 @@ def _one_file(
         tables = read_npz(path, mapping)
         return [tables[split]] if split in tables else list(tables.values())[:1]
     return [find_reader(kind)(path, options)]
+
+
+def _is_coop(path: Path, format: str, prefer: Mapping[str, str]) -> bool:
+    """Whether this is a file of CoOp's splits: by the format, or where the task's tables of this ending are such."""
+    kind = prefer.get(format_of(path) or "") if format == "auto" else format
+    return kind == "coop"
 
 
 def _split_files(folder: Path) -> dict[str, Files]:

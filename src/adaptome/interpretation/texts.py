@@ -112,7 +112,7 @@ def text_space(model: nn.Module, tokenizer: Any, texts: Sequence[str] | None = N
     """The space in which a model's residual streams can be compared with texts; its adapters are left out of it.
 
     Args:
-        model: a CLIP of transformers (two encoders with projections), or a causal language model with an output head.
+        model: a CLIP of transformers (two encoders with projections), what holds one as `encoder`, or a causal language model with an output head.
         tokenizer: of the model.
         texts: at least two; a language model takes every token of its vocabulary by default, and of longer texts the mean over their tokens.
 
@@ -120,8 +120,9 @@ def text_space(model: nn.Module, tokenizer: Any, texts: Sequence[str] | None = N
         ModelError: it has no such space.
         DataError: there are no texts, or only one.
     """
-    if all(hasattr(model, part) for part in ("visual_projection", "text_projection", "get_text_features")):
-        return _of_clip(model, tokenizer, _several(texts or ()))
+    for clip in (model, getattr(model, "encoder", None)):
+        if all(hasattr(clip, part) for part in ("visual_projection", "text_projection", "get_text_features")):
+            return _of_clip(clip, getattr(tokenizer, "tokenizer", tokenizer), _several(texts or ()), model)
     ask: Any = getattr(model, "get_output_embeddings", None)
     head = ask() if ask is not None else None
     backbones = [b.path for b in Anatomy(model).backbones]
@@ -143,9 +144,9 @@ def text_space(model: nn.Module, tokenizer: Any, texts: Sequence[str] | None = N
     return TextSpace(given, _centred(torch.stack([rows[tokens].mean(0) for tokens in ids])), readers)
 
 
-def _of_clip(model: Any, tokenizer: Any, texts: tuple[str, ...]) -> TextSpace:
-    projections = {"vision_model": model.visual_projection, "text_model": model.text_projection}
-    return TextSpace(texts, _centred(_encoded(model, tokenizer, texts)), _readers(model, projections))
+def _of_clip(clip: Any, tokenizer: Any, texts: tuple[str, ...], root: nn.Module) -> TextSpace:
+    projections = {"vision_model": clip.visual_projection, "text_model": clip.text_projection}
+    return TextSpace(texts, _centred(_encoded(clip, tokenizer, texts, root)), _readers(clip, projections))
 
 
 def _several(texts: Sequence[str]) -> tuple[str, ...]:
@@ -160,13 +161,13 @@ def _centred(rows: Tensor) -> Tensor:
     return F.normalize(rows - rows.mean(0), dim=-1)
 
 
-def _encoded(model: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    """Unit embeddings of texts by the base's text encoder."""
+def _encoded(model: Any, tokenizer: Any, texts: Sequence[str], root: nn.Module) -> Tensor:
+    """Unit embeddings of texts by the base's text encoder; `root` holds the adapters that are left out."""
     found = []
     training = model.training
     model.eval()
     try:
-        with disabled(model) if adapters(model) else nullcontext():
+        with disabled(root) if adapters(root) else nullcontext():
             for start in range(0, len(texts), BATCH):
                 tokens = tokenizer(
                     list(texts[start : start + BATCH]), padding=True, truncation=True, return_tensors="pt"

@@ -56,6 +56,7 @@ class DataSection(Section):
         "change-pairs",
         "dense",
         "captioned",
+        "coop",
         "imagefolder",
         "audiofolder",
         "npz",
@@ -97,6 +98,10 @@ class DataSection(Section):
         default=None,
         ge=1,
         description="keep so many rows of each label of train, and of validation (few-shot)",
+    )
+    fewer: Literal["keep", "repeat", "error"] = Field(
+        default="keep",
+        description="labels of train with fewer rows than shots: keep what there is, repeat rows, or stop",
     )
     limit: int | None = Field(
         default=None, ge=1, description="draw at most so many rows of every split (for trials)"

@@ -14,7 +14,9 @@ class TrainingSection(Section):
 
     epochs: float = Field(default=3.0, gt=0, description="passes over the training data")
     max_steps: int | None = Field(
-        default=None, ge=1, description="stop after so many optimizer steps, whatever epochs says"
+        default=None,
+        ge=0,
+        description="stop after so many optimizer steps, whatever epochs says; 0: train nothing, score the model as the methods begin",
     )
     batch_size: int = Field(default=16, ge=1, description="examples per device and step")
     gradient_accumulation: int = Field(default=1, ge=1, description="batches summed into one optimizer step")

@@ -278,7 +278,7 @@ def _processor_of_config(model: ModelSpec, settings: dict[str, Any]) -> Any:
         raise RecipeError(
             f"model.from_config: {config.model_type} has no image processor. Name one: model.tokenizer."
         )
-    side = getattr(config, "image_size", None)
+    side = getattr(getattr(config, "vision_config", config), "image_size", None)
     if isinstance(side, int) and "size" not in settings:
         settings = {"size": {"height": side, "width": side}}
     kind = getattr(transformers, found["pil"])

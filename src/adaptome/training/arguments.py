@@ -41,7 +41,7 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
     made: dict[str, Any] = {
         "output_dir": str(folder / "checkpoints"),
         "num_train_epochs": training.epochs,
-        "max_steps": training.max_steps or -1,
+        "max_steps": -1 if training.max_steps is None else training.max_steps,
         "per_device_train_batch_size": training.batch_size,
         "per_device_eval_batch_size": recipe.evaluation.batch_size or training.batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation,

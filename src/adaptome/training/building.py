@@ -19,6 +19,7 @@ from adaptome.objectives import Term
 from adaptome.recipe import MethodSection, Recipe, load_recipe
 from adaptome.tasks import Prepared, Task, get_task
 from adaptome.training.augmenting import augmented
+from adaptome.training.filling import sized
 from adaptome.training.folder import ADAPTER, MERGED, METRICS, RECIPE, TASK
 from adaptome.training.objectives import installed
 from adaptome.training.repairing import calibration, full_model, repaired
@@ -118,7 +119,7 @@ def attach(
             continue
         where = {**_where(section, heads), "dtype": _dtype(section), "seed": recipe.training.seed}
         if section.repair is None:
-            plan = ad.attach(model, section.name, name, **where, **section.settings)
+            plan = ad.attach(model, section.name, name, **where, **sized(section, rows))
         else:
             full = full_model(section, task, processor, spec(recipe))
             batches = calibration(task, rows, processor, section.repair.examples)

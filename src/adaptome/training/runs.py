@@ -27,6 +27,7 @@ from adaptome.training.adapters import gathered_adapters, write_adapters
 from adaptome.training.allocator import keep_freed_memory
 from adaptome.training.averaging import averaging
 from adaptome.training.building import (
+    adapter_names,
     attach,
     base_model,
     load_adapters,
@@ -37,6 +38,7 @@ from adaptome.training.building import (
     write_merged,
 )
 from adaptome.training.examples import Scored, examples_of, write_examples, write_scores
+from adaptome.training.filling import fill
 from adaptome.training.folder import (
     ADAPTER,
     METRICS,
@@ -162,6 +164,7 @@ def run(
         *resumed,
         *attach(recipe, task, model, also, processor, data.get("train")),
     ]
+    notes += fill(model, adapter_names(recipe), data)
     loss = assembled(recipe, task, processor, model, terms)
     make_room(recipe, folder)
     trainer = trainer_of(

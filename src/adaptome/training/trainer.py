@@ -77,7 +77,7 @@ class AdapterCheckpoints(TermedTrainer):
                 f"model={model!r} is a name: load the model and attach an adapter to it first."
             )
         if model is not None:
-            _require_trainable(model)
+            _require_trainable(model, idle=_idle(kwargs.get("args", args[1] if len(args) > 1 else None)))
         with accepted_quantized(model), kept_dtypes(model):
             super().__init__(*args, **kwargs)
         _refuse_settings(self)
@@ -109,6 +109,8 @@ class AdapterCheckpoints(TermedTrainer):
             TrainingError: the loss became NaN or infinite, or the folder holds another run's checkpoints.
             CheckpointError: the named checkpoint and all before it are unusable, or the disk is full.
         """
+        if _idle(self.args):
+            return None
         folder = Path(self._get_output_dir(trial))
         if self.args.should_save:
             sweep_staging(folder)
@@ -315,8 +317,13 @@ class AdaptomeTrainer(AdapterCheckpoints, DeferredLogitsTrainer):
     """transformers' Trainer for a model with adapters; see this module's first lines for what differs."""
 
 
-def _require_trainable(model: nn.Module) -> None:
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+def _idle(args: Any) -> bool:
+    """Whether the run is to train nothing: `max_steps` of 0, where transformers' -1 leaves the end to the epochs."""
+    return getattr(args, "max_steps", -1) == 0
+
+
+def _require_trainable(model: nn.Module, idle: bool) -> None:
+    if not idle and not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError(
             f"nothing of this {type(model).__name__} trains.\n  Attach an adapter first: ad.attach(model, 'lora')."
         )

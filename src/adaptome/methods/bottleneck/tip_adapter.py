@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from adaptome.core.hosts import Host, host_of
 from adaptome.core.method import Method, option, register
 from adaptome.core.plan import Plan
 from adaptome.core.state import attachment_of
+from adaptome.core.steer import steered
 from adaptome.core.targets import resolve
 from adaptome.forms.bottleneck import inside_a_block
 
@@ -34,11 +35,14 @@ class TipAdapter(Method):
                 of n labelled samples, each of length 1; V [n, classes] their labels, one-hot and stored as numbers
     init        does not start as the base: what is attached is the classifier with its cache
     use         `tip_adapter(model, features, labels)` fills the cache, and trains nothing; with train_keys=True it is Tip-Adapter-F.
-                Attached by name, without features, the cache holds the head's own rows in turn, one sample a class
+                Attached by name, without features, the cache holds the head's own rows in turn, one sample a class. A run of a recipe fills
+                it with all training examples: `training.max_steps: 0` is Tip-Adapter, training is Tip-Adapter-F
     parameters  n d with train_keys, else 0: 8,192,000 for CLIP ViT-B/16 on ImageNet, 16 samples a class
     merge       none: it is not linear
     source      Zhang et al. 2021, arXiv:2111.03930
     """
+
+    counts_examples: ClassVar[str] = "samples"
 
     samples: int | None = option(None, at_least=1, help="n; None for one a class")
     alpha: float = option(1.0, at_least=0, help="weight of the cache beside the head")
@@ -63,6 +67,7 @@ class TipAdapterAdapter(Adapter):
     """The cache of one classifier."""
 
     own_strength = True
+    takes_examples = True
 
     K: Tensor
     labels: Tensor
@@ -70,6 +75,7 @@ class TipAdapterAdapter(Adapter):
     def __init__(self, method: TipAdapter, host: Host):
         super().__init__(host)
         self.alpha, self.beta = method.alpha, method.beta
+        self._taken: list[tuple[Tensor, Tensor]] | None = None
         labels = torch.arange(method.n(host)) % host.fan_out
         self.register_buffer("labels", labels)
         W = host.weight()
@@ -82,8 +88,35 @@ class TipAdapterAdapter(Adapter):
     def limits(self) -> dict[str, Any]:
         return {"labels": self.host.fan_out}
 
+    def begin_taking(self) -> None:
+        self._taken = []
+
+    def end_taking(self) -> None:
+        taken, self._taken = self._taken or [], None
+        if not taken:
+            return
+        features, labels = (torch.cat(column) for column in zip(*taken, strict=True))
+        self.put(features.clone(), labels.clone())
+
+    @torch.no_grad()
+    def put(self, features: Tensor, labels: Tensor) -> None:
+        """Set the cache: features [n, d] of any length, and the numbers of their classes [n].
+
+        Raises:
+            DataError: they do not fit the classifier or each other.
+        """
+        if len(features) != len(self.K):
+            raise DataError(
+                f"tip-adapter: {len(features)} features for a cache of {len(self.K)}. Set samples={len(features)}."
+            )
+        _check(features, labels, self.host)
+        self.K.copy_(F.normalize(features.float(), dim=-1))
+        self.labels.copy_(labels)
+
     def forward(self, frozen: Frozen, f: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = frozen(f, *args, **kwargs)
+        if self._taken is not None and (labels := steered("labels")) is not None:
+            self._taken.append((f.detach(), labels))
         near = F.linear(F.normalize(f, dim=-1), self.K.to(f.dtype))
         votes = self.alpha * self.strength * torch.exp(self.beta * (near - 1))
         return y.index_add(-1, self.labels, votes.to(y.dtype))
@@ -127,9 +160,7 @@ def tip_adapter(
     plan = attach(model, method, name, targets=targets, **how)
     (adapter,) = attachment_of(model, name).adapters.values()
     assert isinstance(adapter, TipAdapterAdapter)
-    with torch.no_grad():
-        adapter.K.copy_(F.normalize(features.float(), dim=-1))
-        adapter.labels.copy_(labels)
+    adapter.put(features, labels)
     return plan
 
 
