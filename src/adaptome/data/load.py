@@ -17,7 +17,7 @@ from adaptome.data.folds import by_fold
 from adaptome.data.makers import PREFIX, make
 from adaptome.data.manifests import with_files
 from adaptome.data.readers import ReadOptions, endings, find_reader, format_of, readers_of_folders
-from adaptome.data.readers.arrays import read_npz
+from adaptome.data.readers.arrays import ARCHIVES, read_npz
 from adaptome.data.readers.folders import FolderKind, holds, read_class_folders
 from adaptome.data.readers.images import IMAGES
 from adaptome.data.readers.sounds import SOUNDS
@@ -62,7 +62,7 @@ def load_splits(
 ) -> Splits:
     """Read the splits of a run; the arguments are the recipe's `data` section.
 
-    Either `name` (a folder, an .npz file or a hub id that holds every split) or `train` and the others (files) is
+    Either `name` (a folder, an .npz or .safetensors file or a hub id that holds every split) or `train` and the others (files) is
     given; with a hub id, `train` and the others are names of its splits. When the data has no validation split,
     `validation_fraction` of train is held out, likewise for test.
 
@@ -144,7 +144,7 @@ def _whole(
             raise DataError(
                 f"data.name={name!r} is a file; then data.{next(iter(wanted))} has no meaning. Write data.train={name!r}."
             )
-        if format == "npz" or path.suffix.lower() == ".npz":
+        if format == "npz" or path.suffix.lower() in ARCHIVES:
             return _one_by_one(read_npz(path, mapping))
         return _files({"train": name}, format, options, mapping, prefer)
     if format != "hub" and path.is_dir():
@@ -207,9 +207,9 @@ def _one_file(
         if own in readers_of_folders():
             return [find_reader(own)(path, options)]
         return list(read_class_folders(path, _folder_kind(path, format) or FOLDERS[0]).values())
-    kind = format if format != "auto" else ("npz" if path.suffix.lower() == ".npz" else format_of(path))
+    kind = format if format != "auto" else ("npz" if path.suffix.lower() in ARCHIVES else format_of(path))
     if kind is None:
-        known = ", ".join([*endings(), ".npz"])
+        known = ", ".join([*endings(), *ARCHIVES])
         raise DataError(
             f"{path}: the ending does not tell the format. Say data.format; endings known: {known} (and .gz)."
         )
@@ -247,7 +247,7 @@ def _looks_local(name: str) -> bool:
     return (
         name.startswith((".", "/", "~"))
         or name.count("/") > 1
-        or path.suffix == ".npz"
+        or path.suffix in ARCHIVES
         or bool(format_of(path))
     )
 

@@ -29,7 +29,7 @@ def rooms(seed: int, train: int = 300, validation: int = 60, test: int = 150) ->
 
 
 @maker("sensed-rooms")
-def sensed_rooms(seed: int, train: int = 600, validation: int = 40, test: int = 120) -> dict[str, Table]:
+def sensed_rooms(seed: int, train: int = 480, validation: int = 24, test: int = 100) -> dict[str, Table]:
     """Columns rgb [32, 32, 3], depth, thermal and mask [32, 32]: class numbers of floor, wall, ball, box and tube."""
     rng = np.random.default_rng((seed, 2))
     return {name: sensors(rng, name, count) for name, count in (("train", train), ("validation", validation), ("test", test))}  # fmt: skip
