@@ -21,11 +21,11 @@ def check_names(names: Sequence[str]) -> None:
         ModelError: fewer than two, or one that cannot be a module's name.
     """
     if len(names) < 2:
-        raise ModelError(f"model: {list(names)} is no set of modalities; name two or more.")
+        raise ModelError(f"{list(names)} is no set of modalities; name two or more.")
     for name in names:
         if not re.fullmatch(r"[A-Za-z]\w*", name) or name in _TAKEN:
             raise ModelError(
-                f"model: a modality cannot be called {name!r}; take letters, digits and '_', e.g. rgb."
+                f"a modality cannot be called {name!r}; take letters, digits and '_', e.g. rgb."
             )
 
 

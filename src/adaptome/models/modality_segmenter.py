@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -48,6 +48,12 @@ class ModalitySegmenterSettings(CompositeSettings):
     )
     labels: int = Field(default=2, ge=2, description="classes of a pixel; the task knows it")
 
+    @field_validator("encoders")
+    @classmethod
+    def _named(cls, encoders: dict[str, Part]) -> dict[str, Part]:
+        check_names(list(encoders))
+        return encoders
+
 
 @register_model("modality-segmenter")
 class ModalitySegmenter(CompositeModel):
@@ -59,7 +65,6 @@ class ModalitySegmenter(CompositeModel):
 
     def build(self) -> None:
         own, names = self.settings, list(self.encoders)
-        check_names(names)
         widths = {name: map_widths(self.encoders[name]) for name in names}
         for name in names:
             if not is_hierarchical(self.encoders[name]):

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,6 +40,12 @@ class MultimodalTransformerSettings(CompositeSettings):
     dropout: float = Field(default=0.1, ge=0, lt=1, description="behind attentions, and in the head")
     labels: int = Field(default=1, ge=1, description="numbers told; the task knows it")
 
+    @field_validator("features")
+    @classmethod
+    def _named(cls, features: dict[str, int]) -> dict[str, int]:
+        check_names(list(features))
+        return features
+
 
 @register_model("multimodal-transformer")
 class MultimodalTransformer(CompositeModel):
@@ -49,7 +55,6 @@ class MultimodalTransformer(CompositeModel):
 
     def build(self) -> None:
         own, names = self.settings, list(self.settings.features)
-        check_names(names)
         if own.width % 2:
             raise ModelError(f"model.width={own.width}: positions take an even one.")
         for name in own.kernels:

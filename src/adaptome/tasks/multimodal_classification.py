@@ -112,6 +112,14 @@ class MultimodalClassification(Task):
         image.tokenizer = None
         return ImageTextProcessor(load_tokenizer(text), load_pixel_processor(image))
 
+    def shaped(self, splits: Any) -> Any:
+        """Paths of images, relative to the table that names them, as they are from here.
+
+        Raises:
+            DataError: a file that is not there.
+        """
+        return Splits({name: _with_paths(split) for name, split in splits.items()}, splits.notes)
+
     def prepare(self, splits: Splits, processor: Any) -> Prepared:
         splits.require("label")
         found = labels_of_train(splits, "label", self.labels or self.options.labels)
@@ -235,29 +243,26 @@ def cell(value: Any) -> Any:
     return value
 
 
-class Pairs:
-    """A split's rows: image, text and labels.
+def _with_paths(split: Split) -> Split:
+    if "image" not in split.rows.column_names or split.rows.features["image"].__class__.__name__ != "Value":
+        return split
+    made: list[str | None] = []
+    for row, path in enumerate(split.rows["image"]):
+        whole = Path(split.tables[int(split.origin[row][0])].file).parent / path if path else None
+        if whole is not None and not whole.is_file():
+            raise DataError(f"{split.where(row)}: no file {whole}.")
+        made.append(None if whole is None else str(whole))
+    return Split(split.rows.remove_columns("image").add_column("image", made), split.tables, split.origin)
 
-    Raises:
-        DataError: an image's file is not there.
-    """
+
+class Pairs:
+    """A split's rows: image, text and labels."""
 
     def __init__(self, split: Split, targets: Sequence[Any]):
         self.rows, self.targets = split.rows.select_columns(BOTH).with_format("numpy"), targets
-        self.folders: dict[int, Path] = {}
-        if split.rows.features["image"].__class__.__name__ != "Value":
-            return
-        for row, path in enumerate(split.rows["image"]):
-            if path:
-                folder = Path(split.tables[int(split.origin[row][0])].file).parent
-                self.folders[row] = folder
-                if not (folder / path).is_file():
-                    raise DataError(f"{split.where(row)}: no file {folder / path}.")
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
         row = {name: cell(value) for name, value in self.rows[index].items()}
-        if index in self.folders:
-            row["image"] = str(self.folders[index] / row["image"])
         return {**row, "labels": self.targets[index]}
 
 
