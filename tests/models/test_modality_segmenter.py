@@ -109,9 +109,11 @@ def test_rows_that_lack_different_modalities_are_each_as_alone():
             with ad.steer(available=key):
                 alone = model({n: v[row : row + 1] for n, v in both.items()})["logits"]
             torch.testing.assert_close(together[row : row + 1], alone, atol=1e-6, rtol=1e-5)
-    with ad.steer(available=rows, modalities=("rgb", "thermal")):
-        with pytest.raises(ad.AdaptomeError, match=r"steered for \['rgb', 'thermal'\]"):
-            model(both)
+    with (
+        ad.steer(available=rows, modalities=("rgb", "thermal")),
+        pytest.raises(ad.AdaptomeError, match=r"steered for \['rgb', 'thermal'\]"),
+    ):
+        model(both)
 
 
 def test_only_the_bank_of_the_set_trains_and_statistics_stay():
@@ -138,7 +140,10 @@ def test_a_folder_holds_every_encoder(tmp_path):
     model = segmenter()
     model.save_pretrained(tmp_path)
     again = ModalitySegmenter.from_pretrained(tmp_path).eval()
-    assert again.modalities == ["rgb", "depth"] and sorted(again.parts()) == ["encoders.depth", "encoders.rgb"]
+    assert again.modalities == ["rgb", "depth"] and sorted(again.parts()) == [
+        "encoders.depth",
+        "encoders.rgb",
+    ]
     assert torch.equal(again(views())["logits"], model(views())["logits"])
 
 
@@ -172,7 +177,9 @@ def test_the_hard_loss_is_over_pixels_told_badly():
     sure = F.one_hot(labels.clamp(max=2), 3).movedim(-1, 1) * 20.0
     sure[1, :, 0, 0] = 0  # one pixel is told badly: the worst sixteenth is taken
     found = F.cross_entropy(sure, labels, ignore_index=IGNORED, reduction="none")[labels != IGNORED]
-    assert hard_pixel_loss(sure, labels).item() == pytest.approx(float(found.topk(len(found) // 16).values.mean()))
+    assert hard_pixel_loss(sure, labels).item() == pytest.approx(
+        float(found.topk(len(found) // 16).values.mean())
+    )
     assert float(hard_pixel_loss(logits, torch.full_like(labels, IGNORED))) == 0
     own = segmenter(loss="hard")
     truth = torch.randint(0, 4, (2, 30, 32))

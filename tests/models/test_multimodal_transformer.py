@@ -89,7 +89,9 @@ def test_blocks_see_no_masked_tokens_and_positions_are_sinusoids():
     assert not torch.allclose(block(x)[:, :3], block(changed)[:, :3])
     places = sinusoids(6, 4)
     assert places.shape == (6, 4) and places[0].tolist() == [0, 1, 0, 1]
-    assert places[2, 0].item() == pytest.approx(0.9093, abs=1e-4) and places[2, 2].item() == pytest.approx(0.02, abs=1e-4)
+    assert places[2, 0].item() == pytest.approx(0.9093, abs=1e-4) and places[2, 2].item() == pytest.approx(
+        0.02, abs=1e-4
+    )
 
 
 def test_settings_that_do_not_fit_are_told():

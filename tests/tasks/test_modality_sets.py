@@ -47,7 +47,10 @@ def test_all_sets_with_what_is_required_are_tested_and_training_draws_from_some(
     assert len(options(train_on="missing").trained()) == 6
     assert names(options(train_on=["rgb", "heat+rgb"]).trained()) == ["rgb", "heat+rgb"]
     for told, message in (
-        ({"train_on": ["rbg"]}, "train_on names 'rbg', which is none of rgb, depth, heat.*Did you mean 'rgb'"),
+        (
+            {"train_on": ["rbg"]},
+            "train_on names 'rbg', which is none of rgb, depth, heat.*Did you mean 'rgb'",
+        ),
         ({"test_on": ["depth"], "required": ["rgb"]}, "test_on: the set 'depth' lacks 'rgb'"),
         ({"required": THREE, "train_on": "missing"}, "nothing can be missing"),
         ({"fill": {"x": 1}}, "fill names 'x'"),
@@ -124,7 +127,9 @@ def test_words_say_of_which_modality_they_are(tmp_path):
             (tmp_path / folder / f"{file}.png").write_bytes(b"x")
     found = given_by_name([f"rgb={tmp_path}/one", f"heat={tmp_path}/two"], own)
     assert [sorted(one.value) for one in found] == [["rgb"], ["heat", "rgb"], ["heat"]]
-    with pytest.raises(DataError, match=r"b: this run cannot do without rgb|c: this run cannot do without rgb"):
+    with pytest.raises(
+        DataError, match=r"b: this run cannot do without rgb|c: this run cannot do without rgb"
+    ):
         given_by_name([f"rgb={tmp_path}/one", f"heat={tmp_path}/two"], options(required=["rgb"]))
     with pytest.raises(DataError, match="'photo.png' does not say of which modality it is.*Write rgb=... depth=... heat=..."):  # fmt: skip
         given_by_name(["photo.png"], own)

@@ -79,11 +79,12 @@ def test_a_sets_figure_is_that_of_its_predictions(trained, folder):
         assert {one[AVAILABLE] for one in made} == {"+".join(names)}
 
 
-def test_a_command_takes_either(trained, folder, tmp_path, capsys):
+def test_a_command_takes_either(trained, folder, capsys):
     for words in ([f"image={folder}/images/test0.png"], ["text=a recipe of soup"]):
         with pytest.raises(SystemExit) as stopped:
             main(["predict", str(trained), *words])
-        assert not stopped.value.code and any(dish in capsys.readouterr().out for dish in DISHES)
+        told = capsys.readouterr().out
+        assert not stopped.value.code and any(dish in told for dish in DISHES)
 
 
 def test_a_missing_text_is_the_empty_one_and_a_missing_image_a_constant():

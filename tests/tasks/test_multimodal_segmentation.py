@@ -131,12 +131,16 @@ def test_what_a_run_cannot_do_without_is_asked_for(trained, folder, tmp_path):
     method = {"name": "missing-modality", "targets": ["all-linear", "norms"], "exclude": "decoder", **one}
     out = tmp_path / "one"
     task = {"name": "multimodal-segmentation", "classes": CLASSES, "first": 1, "ignored": 0, "train_on": ["rgb"], "test_on": ["rgb"]}  # fmt: skip
-    told = recipe(folder, out, method=method, task=task, training={"max_steps": 1, "batch_size": 2, "device": "cpu"})
+    told = recipe(
+        folder, out, method=method, task=task, training={"max_steps": 1, "batch_size": 2, "device": "cpu"}
+    )
     assert set(run(told, callbacks=[]).metrics) == {"loss", "miou", "accuracy", "miou@rgb", "accuracy@rgb"}
     only = load_run(out)
     with pytest.raises(StateError, match=r"no bank is for 'depth'; there are \['rgb'\]"):
         only.task.predict(only.model, only.processor, [inputs(0, "depth")])
-    with pytest.raises(RecipeError, match=r"task.modalities is \['depth', 'rgb'\], and the model has encoders for"):
+    with pytest.raises(
+        RecipeError, match=r"task.modalities is \['depth', 'rgb'\], and the model has encoders for"
+    ):
         run(recipe(folder, tmp_path / "x", task={**task, "modalities": ["depth", "rgb"]}), callbacks=[])
 
 
@@ -159,7 +163,11 @@ def test_nothing_is_zero_behind_normalisation_and_not_before():
 
 
 def test_pictures_and_mask_are_cut_and_changed_alike():
-    columns = {"rgb": MADE["mask"][..., None].repeat(3, -1) * 50, "depth": MADE["mask"] * 50, "mask": MADE["mask"]}
+    columns = {
+        "rgb": MADE["mask"][..., None].repeat(3, -1) * 50,
+        "depth": MADE["mask"] * 50,
+        "mask": MADE["mask"],
+    }
     split = to_split([type(sensors(np.random.default_rng(0), "x", 1))("x", columns, range(6))], "train")
     own = MultimodalSegmentationOptions(classes=5, crop=20, augment=True)
     for seed in range(4):
@@ -202,7 +210,9 @@ def test_lists_and_masks_that_do_not_fit_are_told(folder, tmp_path):
     with pytest.raises(DataError, match="holds the class number 4; there are 4"):
         read_classes(np.array([[5]], np.uint8), own)
     np.save(tmp_path / "d.npy", np.linspace(0, 9, 16, dtype=np.float32).reshape(4, 4))
-    with pytest.raises(DataError, match=r"d.npy holds float32 from 0 to 9.*\n.*task.ranges='\{depth: \[0, 9\]\}'"):
+    with pytest.raises(
+        DataError, match=r"d.npy holds float32 from 0 to 9.*\n.*task.ranges='\{depth: \[0, 9\]\}'"
+    ):
         picture(str(tmp_path / "d.npy"), "depth", own)
     metres = MultimodalSegmentationOptions(classes=4, ranges={"depth": (0, 9)})
     assert picture(str(tmp_path / "d.npy"), "depth", metres).pixels[..., 0].flatten()[[0, -1]].tolist() == [0, 255]  # fmt: skip

@@ -97,7 +97,9 @@ def test_a_command_takes_arrays_or_an_archive_with_some_of_the_modalities(traine
 
 def test_arrays_that_do_not_fit_are_told(trained, file, tmp_path):
     loaded = load_run(trained)
-    with pytest.raises(DataError, match=r"text of input 1 has the shape \[5\]; expected numbers \[steps, features\]"):
+    with pytest.raises(
+        DataError, match=r"text of input 1 has the shape \[5\]; expected numbers \[steps, features\]"
+    ):
         loaded.task.predict(loaded.model, loaded.processor, [{"text": np.zeros(5)}])
     (tmp_path / "x.npz").write_bytes(b"torn")
     with pytest.raises(DataError, match="x.npz is not a whole .npz archive"):
@@ -118,4 +120,6 @@ def test_safetensors_hold_splits_as_npz_does(file):
     assert set(one.column_names) == set(other.column_names) == {*FEATURES, "label"}
     assert np.array_equal(one["audio"], other["audio"])
     made = get_task("sentiment-regression").prepare(load_splits(str(file)), None)
-    assert len(made["test"]) == 70 and made["test"][0]["label"] == pytest.approx(float(one[0]["label"].item()))
+    assert len(made["test"]) == 70 and made["test"][0]["label"] == pytest.approx(
+        float(one[0]["label"].item())
+    )

@@ -51,7 +51,9 @@ class ImageTextClassifier(CompositeModel):
         if own.joint is not None:
             config: Any = self.joint.config  # type: ignore[union-attr]
             if config.model_type != "vilt":
-                raise ModelError(f"model.joint: {config.model_type} is no ViLT. Give image and text: two encoders.")
+                raise ModelError(
+                    f"model.joint: {config.model_type} is no ViLT. Give image and text: two encoders."
+                )
             width = int(config.hidden_size)
         else:
             if getattr(self.text, "pooler", None) is not None:

@@ -24,9 +24,7 @@ def check_names(names: Sequence[str]) -> None:
         raise ModelError(f"{list(names)} is no set of modalities; name two or more.")
     for name in names:
         if not re.fullmatch(r"[A-Za-z]\w*", name) or name in _TAKEN:
-            raise ModelError(
-                f"a modality cannot be called {name!r}; take letters, digits and '_', e.g. rgb."
-            )
+            raise ModelError(f"a modality cannot be called {name!r}; take letters, digits and '_', e.g. rgb.")
 
 
 def check_given(given: Mapping[str, Any], names: Sequence[str]) -> None:

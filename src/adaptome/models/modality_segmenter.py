@@ -96,9 +96,7 @@ class ModalitySegmenter(CompositeModel):
         for name, encoder in self.encoders.items():
             one = pixels[name] if name in pixels else torch.zeros_like(like)
             maps.append(feature_maps(encoder, one))
-        return [
-            fusion([own[stage] for own in maps]) for stage, fusion in enumerate(self.fusion)
-        ]
+        return [fusion([own[stage] for own in maps]) for stage, fusion in enumerate(self.fusion)]
 
     def forward(self, pixels: Mapping[str, Tensor], labels: Tensor | None = None) -> dict[str, Tensor]:
         """`logits`; with labels `loss`, first."""

@@ -12,7 +12,7 @@ source    MulT (Tsai et al. 2019, arXiv:1906.00295), the base of Reza et al. 202
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field, field_validator
@@ -59,11 +59,16 @@ class MultimodalTransformer(CompositeModel):
             raise ModelError(f"model.width={own.width}: positions take an even one.")
         for name in own.kernels:
             if name not in names or own.kernels[name] % 2 == 0:
-                raise ModelError(f"model.kernels: {name!r} must be one of {names}, with an odd number of steps.")
+                raise ModelError(
+                    f"model.kernels: {name!r} must be one of {names}, with an odd number of steps."
+                )
         self.inputs = nn.ModuleDict({n: _tokens(own.features[n], own.width, own.kernels.get(n, 1)) for n in names})  # fmt: skip
         pairs = {a: [b for b in names if b != a] for a in names}
         self.crossed = nn.ModuleDict(
-            {a: nn.ModuleDict({b: _blocks(own, own.width, own.layers, True) for b in pairs[a]}) for a in names}
+            {
+                a: nn.ModuleDict({b: _blocks(own, own.width, own.layers, True) for b in pairs[a]})
+                for a in names
+            }
         )
         wide = own.width * (len(names) - 1)
         self.own = nn.ModuleDict({name: _blocks(own, wide, own.own_layers, False) for name in names})

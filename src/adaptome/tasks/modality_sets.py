@@ -135,7 +135,9 @@ class SetRows:
         training: draw sets.
     """
 
-    def __init__(self, split: Split, options: SetOptions, read: Callable[..., dict[str, Any]], training: bool):
+    def __init__(
+        self, split: Split, options: SetOptions, read: Callable[..., dict[str, Any]], training: bool
+    ):
         self.options, self.read, self.training, self.epoch = options, read, training, 0
         self.own = present(split, options)
         self.pairs: list[tuple[int, Set]] = []
@@ -201,7 +203,9 @@ def mask_of(sets: Sequence[Set], modalities: Sequence[str]) -> Tensor:
 
 def filled(values: Tensor, there: Tensor, fill: float) -> Tensor:
     """Values [batch, ...] with the rows that are not `there` [batch] filled."""
-    return torch.where(there.view(-1, *[1] * (values.dim() - 1)), values, torch.tensor(fill, dtype=values.dtype))
+    return torch.where(
+        there.view(-1, *[1] * (values.dim() - 1)), values, torch.tensor(fill, dtype=values.dtype)
+    )
 
 
 def facts_of(available: Tensor, modalities: Sequence[str]) -> dict[str, Any]:

@@ -134,7 +134,9 @@ class MultimodalClassification(Task):
             texts = [text for text in split.rows["text"] if text]
             if texts:
                 read = processor.tokenizer(texts, truncation=True, max_length=limit)
-                notes += cut_note(cut_rows(read, [texts], processor.tokenizer, limit), len(texts), name, limit)
+                notes += cut_note(
+                    cut_rows(read, [texts], processor.tokenizer, limit), len(texts), name, limit
+                )
             notes += made[name].notes(name)
         return Prepared(
             made, PairCollator(processor, self.options), self.labels, remove_unused_columns=False, notes=notes,
@@ -145,7 +147,11 @@ class MultimodalClassification(Task):
         many = self.options.multi_label
         for row, value in enumerate(found):
             if isinstance(value, list) != many:
-                told = "is a single label, but task.multi_label is set" if many else "is a list; set task.multi_label"
+                told = (
+                    "is a single label, but task.multi_label is set"
+                    if many
+                    else "is a list; set task.multi_label"
+                )
                 raise DataError(f"{split.where(row)}: the label {told}.")
         if not many:
             return found
@@ -281,10 +287,16 @@ class PairCollator:
         blank = np.zeros((side, side, 3), np.uint8)
         pictures, texts = [], []
         for row, members in zip(rows, sets, strict=True):
-            pictures.append(np.asarray(to_rgb(row["image"]).resize((side, side))) if "image" in members else blank)
+            pictures.append(
+                np.asarray(to_rgb(row["image"]).resize((side, side))) if "image" in members else blank
+            )
             texts.append(row["text"] if "text" in members else "")
         pixels = filled(self.processor.pixels(pictures), available[:, 0], own.fill.get("image", 0.0))
-        batch = {"pixels": pixels, "tokens": self.processor.tokens(texts, own.max_length), AVAILABLE: available}
+        batch = {
+            "pixels": pixels,
+            "tokens": self.processor.tokens(texts, own.max_length),
+            AVAILABLE: available,
+        }
         if "labels" in rows[0]:
             batch["labels"] = torch.as_tensor(np.array([row["labels"] for row in rows]))
         return batch

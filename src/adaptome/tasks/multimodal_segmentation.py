@@ -220,7 +220,9 @@ def require_columns(split: Split, name: str, columns: Sequence[str]) -> None:
 
 def is_there(value: Any) -> bool:
     """Whether a cell holds something."""
-    return value is not None and not (isinstance(value, np.ndarray) and value.dtype == object and value.item() is None)
+    return value is not None and not (
+        isinstance(value, np.ndarray) and value.dtype == object and value.item() is None
+    )
 
 
 def plain(value: Any) -> Any:
@@ -302,7 +304,9 @@ class PictureCollator:
         blank = [np.zeros_like(next(row[n] for n in own.modalities if n in row)) for row in rows]
         pixels = {}
         for place, name in enumerate(own.modalities):
-            values = self.processor([row.get(name, nothing) for row, nothing in zip(rows, blank, strict=True)])
+            values = self.processor(
+                [row.get(name, nothing) for row, nothing in zip(rows, blank, strict=True)]
+            )
             pixels[name] = filled(values, available[:, place], own.fill.get(name, 0.0))
         batch: dict[str, Any] = {"pixels": pixels, AVAILABLE: available}
         if "mask" in rows[0]:

@@ -211,7 +211,9 @@ class Clips:
         self.odd = 0
         for start in range(0, len(self.rows), 512):
             part = self.rows[start : start + 512]
-            self.odd += sum(int((~np.isfinite(v)).sum()) for n in self.names for v in part[n] if v is not None)
+            self.odd += sum(
+                int((~np.isfinite(v)).sum()) for n in self.names for v in part[n] if v is not None
+            )
 
     def __call__(self, index: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
         row, where = self.rows[index], self.split.where(index)
@@ -243,7 +245,9 @@ class ClipCollator:
             for number, row in enumerate(rows):
                 if name in row:
                     own_steps = torch.from_numpy(row[name])
-                    made[number] = F.pad(own_steps, (0, 0, steps - len(own_steps), 0))  # the last step is read
+                    made[number] = F.pad(
+                        own_steps, (0, 0, steps - len(own_steps), 0)
+                    )  # the last step is read
             sequences[name] = filled(made, available[:, place], own.fill.get(name, 0.0))
         batch: dict[str, Any] = {"sequences": sequences, AVAILABLE: available}
         if "label" in rows[0]:

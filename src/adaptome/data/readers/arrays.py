@@ -103,8 +103,15 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
         try:
             return dict(load_file(path))
-        except (OSError, SafetensorError, KeyError, TypeError) as error:  # KeyError, TypeError: bfloat16, which numpy lacks
-            raise DataError(f"{path} is not a whole .safetensors file of arrays that numpy has: {error}") from error
+        except (
+            OSError,
+            SafetensorError,
+            KeyError,
+            TypeError,
+        ) as error:  # KeyError, TypeError: bfloat16, which numpy lacks
+            raise DataError(
+                f"{path} is not a whole .safetensors file of arrays that numpy has: {error}"
+            ) from error
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
