@@ -186,3 +186,18 @@ def test_the_hard_loss_is_over_pixels_told_badly():
     made = own(views(), truth)
     assert torch.equal(made["loss"], hard_pixel_loss(made["logits"], truth))
     assert made["loss"] >= pixel_loss(made["logits"], truth) - 1e-6
+
+
+def test_an_absent_encoder_may_run_for_one_row_alone():
+    runs, skips = segmenter(), segmenter()
+    banks(runs)
+    roots = ["encoders.rgb", "encoders.depth"]
+    banks(skips, absent="skip", targets=["all-linear", "norms", "convs", *roots])
+    shake(runs)
+    shake(skips)
+    rows: list[int] = []
+    first = skips.encoders["depth"].get_submodule("stages.0.patch_embeddings.proj")
+    first.register_forward_hook(lambda m, args, out: rows.append(len(args[0])))
+    with torch.no_grad(), ad.steer(available="rgb"):
+        torch.testing.assert_close(skips(views("rgb"))["logits"], runs(views("rgb"))["logits"])
+    assert rows == [1]

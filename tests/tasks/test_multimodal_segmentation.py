@@ -19,14 +19,14 @@ from adaptome.data.makers.rooms import sensed_rooms, sensors
 from adaptome.data.splits import to_split
 from adaptome.recipe import load_recipe, stages_of
 from adaptome.tasks import get_task
-from adaptome.tasks.modality_sets import AVAILABLE
-from adaptome.tasks.multimodal_segmentation import (
+from adaptome.tasks.modality_pictures import (
     MultimodalSegmentationOptions,
     PictureCollator,
     Pictures,
     picture,
     read_classes,
 )
+from adaptome.tasks.modality_sets import AVAILABLE
 from adaptome.tasks.pixels import PixelProcessor
 from adaptome.training import evaluate, load_run, run, run_stages
 from adaptome.training.building import base_model, prepared
@@ -139,7 +139,7 @@ def test_what_a_run_cannot_do_without_is_asked_for(trained, folder, tmp_path):
     with pytest.raises(StateError, match=r"no bank is for 'depth'; there are \['rgb'\]"):
         only.task.predict(only.model, only.processor, [inputs(0, "depth")])
     with pytest.raises(
-        RecipeError, match=r"task.modalities is \['depth', 'rgb'\], and the model has encoders for"
+        RecipeError, match=r"task.modalities is \['depth', 'rgb'\], and model.encoders are of"
     ):
         run(recipe(folder, tmp_path / "x", task={**task, "modalities": ["depth", "rgb"]}), callbacks=[])
 

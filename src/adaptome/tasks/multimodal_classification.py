@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -18,28 +18,27 @@ from adaptome.data.readers.images import ENDINGS
 from adaptome.data.splits import Split, Splits
 from adaptome.models import load_composite
 from adaptome.report.shown import Shown
-from adaptome.tasks.base import ModelSpec, Prepared, Task, argmax, register_task
+from adaptome.tasks.base import ModelSpec, Prepared, argmax, register_task
 from adaptome.tasks.image_classification import to_rgb
 from adaptome.tasks.inference import chunks, evaluating, readable, to_device
-from adaptome.tasks.labels import labels_of_train, numbers
+from adaptome.tasks.labels import LabelSet, labels_of_train, numbers
 from adaptome.tasks.lengths import cut_note, cut_rows
 from adaptome.tasks.metrics import classification_metrics, multi_label_metrics
 from adaptome.tasks.modality_sets import (
     AVAILABLE,
     SetOptions,
-    SetRows,
     by_set,
     chosen_sets,
     facts_of,
     filled,
-    given_by_name,
     key,
     mask_of,
     numbered,
 )
+from adaptome.tasks.modality_task import ModalityTask
 from adaptome.tasks.models import load_tokenizer
 from adaptome.tasks.pixels import PixelProcessor, load_pixel_processor
-from adaptome.tasks.showing import Given, shown
+from adaptome.tasks.showing import shown
 
 MODEL, BOTH = "image-text-classifier", ["image", "text"]
 
@@ -89,7 +88,7 @@ class ImageTextProcessor:
 
 
 @register_task("multimodal-classification")
-class MultimodalClassification(Task):
+class MultimodalClassification(ModalityTask):
     """Columns: image (files, relative to the table that names them, or arrays), text, label; None or an empty text where a row lacks it.
 
     `predict` takes mappings with image (a path, PIL image or array), text, or both; on a command line `image=dish.jpg text="..."`.
@@ -124,24 +123,21 @@ class MultimodalClassification(Task):
         splits.require("label")
         found = labels_of_train(splits, "label", self.labels or self.options.labels)
         self.labels = found.names
-        made, notes, limit = {}, list[str](), self.options.max_length
+        data = self.with_sets(splits, processor, self._pairs(found))
         for name, split in splits.items():
-            for column in BOTH:
-                if column not in split.rows.column_names:
-                    splits.require(column)
-            targets = self._targets(split, numbers(split, name, "label", found))
-            made[name] = SetRows(split, self.options, Pairs(split, targets), name == "train")
-            texts = [text for text in split.rows["text"] if text]
+            texts, limit = [text for text in split.rows["text"] if text], self.options.max_length
             if texts:
                 read = processor.tokenizer(texts, truncation=True, max_length=limit)
-                notes += cut_note(
+                data.notes += cut_note(
                     cut_rows(read, [texts], processor.tokenizer, limit), len(texts), name, limit
                 )
-            notes += made[name].notes(name)
-        return Prepared(
-            made, PairCollator(processor, self.options), self.labels, remove_unused_columns=False, notes=notes,
-            aside=(AVAILABLE,), label_names=("labels", AVAILABLE),
-        )  # fmt: skip
+        return data
+
+    def _pairs(self, found: LabelSet) -> Any:
+        return lambda name, split: Pairs(split, self._targets(split, numbers(split, name, "label", found)))
+
+    def collator(self, processor: Any) -> PairCollator:
+        return PairCollator(processor, self.options)
 
     def _targets(self, split: Split, found: list[Any]) -> list[Any]:
         many = self.options.multi_label
@@ -160,9 +156,6 @@ class MultimodalClassification(Task):
             hot[row, value] = 1
         return list(hot)
 
-    def facts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        return facts_of(batch[AVAILABLE], self.options.modalities)
-
     def inputs(self, rows: Any) -> list[Any]:
         own = rows.select_columns(BOTH).with_format("numpy")
         return [{n: v for n in BOTH if (v := cell(row[n])) is not None} for row in own]
@@ -172,9 +165,6 @@ class MultimodalClassification(Task):
     def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
         """An `image-text-classifier`."""
         return load_composite(model, MODEL, labels=len(self.labels or ()))
-
-    def head_patterns(self, model: nn.Module) -> list[str]:
-        return []
 
     # -- scores --------------------------------------------------------------------------------------------------------
 
@@ -190,9 +180,6 @@ class MultimodalClassification(Task):
         return by_set(numbered(torch.as_tensor(available)).numpy(), self.options, figures)
 
     # -- use -----------------------------------------------------------------------------------------------------------
-
-    def given(self, words: Sequence[str]) -> list[Given]:
-        return given_by_name(words, self.options)
 
     def predict(
         self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,28 +12,26 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adaptome.core.errors import DataError, RecipeError
+from adaptome.core.errors import DataError
 from adaptome.core.steer import steer
 from adaptome.data.rasters import read_array
 from adaptome.data.readers.arrays import ARCHIVES, read_arrays
 from adaptome.data.splits import Split, Splits
-from adaptome.models import load_composite
 from adaptome.report.shown import Shown
-from adaptome.tasks.base import ModelSpec, Prepared, Task, register_task
+from adaptome.tasks.base import ModelSpec, Prepared, register_task
 from adaptome.tasks.inference import chunks, evaluating, to_device
 from adaptome.tasks.modality_sets import (
     AVAILABLE,
     SetOptions,
-    SetRows,
     by_set,
     chosen_sets,
     facts_of,
     filled,
-    given_by_name,
     key,
     mask_of,
     numbered,
 )
+from adaptome.tasks.modality_task import ModalityTask, require_columns
 from adaptome.tasks.sentiment_scores import sentiment_figures
 from adaptome.tasks.showing import Given
 
@@ -56,7 +54,7 @@ class NoProcessor:
 
 
 @register_task("sentiment-regression")
-class SentimentRegression(Task):
+class SentimentRegression(ModalityTask):
     """Columns: label, a number, and for each modality a sequence [steps, features].
 
     `predict` takes mappings modality -> array [steps, features] or .npy file, of all modalities or some; on a command line `text=words.npy`, or
@@ -79,23 +77,19 @@ class SentimentRegression(Task):
 
     def prepare(self, splits: Splits, processor: Any) -> Prepared:
         splits.require("label")
-        made, notes = {}, list[str]()
         for name, split in splits.items():
-            for column in self.options.modalities:
-                if column not in split.rows.column_names:
-                    splits.require(column)
-            clips = Clips(split, self.options)
-            made[name] = SetRows(split, self.options, clips, name == "train")
-            if clips.odd:
-                notes.append(f"{clips.odd} numbers of {name} were no finite ones and are 0.")
-            notes += made[name].notes(name)
-        return Prepared(
-            made, ClipCollator(self.options), None, remove_unused_columns=False, notes=notes,
-            aside=(AVAILABLE,), label_names=("labels", AVAILABLE),
-        )  # fmt: skip
+            require_columns(split, name, self.options.modalities)
+        clips = {name: Clips(split, self.options) for name, split in splits.items()}
+        data = self.with_sets(splits, processor, lambda name, split: clips[name])
+        data.notes += [
+            f"{one.odd} numbers of {name} were no finite ones and are 0."
+            for name, one in clips.items()
+            if one.odd
+        ]
+        return data
 
-    def facts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        return facts_of(batch[AVAILABLE], self.options.modalities)
+    def collator(self, processor: Any) -> ClipCollator:
+        return ClipCollator(self.options)
 
     def inputs(self, rows: Any) -> list[Any]:
         own = rows.select_columns(self.options.modalities).with_format("numpy")
@@ -110,12 +104,7 @@ class SentimentRegression(Task):
 
     def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
         """A `multimodal-transformer` for one number."""
-        made: Any = load_composite(model, MODEL, labels=1)
-        if made.modalities != self.options.modalities:
-            raise RecipeError(
-                f"task.modalities is {self.options.modalities}, and model.features are of {made.modalities}, in this order. Make them the same."
-            )
-        return made  # type: ignore[no-any-return]
+        return self.matching(model, MODEL, "features", 1)
 
     # -- scores --------------------------------------------------------------------------------------------------------
 
@@ -134,7 +123,7 @@ class SentimentRegression(Task):
                 found += clips_of(Path(word), self.options)
             else:
                 named.append(word)
-        return [*found, *(given_by_name(named, self.options) if named else [])]
+        return [*found, *(super().given(named) if named else [])]
 
     def predict(
         self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32
