@@ -26,7 +26,9 @@ class MultimodalSegmentationOptions(SetOptions):
         min_length=2,
         description="columns of pictures, in the order of the model's encoders",
     )
-    classes: int | list[str] = Field(description="of a pixel: their names, or how many there are")
+    classes: int | list[str] = Field(
+        default=40, description="of a pixel: their names, or how many there are; 40 in NYUDv2"
+    )
     first: int = Field(default=0, ge=0, description="the first class's number in masks; 1 in NYUDv2's")
     ignored: int = Field(
         default=IGNORED, description="what a mask holds where the class is not known; 0 in NYUDv2's"
