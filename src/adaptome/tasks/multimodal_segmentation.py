@@ -78,7 +78,13 @@ class MultimodalSegmentation(ModalityTask):
     def truths(self, rows: Any) -> list[Any] | None:
         if "mask" not in rows.column_names:
             return None
-        return [covered(read_classes(plain(row["mask"]), self.options)[0] % IGNORED, self.options.names) for row in rows.with_format("numpy")]  # fmt: skip
+        made = []
+        for row in rows.with_format("numpy"):
+            mask, _ = read_classes(plain(row["mask"]), self.options)
+            made.append(
+                covered(np.where(mask == IGNORED, 0, mask), self.options.names)
+            )  # class 0 is not told of
+        return made
 
     # -- model ---------------------------------------------------------------------------------------------------------
 
