@@ -57,7 +57,7 @@ class ImageTextClassifier(CompositeModel):
             width = int(config.hidden_size)
         else:
             if getattr(self.text, "pooler", None) is not None:
-                self.text.pooler = None  # type: ignore[union-attr,assignment]  # not in the path, so no gradient would reach it
+                self.text.pooler = None  # type: ignore[union-attr]  # not in the path, so no gradient would reach it
             self.projections = nn.ModuleDict({n: nn.Linear(_width(getattr(self, n)), width) for n in ("image", "text")})  # fmt: skip
             self.kinds = nn.Embedding(2, width)
             self.fusion = nn.ModuleList(Block(width, own.heads) for _ in range(own.layers))

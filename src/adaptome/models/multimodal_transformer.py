@@ -100,15 +100,17 @@ class MultimodalTransformer(CompositeModel):
     def forward(self, sequences: Mapping[str, Tensor], labels: Tensor | None = None) -> dict[str, Tensor]:
         """`logits` [batch, labels]; with labels `loss`, first."""
         z, last = self.tokens(sequences), []
-        for a, others in self.crossed.items():
+        crossed: Any = self.crossed
+        behind: Any = self.own
+        for a, others in crossed.items():
             seen = []
-            for b, blocks in others.items():  # type: ignore[operator]
+            for b, blocks in others.items():
                 h = z[a]
                 for block in blocks:
                     h = block(h, z[b])
                 seen.append(h)
             h = torch.cat(seen, -1)
-            for block in self.own[a]:  # type: ignore[union-attr]
+            for block in behind[a]:
                 h = block(h)
             last.append(self.norms[a](h)[:, -1])
         f = torch.cat(last, -1)
