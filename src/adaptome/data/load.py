@@ -17,8 +17,8 @@ from adaptome.data.folds import by_fold
 from adaptome.data.makers import PREFIX, make
 from adaptome.data.manifests import with_files
 from adaptome.data.readers import ReadOptions, endings, find_reader, format_of, readers_of_folders
-from adaptome.data.readers.arrays import read_npz
 from adaptome.data.readers.coop import read_coop
+from adaptome.data.readers.arrays import ARCHIVES, read_npz
 from adaptome.data.readers.folders import FolderKind, holds, read_class_folders
 from adaptome.data.readers.images import IMAGES
 from adaptome.data.readers.sounds import SOUNDS
@@ -64,7 +64,7 @@ def load_splits(
 ) -> Splits:
     """Read the splits of a run; the arguments are the recipe's `data` section.
 
-    Either `name` (a folder, an .npz file or a hub id that holds every split) or `train` and the others (files) is
+    Either `name` (a folder, an .npz or .safetensors file or a hub id that holds every split) or `train` and the others (files) is
     given; with a hub id, `train` and the others are names of its splits. When the data has no validation split,
     `validation_fraction` of train is held out, likewise for test.
 
@@ -147,7 +147,7 @@ def _whole(
             raise DataError(
                 f"data.name={name!r} is a file; then data.{next(iter(wanted))} has no meaning. Write data.train={name!r}."
             )
-        if format == "npz" or path.suffix.lower() == ".npz":
+        if format == "npz" or path.suffix.lower() in ARCHIVES:
             return _one_by_one(read_npz(path, mapping))
         if _is_coop(path, format, prefer):
             return _one_by_one(read_coop(path))
@@ -217,9 +217,9 @@ def _one_file(
         if split not in tables and path.suffix != ".txt":
             raise DataError(f"{path} has no pictures of the split {split}. It has: {', '.join(tables)}.")
         return [tables[split]] if split in tables else list(tables.values())[:1]
-    kind = format if format != "auto" else ("npz" if path.suffix.lower() == ".npz" else format_of(path))
+    kind = format if format != "auto" else ("npz" if path.suffix.lower() in ARCHIVES else format_of(path))
     if kind is None:
-        known = ", ".join([*endings(), ".npz"])
+        known = ", ".join([*endings(), *ARCHIVES])
         raise DataError(
             f"{path}: the ending does not tell the format. Say data.format; endings known: {known} (and .gz)."
         )
@@ -263,7 +263,7 @@ def _looks_local(name: str) -> bool:
     return (
         name.startswith((".", "/", "~"))
         or name.count("/") > 1
-        or path.suffix == ".npz"
+        or path.suffix in ARCHIVES
         or bool(format_of(path))
     )
 

@@ -40,8 +40,11 @@ class Raster:
     name: str = "the picture"
 
 
-def read_raster(one: Any) -> Raster:
+def read_raster(one: Any, fourth: bool = False) -> Raster:
     """A raster of a path, a PIL image or an array [height, width(, bands)].
+
+    Args:
+        fourth: keep the fourth band of a photograph, which is its transparency elsewhere.
 
     Raises:
         DataError: a file that cannot be read. MissingExtraError: a raster with a place, and no rasterio to read it.
@@ -52,7 +55,8 @@ def read_raster(one: Any) -> Raster:
         path = Path(one)
         if path.suffix.lower() in TIFFS:
             return _tiff(path)
-        return Raster(_photo(path), None, str(path))
+        read = read_array(path) if path.suffix.lower() == ".npy" else _photo(path, fourth)
+        return Raster(read, None, str(path))
     return Raster(_bands_last(np.asarray(one)))
 
 
@@ -103,7 +107,7 @@ def read_rgb(one: Any, bands: tuple[int, ...] | None = None, stretch: tuple[floa
     Raises:
         DataError: a band that is not there, or values other than 0 to 255 without a stretch; names the file.
     """
-    raster = read_raster(one)
+    raster = read_raster(one, fourth=bands is not None and max(bands) > 3)
     there = raster.pixels.shape[-1]
     chosen = bands or ((1, 2, 3) if there >= 3 else (1, 1, 1))
     if max(chosen) > there or min(chosen) < 1:
@@ -170,14 +174,28 @@ def mask_bytes(mask: np.ndarray, place: Place) -> bytes:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _photo(path: Path) -> np.ndarray:
+def read_array(path: Path) -> np.ndarray:
+    """A picture [height, width, bands] of a .npy file, never unpickling.
+
+    Raises:
+        DataError: it is no such array.
+    """
+    try:
+        found: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is not an array that can be read: {error}") from error
+    return _bands_last(found)
+
+
+def _photo(path: Path, fourth: bool = False) -> np.ndarray:
     try:
         from PIL import Image
     except ImportError:
         raise MissingExtraError("Pillow", "vision") from None
     try:
         with Image.open(path) as opened:
-            kept = opened if opened.mode in ("RGB", "L", "I", "F", "I;16") else opened.convert("RGB")
+            whole = ("RGB", "L", "I", "F", "I;16", *(["RGBA"] if fourth else []))
+            kept = opened if opened.mode in whole else opened.convert("RGB")
             return _bands_last(np.asarray(kept))
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} is not an image that can be read: {error}") from error

@@ -77,7 +77,7 @@ class CompositeModel(nn.Module):
 
     name: ClassVar[str] = ""
     Settings: ClassVar[type[CompositeSettings]] = CompositeSettings
-    #: part -> auto class of transformers, or a function (Part, with weights?) -> module
+    #: part -> auto class of transformers, or a function (Part, with weights?) -> module; a setting may hold several parts by name
     loaders: ClassVar[Mapping[str, str | Callable[[Part, bool], nn.Module]]] = {}
     #: the Trainer would take a forward with **kwargs for one that scales its own loss
     accepts_loss_kwargs = False
@@ -87,10 +87,11 @@ class CompositeModel(nn.Module):
         self.settings: Any = settings
         for name, loader in self.loaders.items():
             part = getattr(settings, name)
-            if part is not None:
-                self.add_module(
-                    name, loader(part, weights) if callable(loader) else load_part(loader, part, weights)
-                )
+            if isinstance(part, Mapping):
+                several = {key: _loaded(loader, one, weights) for key, one in part.items()}
+                self.add_module(name, nn.ModuleDict(several))
+            elif part is not None:
+                self.add_module(name, _loaded(loader, part, weights))
         self.build()
 
     def build(self) -> None:
@@ -99,8 +100,15 @@ class CompositeModel(nn.Module):
     # -- what loops ask of a model -----------------------------------------------------------------------------------
 
     def parts(self) -> dict[str, nn.Module]:
-        """The pretrained parts that are there, by name."""
-        return {name: self._modules[name] for name in self.loaders if self._modules.get(name) is not None}  # type: ignore[misc]
+        """The pretrained parts that are there, by name; of several under one name each, as `encoders.rgb`."""
+        found: dict[str, nn.Module] = {}
+        for name in self.loaders:
+            own = self._modules.get(name)
+            if isinstance(own, nn.ModuleDict) and isinstance(getattr(self.settings, name), Mapping):
+                found |= {f"{name}.{key}": one for key, one in own.items()}
+            elif own is not None:
+                found[name] = own
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -129,9 +137,11 @@ class CompositeModel(nn.Module):
         told: dict[str, Any] = self.settings.model_dump(mode="json")
         for name, part in self.parts().items():
             config: Any = getattr(part, "config", None)
-            if config is not None and told.get(name):
+            first, _, key = name.partition(".")
+            place, last = (told[first], key) if key else (told, name)
+            if config is not None and place.get(last):
                 whole = json.loads(config.to_json_string(use_diff=False))
-                told[name] = {"from_config": whole, "dtype": told[name]["dtype"]}
+                place[last] = {"from_config": whole, "dtype": place[last]["dtype"]}
         return told
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -173,6 +183,10 @@ class CompositeModel(nn.Module):
                 f"{Path(folder) / WEIGHTS} does not hold the weights of its {CONFIG}: {error}"
             ) from error
         return made
+
+
+def _loaded(loader: str | Callable[[Part, bool], nn.Module], part: Part, weights: bool) -> nn.Module:
+    return loader(part, weights) if callable(loader) else load_part(loader, part, weights)
 
 
 MODELS: Parts[CompositeModel] = Parts("composite model", "adaptome.models")

@@ -11,6 +11,7 @@ source  the multi-task recipe of MTLoRA, arXiv:2403.20320, and its authors' code
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -28,6 +29,19 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean cross-entropy of logits [batch, K, h, w] over the known pixels of labels [batch, h, w]; 0 where there are none."""
     total = nn.functional.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORED, reduction="sum")
     return total / (labels != IGNORED).sum().clamp(min=1)
+
+
+def hard_pixel_loss(logits: Tensor, labels: Tensor, threshold: float = 0.7, least: int = 16) -> Tensor:
+    """The mean cross-entropy over the pixels whose own class has a probability below `threshold`; over the worst 1 / `least` of the known
+    ones where fewer have (online hard example mining, arXiv:1604.03540, as segmentation has it).
+    """
+    each = nn.functional.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORED, reduction="none")
+    known = each[labels != IGNORED]
+    if not known.numel():
+        return each.sum()
+    hard = known[known > -math.log(threshold)]
+    count = max(known.numel() // least, 1)
+    return hard.mean() if hard.numel() >= count else known.topk(count).values.mean()
 
 
 def saliency_loss(logits: Tensor, labels: Tensor) -> Tensor:

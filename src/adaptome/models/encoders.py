@@ -1,7 +1,7 @@
 """Vision encoders as parts: loading one, and its feature maps whatever its architecture.
 
 plain          ViT, DINOv2, DINOv3, ...: patch tokens of chosen blocks, the final norm applied, all at one stride
-hierarchical   Swin's stages, SAM2's Hiera trunk: one map a stage, each at twice the stride of the one before
+hierarchical   Swin's and SegFormer's stages, SAM2's Hiera trunk: one map a stage, each at twice the stride of the one before
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ def load_dense_encoder(part: Part, weights: bool) -> nn.Module:
     return found
 
 
+def is_segformer(encoder: nn.Module) -> bool:
+    """Whether it is SegFormer's encoder (MiT), whose stages have widths and strides of their own."""
+    return hasattr(encoder.config, "sr_ratios")
+
+
 def is_hierarchical(encoder: nn.Module) -> bool:
     """Whether the encoder's maps shrink from stage to stage."""
     config: Any = encoder.config
@@ -67,11 +72,13 @@ def map_widths(encoder: nn.Module) -> list[int]:
     config: Any = encoder.config
     if hasattr(config, "embed_dim_per_stage"):
         return list(config.embed_dim_per_stage)
+    if is_segformer(encoder):
+        return list(config.hidden_sizes)
     if hasattr(config, "depths"):
         return [config.embed_dim * 2**stage for stage in range(len(config.depths))]
     if not hasattr(config, "patch_size") or not hasattr(config, "num_hidden_layers"):
         raise ModelError(
-            f"{type(encoder).__name__} gives no feature maps here. Take a vision transformer with patches (ViT, DINOv2, DINOv3), Swin or SAM2."
+            f"{type(encoder).__name__} gives no feature maps here. Take a vision transformer with patches (ViT, DINOv2, DINOv3), Swin, SegFormer or SAM2."
         )
     return [int(config.hidden_size)] * int(config.num_hidden_layers)
 
@@ -84,6 +91,8 @@ def stride(encoder: nn.Module) -> int:
         patch, window = config.patch_stride[0], config.window_size_per_stage[0]
         pooled = config.query_stride[0] ** config.num_query_pool_stages
         return int(patch) * math.lcm(int(window), int(pooled))
+    if is_segformer(encoder):
+        return math.prod(config.strides)
     if hasattr(config, "depths"):
         return int(config.patch_size) * 2 ** (len(config.depths) - 1)
     return int(config.patch_size)
@@ -92,7 +101,7 @@ def stride(encoder: nn.Module) -> int:
 def smallest(encoder: nn.Module) -> int:
     """Pixels on the shorter side that this encoder takes at least: in Swin a window must fit the last stage's map."""
     config: Any = encoder.config
-    return stride(encoder) * int(config.window_size) if hasattr(config, "depths") else stride(encoder)
+    return stride(encoder) * int(getattr(config, "window_size", 1)) if hasattr(config, "depths") else stride(encoder)  # fmt: skip
 
 
 def default_taps(encoder: nn.Module, count: int = 4) -> list[int]:
@@ -114,6 +123,8 @@ def feature_maps(encoder: nn.Module, pixels: Tensor, taps: Sequence[int] = ()) -
     if hasattr(config, "embed_dim_per_stage"):
         stages: Any = encoder(pixel_values=pixels).intermediate_hidden_states
         return [stage.permute(0, 3, 1, 2) for stage in stages]
+    if is_segformer(encoder):
+        return list(encoder(pixel_values=pixels, output_hidden_states=True).hidden_states)
     if hasattr(config, "depths"):
         return swin_maps(encoder, pixels)
     given: dict[str, Any] = {"output_hidden_states": True}

@@ -55,6 +55,7 @@ class DataSection(Section):
         "frames",
         "change-pairs",
         "dense",
+        "modalities",
         "captioned",
         "coop",
         "imagefolder",

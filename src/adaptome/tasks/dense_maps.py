@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from adaptome.core.errors import DataError
 from adaptome.data.masks import IGNORED, binary, classes, read_mask
-from adaptome.data.rasters import read_raster
+from adaptome.data.rasters import read_array, read_raster
 from adaptome.models.windows import resized
 from adaptome.report.shown import COLOURS, overlaid
 
@@ -38,7 +39,7 @@ def read_map(kind: str, one: Any, size: tuple[int, int], target: tuple[int, int]
         return blank.astype(np.float32 if kind in ("normals", "depth") else np.uint8)
     one = str(one) if isinstance(one, np.str_) else one
     name = one if isinstance(one, str) else f"a map of kind {kind}"
-    stored = _array(one, name, kind)
+    stored = _array(one, kind)
     if stored.shape[:2] != size:
         raise DataError(
             f"{name} is {stored.shape[1]} x {stored.shape[0]} pixels, and its picture {size[1]} x {size[0]}; a map lies pixel by pixel."
@@ -51,16 +52,13 @@ def read_map(kind: str, one: Any, size: tuple[int, int], target: tuple[int, int]
     return _nearest(made, target)
 
 
-def _array(one: Any, name: str, kind: str) -> np.ndarray:
+def _array(one: Any, kind: str) -> np.ndarray:
     if not isinstance(one, str):
         return np.asarray(one)
-    if not one.endswith(".npy"):
-        return read_raster(one).pixels if kind == "normals" else read_mask(one)[0]
-    try:
-        found: np.ndarray = np.load(one, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{name} is not an array that can be read: {error}") from error
-    return found
+    if one.endswith(".npy"):
+        found = read_array(Path(one))
+        return found[..., 0] if found.shape[-1] == 1 else found
+    return read_raster(one).pixels if kind == "normals" else read_mask(one)[0]
 
 
 def _unknown(mask: np.ndarray) -> int | None:

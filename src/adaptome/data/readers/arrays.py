@@ -1,4 +1,4 @@
-"""NumPy archives: x_train, y_train, x_validation, ... or x and y to be split; sounds as samples and offsets."""
+"""Archives of arrays (.npz, .safetensors): x_train, y_train, x_validation, ... or x and y to be split; sounds as samples and offsets."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ _SPLITS = {
     "test": "test",
 }
 _CLIPS = {"samples", "offsets"}
+#: endings of archives that hold splits
+ARCHIVES = (".npz", ".safetensors")
 
 
 def read_npz(path: Path, columns: dict[str, str]) -> dict[str, Table]:
@@ -38,7 +40,7 @@ def read_npz(path: Path, columns: dict[str, str]) -> dict[str, Table]:
     Raises:
         DataError: not an archive, no usable arrays, lengths that differ, labels beyond `classes`.
     """
-    arrays = _arrays(path)
+    arrays = read_arrays(path)
     names = [str(name) for name in arrays.pop("classes", np.array([])).tolist()]
     rate = next((arrays.pop(key) for key in ("sample_rate", "sampling_rate") if key in arrays), None)
     behind = {key: key.rpartition("_")[::-2] for key in arrays}  # x_train: ("train", "x")
@@ -89,7 +91,27 @@ def _clips(
     return [{"array": piece, "sampling_rate": int(rate)} for piece in pieces]
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an archive by name, never unpickling.
+
+    Raises:
+        DataError: it is no whole archive of plain arrays.
+    """
+    if path.suffix.lower() == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return dict(load_file(path))
+        except (
+            OSError,
+            SafetensorError,
+            KeyError,
+            TypeError,
+        ) as error:  # KeyError, TypeError: bfloat16, which numpy lacks
+            raise DataError(
+                f"{path} is not a whole .safetensors file of arrays that numpy has: {error}"
+            ) from error
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}

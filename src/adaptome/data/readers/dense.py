@@ -9,6 +9,7 @@ A split is named by its list of names; its folder, or one above, holds the folde
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from adaptome.core.errors import DataError
@@ -38,11 +39,9 @@ def read_dense(path: Path, options: ReadOptions) -> Table:
     Raises:
         DataError: no folder of pictures by the list, a name without a picture, or no map of any kind.
     """
-    root = next((p for p in [path.parent, *path.parents[1:DEPTH]] if _folder(p, PICTURES)), None)
-    if root is None:
-        raise DataError(f"{path}: no folder {', '.join(PICTURES)} beside the list or above it.")
-    pictures = _folder(root, PICTURES)
-    folders = {name: folder for name, names in MAPS.items() if (folder := _folder(root, names))}
+    root = root_of(path, PICTURES)
+    pictures = folder_of(root, PICTURES)
+    folders = {name: folder for name, names in MAPS.items() if (folder := folder_of(root, names))}
     if not folders:
         raise DataError(
             f"{root}: no folder of maps. Known: {', '.join(n for names in MAPS.values() for n in names)}."
@@ -53,7 +52,7 @@ def read_dense(path: Path, options: ReadOptions) -> Table:
         name = line.strip()
         if not name:
             continue
-        picture = _file(pictures, name, ENDINGS)
+        picture = file_of(pictures, name, ENDINGS)
         if picture is None:
             raise DataError(f"{path}, line {number}: no picture {name!r} in {pictures}.")
         if IMAGES.check is not None:
@@ -61,18 +60,31 @@ def read_dense(path: Path, options: ReadOptions) -> Table:
         columns["image"].append(picture)
         numbers.append(number)
         for column, folder in folders.items():
-            columns[column].append(_file(folder, name, {".png", ".npy", ".tif", ".tiff", ".jpg"}))
+            columns[column].append(file_of(folder, name, {".png", ".npy", ".tif", ".tiff", ".jpg"}))
     for column in folders:
         if not any(columns[column]):
             del columns[column]
     return Table(str(path), columns, numbers)
 
 
-def _folder(root: Path, names: tuple[str, ...]) -> Path | None:
+def root_of(path: Path, names: Sequence[str]) -> Path:
+    """The nearest folder above a list of names that has one of these folders.
+
+    Raises:
+        DataError: there is none.
+    """
+    for above in [path.parent, *path.parents[1:DEPTH]]:
+        if folder_of(above, names):
+            return above
+    raise DataError(f"{path}: no folder {', '.join(names)} beside the list or above it.")
+
+
+def folder_of(root: Path, names: Sequence[str]) -> Path | None:
+    """The first of these folders that is there."""
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def _file(folder: Path | None, name: str, endings: set[str] | frozenset[str]) -> str | None:
+def file_of(folder: Path | None, name: str, endings: set[str] | frozenset[str]) -> str | None:
     """The file of a name in a folder, whose ending may be told."""
     assert folder is not None
     stem = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in endings else name

@@ -99,3 +99,34 @@ def _borders(things: np.ndarray) -> np.ndarray:
     made[1:] |= things[1:] != things[:-1]
     made[:, 1:] |= things[:, 1:] != things[:, :-1]
     return made
+
+
+#: how warm classes are in the mean, 0 to 1, and how each colours its light
+WARMTH = {"floor": 0.3, "wall": 0.4, "ball": 0.85, "box": 0.55, "tube": 0.7}
+TINTS = {"floor": (0.9, 0.8, 0.7), "wall": (0.9, 0.9, 0.9), "ball": (1.0, 0.6, 0.6), "box": (0.65, 0.9, 0.6), "tube": (0.6, 0.7, 1.0)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sensed:
+    """A room as three sensors see it, arrays [SIDE, SIDE] of uint8: rgb [.., 3] (dim in some rooms), depth (grainy, with holes), thermal (of
+    half the resolution, blurred).
+    """
+
+    rgb: np.ndarray
+    depth: np.ndarray
+    thermal: np.ndarray
+
+
+def sensed(view: View, rng: np.random.Generator) -> Sensed:
+    """What the sensors make of a room, with the faults that each has."""
+    light = rng.uniform(0.15, 0.4) if rng.random() < 0.25 else rng.uniform(0.7, 1.0)
+    tints = np.array([TINTS[name] for name in CLASSES]) + rng.normal(0, 0.08, (len(CLASSES), 3))
+    rgb = view.picture / 255 * tints[view.semseg] * light + rng.normal(0, 0.02, view.picture.shape)
+    depth = (4.2 - view.depth) / 3.6 + rng.normal(0, 0.1, view.depth.shape)
+    depth = np.where(rng.random(depth.shape) < 0.1, 0, np.clip(depth, 0, 1))
+    warmth = np.array([WARMTH[name] for name in CLASSES]) + rng.normal(0, 0.15, len(CLASSES))
+    thermal = warmth[view.semseg]
+    for axis in (0, 1):
+        thermal = (np.roll(thermal, 1, axis) + 2 * thermal + np.roll(thermal, -1, axis)) / 4
+    thermal = (thermal + rng.normal(0, 0.06, thermal.shape))[::2, ::2].repeat(2, 0).repeat(2, 1)
+    return Sensed(*(np.round(np.clip(one, 0, 1) * 255).astype(np.uint8) for one in (rgb, depth, thermal)))

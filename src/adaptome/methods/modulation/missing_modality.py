@@ -37,7 +37,7 @@ class MissingModality(ModulationMethod):
     shapes      gamma_S, beta_S [out] per set, along the channels
     init        'identity': gamma = 1, beta = 0: starts as the base; 'normal': N(1, 0.02^2), N(0, 0.02^2)
     use         `ad.steer(available={"rgb"})` or "rgb+depth"; nothing steered means all. Rows of one batch may differ: a bool tensor
-                `[batch, modalities]`, in the order of `modalities` (banks that no row uses then get zero gradients, not none).
+                `[batch, modalities]`, in the order of `modalities` or of what is steered as `modalities` (banks that no row uses then get zero gradients, not none).
                 The inputs of absent modalities are yours to fill, with zeros after normalisation
     branches    {"depth": "depth_encoder.*"}: what lies in the branch of an absent modality has no bank for that set
     absent      'zero_input': the branch of an absent modality runs on what you filled in, for the fusion expects what it makes of that;
@@ -188,6 +188,13 @@ class Banks(Modulation):
                 f"missing-modality: available has shape {list(available.shape)}; give [batch, {len(self.method.modalities)}], a column each for "
                 f"{', '.join(self.method.modalities)}."
             )
+        named = steered("modalities")
+        if named is not None and tuple(named) != tuple(self.method.modalities):
+            if set(named) != set(self.method.modalities):
+                raise StateError(
+                    f"missing-modality: available is steered for {list(named)}, and the banks are of {list(self.method.modalities)}: set modalities."
+                )
+            available = available[:, [list(named).index(name) for name in self.method.modalities]]
         bits = (available.long() * 2 ** torch.arange(available.shape[1], device=available.device)).sum(1)
         if (
             not torch.compiler.is_compiling() and available.device.type == "cpu"
