@@ -17,8 +17,8 @@ from adaptome.data.folds import by_fold
 from adaptome.data.makers import PREFIX, make
 from adaptome.data.manifests import with_files
 from adaptome.data.readers import ReadOptions, endings, find_reader, format_of, readers_of_folders
-from adaptome.data.readers.coop import read_coop
 from adaptome.data.readers.arrays import ARCHIVES, read_npz
+from adaptome.data.readers.coop import read_coop
 from adaptome.data.readers.folders import FolderKind, holds, read_class_folders
 from adaptome.data.readers.images import IMAGES
 from adaptome.data.readers.sounds import SOUNDS
