@@ -11,7 +11,7 @@ from PIL import Image
 
 from adaptome.core.errors import DataError, MissingExtraError
 from adaptome.data.faces.extract import main
-from adaptome.data.faces.video import frames, spread
+from adaptome.data.video import frames, spread
 from adaptome.data.load import load_splits
 
 av = pytest.importorskip("av")

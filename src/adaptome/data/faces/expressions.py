@@ -1,0 +1,86 @@
+"""Expressions of drawn faces: what lips, mouth and brows do, as numbers and in words, standing still or in motion.
+
+Six kinds of clips come in pairs of one movement and its reverse, whose frames are alike but for their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from adaptome.data.faces.drawing import Pose, pose
+
+#: what moves -> where it starts and ends
+Motion = Mapping[str, tuple[float, float]]
+MOTIONS: dict[str, Motion] = {
+    "happiness": {"lips_up": (0, 1)},
+    "disappointment": {"lips_up": (1, 0)},
+    "surprise": {"brows_up": (0, 1), "mouth_open": (0, 1)},
+    "relief": {"brows_up": (1, 0), "mouth_open": (1, 0)},
+    "anger": {"brows_drawn": (0, 1)},
+    "calm": {"brows_drawn": (1, 0)},
+}
+#: what an imperfect observer says of each
+WORDS = {
+    "happiness": "lips straight, then lips up",
+    "disappointment": "lips up, then lips straight",
+    "surprise": "brows level and mouth closed, then brows high and mouth open",
+    "relief": "brows high and mouth open, then brows level and mouth closed",
+    "anger": "brows apart, then brows drawn together",
+    "calm": "brows drawn together, then brows apart",
+}
+
+
+def still(rng: np.random.Generator) -> tuple[Pose, dict[str, str]]:
+    """A pose with an expression drawn at random, and what each part is like."""
+    lips, mouth, brows, drawn = (int(rng.integers(n)) for n in (3, 2, 2, 2))
+    size = rng.uniform(0.7, 1.1)
+    how = replace(
+        pose(rng), lips_up=(lips - 1) * size, mouth_open=mouth * size, brows_up=brows * size, brows_drawn=drawn * size,
+        eyes_open=rng.uniform(0.4, 1.0),
+    )  # fmt: skip
+    told = {
+        "lips": ("lips down", "lips straight", "lips up")[lips],
+        "mouth": ("mouth closed", "mouth open")[mouth],
+        "brows": ("brows level", "brows high")[brows],
+        "drawn": ("brows apart", "brows drawn together")[drawn],
+    }
+    return how, told
+
+
+def said(told: Mapping[str, str], rng: np.random.Generator) -> str:
+    """A caption: the parts in some order, now and then one left out."""
+    parts = list(told.values())
+    kept = rng.permutation(len(parts))[: int(rng.integers(3, len(parts) + 1))]
+    return ", ".join(parts[i] for i in kept)
+
+
+def moving(kind: str, frames: int, rng: np.random.Generator) -> list[Pose]:
+    """The poses of a clip: the kind's movement, at its own time and size, on a head that drifts, with a blink now and then."""
+    first = pose(rng)
+    size, middle, slope = rng.uniform(0.7, 1.1), rng.uniform(0.35, 0.65), rng.uniform(5, 12)
+    drift, habit = rng.normal(0, 0.03, 2), rng.normal(0, 0.12, 3)
+    blink = int(rng.integers(2 * frames))
+    still_open = rng.uniform(0.55, 1.0)
+    made = []
+    for number in range(frames):
+        share = number / max(frames - 1, 1)
+        done = 1 / (1 + np.exp(-slope * (share - middle)))
+        state = {"lips_up": habit[0], "brows_up": habit[1], "brows_drawn": abs(habit[2]), "mouth_open": 0.0}
+        for part, (start, end) in MOTIONS[kind].items():
+            state[part] = state[part] + size * (start + (end - start) * done)
+        made.append(
+            replace(
+                first, x=first.x + share * drift[0], y=first.y + share * drift[1],
+                eyes_open=0.1 if number == blink else still_open, **state,
+            )
+        )  # fmt: skip
+    return made
+
+
+def observed(kind: str, rng: np.random.Generator, right: float) -> str:
+    """What an observer says of a clip, who is right with this probability and else says it of any kind."""
+    kinds = list(WORDS)
+    return WORDS[kind if rng.random() < right else kinds[int(rng.integers(len(kinds)))]]
