@@ -17,8 +17,8 @@ from adaptome.core.errors import DataError
 from adaptome.data.augment import AugmentedPictures
 from adaptome.data.faces.crops import SCALE
 from adaptome.data.faces.finding import FaceFinder
-from adaptome.data.video import frames
 from adaptome.data.splits import Split, Splits
+from adaptome.data.video import frames
 from adaptome.tasks.base import ModelSpec, Prepared, register_task
 from adaptome.tasks.composites import encoder_spec, load_around
 from adaptome.tasks.detection_scores import Pooling, table

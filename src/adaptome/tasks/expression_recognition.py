@@ -36,38 +36,57 @@ Stream = Literal["frames", "parsing", "landmarks", "description"]
 
 class ExpressionRecognitionOptions(TaskOptions):
     labels: list[str] | None = Field(
-        default=None, min_length=2, description="the classes in the order of their numbers; default: from train"
+        default=None,
+        min_length=2,
+        description="the classes in the order of their numbers; default: from train",
     )
     first_label: Literal[0, 1] | None = Field(
-        default=None, description="number of the first class in the data; default: 1 where 0 never occurs and the last one's does"
+        default=None,
+        description="number of the first class in the data; default: 1 where 0 never occurs and the last one's does",
     )
     zero_shot: list[str] | None = Field(
-        default=None, min_length=2, description="classes of another data set to tell apart by their words, without the context learned"
+        default=None,
+        min_length=2,
+        description="classes of another data set to tell apart by their words, without the context learned",
     )
     texts: dict[str, list[str]] | None = Field(
-        default=None, description="what is seen of a class, in parts; default: of known expressions, see `tasks.class_texts`"
+        default=None,
+        description="what is seen of a class, in parts; default: of known expressions, see `tasks.class_texts`",
     )
     positive: str = Field(default=POSITIVE, description="a class's text: {label}, {shown}, {denied}")
     negative: str = Field(default=NEGATIVE, description="the text of what it does not show")
     streams: list[Stream] = Field(
-        default=["frames", "parsing", "landmarks", "description"], min_length=1, description="what is looked at, description last"
+        default=["frames", "parsing", "landmarks", "description"],
+        min_length=1,
+        description="what is looked at, description last",
     )
     frames: int = Field(default=16, ge=1, description="of each clip: one of each of so many equal parts")
-    image_size: int | None = Field(default=None, ge=8, description="side in pixels; default: the image processor's own")
+    image_size: int | None = Field(
+        default=None, ge=8, description="side in pixels; default: the image processor's own"
+    )
     parsing: str | None = Field(default=None, description="folder of masks by clip, see `data.faces.streams`")
     landmarks: str | None = Field(default=None, description="folder of landmarks by clip")
-    descriptions: str | None = Field(default=None, description="file of descriptions by clip: .json, .jsonl or .csv")
+    descriptions: str | None = Field(
+        default=None, description="file of descriptions by clip: .json, .jsonl or .csv"
+    )
     hide: list[str] | None = Field(
-        default=None, description="words to take out of descriptions; default: the classes' names, which would tell the answer"
+        default=None,
+        description="words to take out of descriptions; default: the classes' names, which would tell the answer",
     )
     unreadable: Literal["skip", "error"] = Field(
         default="skip", description="clips without a frame that can be read: left out and told, or refused"
     )
-    augment: bool = Field(default=False, description="mirror, turn, scale and tint training clips, all streams alike")
+    augment: bool = Field(
+        default=False, description="mirror, turn, scale and tint training clips, all streams alike"
+    )
     augment_seed: int = Field(default=0, ge=0, description="of what is drawn for that, and of the frames")
     metric: Literal["war", "uar"] = Field(default="war", description="what decides which checkpoint is best")
-    detector: str | None = Field(default=None, description="a program that finds faces, see `data.faces.crops`")
-    boxes: str | None = Field(default=None, description="or a file of the faces' boxes; default: clips of faces alone")
+    detector: str | None = Field(
+        default=None, description="a program that finds faces, see `data.faces.crops`"
+    )
+    boxes: str | None = Field(
+        default=None, description="or a file of the faces' boxes; default: clips of faces alone"
+    )
     crop_scale: float = Field(default=SCALE, gt=0, description="side of a face's crop, of its box's")  # fmt: skip
 
 

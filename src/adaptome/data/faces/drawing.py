@@ -124,9 +124,7 @@ def scene(who: Person, how: Pose) -> Picture:
     )
 
 
-def _brow(
-    who: Person, how: Pose, side: int, x: np.ndarray, y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _brow(who: Person, how: Pose, side: int, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Places about the middle of a brow, from those about the eye below it."""
     return x, y + who.brow + BROWS * how.brows_up + DRAWN * how.brows_drawn * (side * x)
 

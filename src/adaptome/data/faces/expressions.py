@@ -22,6 +22,8 @@ MOTIONS: dict[str, Motion] = {
     "anger": {"brows_drawn": (0, 1)},
     "calm": {"brows_drawn": (1, 0)},
 }
+#: how far a head moves from frame to frame
+MOVED = 0.15
 #: what an imperfect observer says of each
 WORDS = {
     "happiness": "lips straight, then lips up",
@@ -38,7 +40,7 @@ def still(rng: np.random.Generator) -> tuple[Pose, dict[str, str]]:
     lips, mouth, brows, drawn = (int(rng.integers(n)) for n in (3, 2, 2, 2))
     size = rng.uniform(0.7, 1.1)
     how = replace(
-        pose(rng), lips_up=(lips - 1) * size, mouth_open=mouth * size, brows_up=brows * size, brows_drawn=drawn * size,
+        moved(pose(rng), rng), lips_up=(lips - 1) * size, mouth_open=mouth * size, brows_up=brows * size, brows_drawn=drawn * size,
         eyes_open=rng.uniform(0.4, 1.0),
     )  # fmt: skip
     told = {
@@ -58,26 +60,26 @@ def said(told: Mapping[str, str], rng: np.random.Generator) -> str:
 
 
 def moving(kind: str, frames: int, rng: np.random.Generator) -> list[Pose]:
-    """The poses of a clip: the kind's movement, at its own time and size, on a head that drifts, with a blink now and then."""
+    """The poses of a clip: the kind's movement, at its own time and size, on a head that never rests, with a blink now and then."""
     first = pose(rng)
     size, middle, slope = rng.uniform(0.7, 1.1), rng.uniform(0.35, 0.65), rng.uniform(5, 12)
-    drift, habit = rng.normal(0, 0.03, 2), rng.normal(0, 0.12, 3)
-    blink = int(rng.integers(2 * frames))
-    still_open = rng.uniform(0.55, 1.0)
+    habit, blink, opened = rng.normal(0, 0.12, 3), int(rng.integers(2 * frames)), rng.uniform(0.55, 1.0)
     made = []
     for number in range(frames):
-        share = number / max(frames - 1, 1)
-        done = 1 / (1 + np.exp(-slope * (share - middle)))
+        done = 1 / (1 + np.exp(-slope * (number / max(frames - 1, 1) - middle)))
         state = {"lips_up": habit[0], "brows_up": habit[1], "brows_drawn": abs(habit[2]), "mouth_open": 0.0}
         for part, (start, end) in MOTIONS[kind].items():
             state[part] = state[part] + size * (start + (end - start) * done)
-        made.append(
-            replace(
-                first, x=first.x + share * drift[0], y=first.y + share * drift[1],
-                eyes_open=0.1 if number == blink else still_open, **state,
-            )
-        )  # fmt: skip
+        seen = 0.1 if number == blink else opened
+        made.append(replace(moved(first, rng), eyes_open=seen, **state))
     return made
+
+
+def moved(how: Pose, rng: np.random.Generator) -> Pose:
+    """The same face with the head elsewhere, nearer or farther, in other light."""
+    x, y, near = rng.normal(0, MOVED, 3)
+    light = how.light + rng.normal(0, 0.1, 2)
+    return replace(how, x=how.x + x, y=how.y + y, scale=how.scale * (1 + near), light=light)
 
 
 def observed(kind: str, rng: np.random.Generator, right: float) -> str:

@@ -172,4 +172,3 @@ def read_descriptions(path: Path) -> dict[str, str]:
 def described(texts: dict[str, str], clip: str) -> str | None:
     """A clip's words: under its whole name, or the last part of it."""
     return texts.get(clip, texts.get(Path(clip).name))
-
