@@ -16,7 +16,7 @@ SIDE = 32
 Y, X = np.meshgrid(*[(np.arange(SIDE) + 0.5) / SIDE * 2 - 1] * 2, indexing="ij")
 Picture = np.ndarray
 #: how far a full expression moves the mouth's corners and the brows, and how steep it draws these, in half pictures
-LIPS, BROWS, DRAWN = 0.14, 0.12, 0.7
+LIPS, BROWS, DRAWN = 0.22, 0.16, 1.0
 
 
 @dataclass(frozen=True)

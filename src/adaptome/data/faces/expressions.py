@@ -22,41 +22,31 @@ MOTIONS: dict[str, Motion] = {
     "anger": {"brows_drawn": (0, 1)},
     "calm": {"brows_drawn": (1, 0)},
 }
-#: how far a head moves from frame to frame
-MOVED = 0.15
+#: how far a face moves from frame to frame, and how much the light on it changes
+MOVED, LIGHT = 0.02, 0.2
 #: what an imperfect observer says of each
 WORDS = {
-    "happiness": "lips straight, then lips up",
-    "disappointment": "lips up, then lips straight",
-    "surprise": "brows level and mouth closed, then brows high and mouth open",
-    "relief": "brows high and mouth open, then brows level and mouth closed",
-    "anger": "brows apart, then brows drawn together",
-    "calm": "brows drawn together, then brows apart",
+    "happiness": "straight then smiling",
+    "disappointment": "smiling then straight",
+    "surprise": "closed level then open raised",
+    "relief": "open raised then closed level",
+    "anger": "smooth then drawn",
+    "calm": "drawn then smooth",
 }
 
 
-def still(rng: np.random.Generator) -> tuple[Pose, dict[str, str]]:
-    """A pose with an expression drawn at random, and what each part is like."""
+def still(rng: np.random.Generator) -> tuple[Pose, str]:
+    """A pose with an expression drawn at random, and its caption of four words (lips, mouth, brows up, brows drawn): one of 24."""
     lips, mouth, brows, drawn = (int(rng.integers(n)) for n in (3, 2, 2, 2))
     size = rng.uniform(0.7, 1.1)
     how = replace(
         moved(pose(rng), rng), lips_up=(lips - 1) * size, mouth_open=mouth * size, brows_up=brows * size, brows_drawn=drawn * size,
         eyes_open=rng.uniform(0.4, 1.0),
     )  # fmt: skip
-    told = {
-        "lips": ("lips down", "lips straight", "lips up")[lips],
-        "mouth": ("mouth closed", "mouth open")[mouth],
-        "brows": ("brows level", "brows high")[brows],
-        "drawn": ("brows apart", "brows drawn together")[drawn],
-    }
-    return how, told
-
-
-def said(told: Mapping[str, str], rng: np.random.Generator) -> str:
-    """A caption: the parts in some order, now and then one left out."""
-    parts = list(told.values())
-    kept = rng.permutation(len(parts))[: int(rng.integers(3, len(parts) + 1))]
-    return ", ".join(parts[i] for i in kept)
+    told = (
+        ("frowning", "straight", "smiling")[lips], ("closed", "open")[mouth], ("level", "raised")[brows], ("smooth", "drawn")[drawn],
+    )  # fmt: skip
+    return how, " ".join(told)
 
 
 def moving(kind: str, frames: int, rng: np.random.Generator) -> list[Pose]:
@@ -76,10 +66,10 @@ def moving(kind: str, frames: int, rng: np.random.Generator) -> list[Pose]:
 
 
 def moved(how: Pose, rng: np.random.Generator) -> Pose:
-    """The same face with the head elsewhere, nearer or farther, in other light."""
+    """The same face as the next frame has it: crops are aligned but for little, and the light changes."""
     x, y, near = rng.normal(0, MOVED, 3)
-    light = how.light + rng.normal(0, 0.1, 2)
-    return replace(how, x=how.x + x, y=how.y + y, scale=how.scale * (1 + near), light=light)
+    light = rng.normal(0, LIGHT, 2)
+    return replace(how, x=how.x / 4 + x, y=how.y / 4 + y, scale=1 + near, light=light)
 
 
 def observed(kind: str, rng: np.random.Generator, right: float) -> str:
