@@ -40,7 +40,11 @@ def test_frames_are_spread_from_the_middle():
 
 
 def test_segments():
-    assert segments(4, 8) == [0, 1, 2, 3, 3, 3, 3, 3] and segments(8, 8) == list(range(8)) and segments(0, 3) == []
+    assert (
+        segments(4, 8) == [0, 1, 2, 3, 3, 3, 3, 3]
+        and segments(8, 8) == list(range(8))
+        and segments(0, 3) == []
+    )
     assert segments(32, 8) == [2, 6, 10, 14, 18, 22, 26, 30] and segments(17, 16)[0] == 0
     for total in (17, 33, 100):
         drawn = {tuple(segments(total, 16, np.random.default_rng(seed))) for seed in range(20)}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from adaptome.core.errors import DataError
-from adaptome.data.faces.expressions import MOTIONS
+from adaptome.data.faces.expressions import MOTIONS, still
 from adaptome.data.makers.expressions import clip
 from adaptome.recipe import load_recipe
 from adaptome.tasks import get_task
@@ -24,6 +24,7 @@ CLIP = {
     "model_type": "clip", "projection_dim": 8, "vision_config": {**SMALL, "image_size": 32, "patch_size": 16},
     "text_config": {**SMALL, "vocab_size": 258, "max_position_embeddings": 48, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 0},
 }  # fmt: skip
+CAPTIONS = ["smiling open raised smooth", "frowning closed level drawn"]
 KINDS = ["happiness", "surprise", "anger"]
 
 
@@ -181,7 +182,11 @@ def test_a_clip_without_a_face(trained, folder, tmp_path):
 
 @pytest.mark.parametrize("method", [{"name": "lora", "targets": "encoder.vision_model.attention", "r": 2}, "linear-probe"])  # fmt: skip
 def test_other_methods_and_other_streams(folder, tmp_path, method):
-    changes = {"method": method, "task": {"streams": ["frames", "description"]}, "objective": ["cross-entropy"]}
+    changes = {
+        "method": method,
+        "task": {"streams": ["frames", "description"]},
+        "objective": ["cross-entropy"],
+    }
     result = run(recipe(folder, tmp_path / "run", **changes), callbacks=[])
     assert 0 <= result.metrics["uar"] <= 1 and load_run(tmp_path / "run").model.visual == ["frames"]
 
@@ -194,7 +199,10 @@ def test_metrics_on_classes_of_unequal_size():
 
 def test_texts_of_classes():
     positive, negative = class_texts(["Happy", "wonder"], {"wonder": ["big eyes", "an open mouth"]})
-    assert positive[0].startswith("an expression of Happy: lifted cheeks, ") and "no lifted cheeks" in negative[0]
+    assert (
+        positive[0].startswith("an expression of Happy: lifted cheeks, ")
+        and "no lifted cheeks" in negative[0]
+    )
     assert positive[1] == "an expression of wonder: big eyes, an open mouth"
     assert negative[1] == "not an expression of wonder: no big eyes, no an open mouth"
     assert class_texts(["x"])[0] == ["an expression of x"]
@@ -224,6 +232,7 @@ def test_the_demo_takes_two_steps(tmp_path, monkeypatch):
 
     sizes = {"made:expression-stills": (expressions.expression_stills, {"train": 12, "validation": 6}), "made:moving-expressions": (expressions.moving_expressions, {"train": 12, "validation": 6, "test": 6})}  # fmt: skip
     monkeypatch.setattr(loading, "make", lambda name, seed: sizes[name][0](seed, **sizes[name][1]))
+    monkeypatch.setattr(expressions, "still", lambda rng: (still(rng)[0], CAPTIONS[int(rng.integers(2))]))
     short = ["training.max_steps=2", "stages.1.training.batch_size=4", "training.device=cpu", f"output={tmp_path}/demo"]  # fmt: skip
     results = run_stages(load_recipe("fineclipper-demo", short), callbacks=[])
     assert results.last.trainable_parameters == 2 * 3 * 3 * (2 * 64 * 16 + 16 + 64) + 4 * 64 + 2 * 6 * 4 * 64

@@ -26,7 +26,9 @@ def perturb(model, *parts: str) -> None:
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if ".adaptome." in name and (not parts or f".{name.split('.adaptome.')[1].split('.')[1]}." in parts):
+            if ".adaptome." in name and (
+                not parts or f".{name.split('.adaptome.')[1].split('.')[1]}." in parts
+            ):
                 parameter.add_(torch.randn_like(parameter) * 0.3)
 
 
@@ -69,7 +71,9 @@ def test_only_the_attention_over_time_sees_the_order_of_frames():
     with torch.no_grad(), ad.steer(frames=T):
         torch.testing.assert_close(model(x[shuffled]).pooler_output.mean(0), base.mean(0))
     perturb(model)
-    torch.testing.assert_close(clip(x[order]), clip(x))  # attention itself is blind to the order: only places in time tell
+    torch.testing.assert_close(
+        clip(x[order]), clip(x)
+    )  # attention itself is blind to the order: only places in time tell
     with torch.no_grad(), ad.steer(frames=1):
         assert not torch.allclose(model(x).pooler_output.mean(0), clip(x), atol=1e-4), "frames see each other"
 

@@ -33,7 +33,11 @@ def expression_stills(seed: int, train: int = 4000, validation: int = 300) -> di
             if kind == 0:
                 picture = stored(taken(scene(who, how), camera(rng), rng))
             else:
-                picture = painted(parts(who, how)) if kind == 1 else dotted(points(who, how) + rng.normal(0, DETECTED, (27, 2)), SIDE)
+                picture = (
+                    painted(parts(who, how))
+                    if kind == 1
+                    else dotted(points(who, how) + rng.normal(0, DETECTED, (27, 2)), SIDE)
+                )
             rows.append({"video": picture[None], "label": told})
         made[split] = _table("expression-stills", rows, split)
     return made
