@@ -51,8 +51,8 @@ class Sources:
             if path is not None and not Path(path).expanduser().exists():
                 raise DataError(f"task.{name}={path!r}: no such file or folder.")
         texts = read_descriptions(Path(descriptions).expanduser()) if descriptions else {}
-        folders = (Path(one).expanduser() if one else None for one in (parsing, landmarks))
-        return cls(*folders, texts)
+        masks, places = (Path(one).expanduser() if one else None for one in (parsing, landmarks))
+        return cls(masks, places, texts)
 
     def find(self, row: Mapping[str, Any], near: Path | None = None) -> dict[str, Any]:
         """What there is of each stream for a row: an array, a path, or words; a stream that is not there is left out.
