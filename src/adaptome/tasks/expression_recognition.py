@@ -175,7 +175,10 @@ class ExpressionRecognition(Task):
     def tell_classes(self, model: Any, processor: Any) -> None:
         """Give the model the texts of the classes; those of another data set without the context that was learned."""
         own, context = self.options, model.settings.context if self.options.zero_shot is None else 0
-        texts = class_texts(self.classes, own.texts, own.positive, own.negative)
+        given = own.texts or {}
+        if own.zero_shot is not None:  # those of the classes that were learned are no others' texts
+            given = {label: parts for label, parts in given.items() if label in own.zero_shot}
+        texts = class_texts(self.classes, given, own.positive, own.negative)
         positive, negative = (processor.ids(kind, context) for kind in texts)
         model.set_classes(positive, negative, bool(context))
 
