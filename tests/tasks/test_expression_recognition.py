@@ -235,7 +235,7 @@ def test_the_demo_takes_two_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(expressions, "still", lambda rng: (still(rng)[0], CAPTIONS[int(rng.integers(2))]))
     short = ["training.max_steps=2", "stages.1.training.batch_size=4", "training.device=cpu", f"output={tmp_path}/demo"]  # fmt: skip
     results = run_stages(load_recipe("fineclipper-demo", short), callbacks=[])
-    assert results.last.trainable_parameters == 2 * 3 * 3 * (2 * 64 * 16 + 16 + 64) + 4 * 64 + 2 * 6 * 4 * 64
+    assert results.last.trainable_parameters == 2 * 2 * 3 * (2 * 64 * 16 + 16 + 64) + 4 * 64 + 2 * 6 * 4 * 64
     assert 0 <= results.last.metrics["war"] <= 1
     task = load_run(tmp_path / "demo").task
     assert task.classes == sorted(MOTIONS)
