@@ -36,7 +36,7 @@ BY_DESIGN = {
     "clip-adapter": "visual_projection",
     "linear-probe": "nothing is named",
     "vpt": "causal or unknown",
-    "pyra": "no block that it knows",
+    **dict.fromkeys(("aim", "pyra"), "no block that it knows"),
     "bitfit": "a role that nothing in .* has",  # GPT-OSS and Jamba have biases
     **dict.fromkeys(("prefix-tuning", "llama-adapter", "mam", "unipelt"), "compresses keys and values"),
     "divcontrol": "too few for 16 tailors",  # one gate for all layers, so the smallest must hold them

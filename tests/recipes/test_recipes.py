@@ -49,6 +49,7 @@ def test_every_recipe_is_run_by_a_test():
         "kg-queries/",
         "causal-lm/",
         "deepfake-detection/",
+        "expression-recognition/",
         "change-detection/",
         "dense-multitask/",
         "multimodal-segmentation/",

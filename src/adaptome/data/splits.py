@@ -149,12 +149,12 @@ def _column(table: Table, column: str) -> tuple[Any, Any]:
         return _files(values, table.files[column])
     if column in table.names:
         return list(values), datasets.ClassLabel(names=table.names[column])
-    if isinstance(values, np.ndarray) and values.ndim in (3, 4):
-        kind = datasets.Array2D if values.ndim == 3 else datasets.Array3D
+    if isinstance(values, np.ndarray) and values.ndim in (3, 4, 5):
+        kind = {3: datasets.Array2D, 4: datasets.Array3D, 5: datasets.Array4D}[values.ndim]
         return values, kind(shape=values.shape[1:], dtype=str(values.dtype))
-    if isinstance(values, np.ndarray) and values.ndim > 4:
+    if isinstance(values, np.ndarray) and values.ndim > 5:
         raise DataError(
-            f"{table.file}: array {column!r} has {values.ndim} dimensions; at most 4 (rows first) are read."
+            f"{table.file}: array {column!r} has {values.ndim} dimensions; at most 5 (rows first) are read."
         )
     listed = values.tolist() if isinstance(values, np.ndarray) else list(values)
     try:

@@ -58,6 +58,7 @@ class DataSection(Section):
         "modalities",
         "captioned",
         "coop",
+        "clips",
         "imagefolder",
         "audiofolder",
         "npz",

@@ -78,6 +78,19 @@ def overlaid(picture: Any, mask: Any, opacity: float = 0.55) -> Any:
     return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
 
 
+def side_by_side(pictures: Sequence[Any], height: int = 128) -> Any:
+    """PIL pictures next to each other as one, none higher than `height`."""
+    from PIL import Image
+
+    high = min(height, max(picture.height for picture in pictures))
+    small = [p.resize((max(1, round(p.width * high / p.height)), high)) for p in pictures]
+    strip, at = Image.new("RGB", (sum(p.width for p in small), high)), 0
+    for picture in small:
+        strip.paste(picture, (at, 0))
+        at += picture.width
+    return strip
+
+
 def boxed(picture: Any, boxes: Sequence[Mapping[str, Any]]) -> Any:
     """The picture with boxes drawn on it, each with its label.
 

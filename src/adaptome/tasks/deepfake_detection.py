@@ -15,9 +15,10 @@ from torch import nn
 
 from adaptome.core.errors import DataError
 from adaptome.data.augment import AugmentedPictures
-from adaptome.data.faces.crops import SCALE, Boxes, Detector, Face, crop, largest
-from adaptome.data.faces.video import frames
+from adaptome.data.faces.crops import SCALE
+from adaptome.data.faces.finding import FaceFinder
 from adaptome.data.splits import Split, Splits
+from adaptome.data.video import frames
 from adaptome.tasks.base import ModelSpec, Prepared, register_task
 from adaptome.tasks.composites import encoder_spec, load_around
 from adaptome.tasks.detection_scores import Pooling, table
@@ -206,25 +207,14 @@ class DeepfakeDetection(SignalClassification):
     def _faces(self, inputs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """Number of the input, and a face of it; all of the picture where nothing tells where faces are."""
         options = self.options
-        detector = Detector(options.detector) if options.detector else None
-        boxes = Boxes(Path(options.boxes)) if options.boxes else None
+        find = FaceFinder(options.detector, options.boxes, options.crop_scale)
         for number, one in enumerate(inputs):
             if not isinstance(one, str | Path):
                 seen = [(0, to_rgb(one))]
             else:
                 # more than are wanted: in some of them there may be no face
-                seen = frames(Path(one), options.frames * (2 if detector or boxes else 1))
-            if boxes is not None and isinstance(one, str | Path):
-                places: list[list[Face]] = [boxes.of(one, at) for at, _ in seen]
-            elif detector is not None:
-                places = detector([picture for _, picture in seen])
-            else:
-                yield from ((number, picture) for _, picture in seen)
-                continue
-            pairs = [(p, face) for (_, p), at in zip(seen, places, strict=True) if (face := largest(at))]
-            if not pairs:
-                raise DataError(f"{one}: no face in any of the {len(seen)} frames looked at.")
-            yield from ((number, crop(p, f, options.crop_scale)) for p, f in pairs[: options.frames])
+                seen = frames(Path(one), options.frames * (2 if find.looks else 1))
+            yield from ((number, face) for _, face in find(one, seen)[: options.frames])
 
 
 class FrameCollator(ImageCollator):

@@ -21,6 +21,17 @@ def classification_metrics(predicted: np.ndarray, truth: np.ndarray) -> dict[str
     }
 
 
+def recall_metrics(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """war and uar of label numbers [n]: recall weighted by how often a class is, which is the accuracy, and its mean over the classes that occur."""
+    from sklearn.metrics import accuracy_score, recall_score
+
+    there = np.unique(truth)
+    return {
+        "war": float(accuracy_score(truth, predicted)),
+        "uar": float(recall_score(truth, predicted, labels=there, average="macro", zero_division=0)),
+    }
+
+
 def multi_label_metrics(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """micro_f1, macro_f1 and accuracy (all labels of a row right), of zeros and ones [n, labels]."""
     from sklearn.metrics import accuracy_score, f1_score

@@ -15,6 +15,8 @@ SIDE = 32
 #: centres of the pixels, from -1 to 1
 Y, X = np.meshgrid(*[(np.arange(SIDE) + 0.5) / SIDE * 2 - 1] * 2, indexing="ij")
 Picture = np.ndarray
+#: how far a full expression moves the mouth's corners and the brows, and how steep it draws these, in half pictures
+LIPS, BROWS, DRAWN = 0.22, 0.16, 1.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class Pose:
     mouth_open: float
     eyes_open: float
     light: np.ndarray  # [2]: direction and strength
+    brows_up: float = 0.0
+    brows_drawn: float = 0.0  # their inner ends down
+    lips_up: float = 0.0  # the mouth's corners; below 0 down
 
 
 @dataclass(frozen=True)
@@ -109,13 +114,58 @@ def scene(who: Person, how: Pose) -> Picture:
         at = x - side * who.eye_gap, y + 0.12
         picture = _paint(picture, np.full(3, 0.92), _ellipse(*at, who.eye_size * 1.5, who.eye_size * how.eyes_open))  # fmt: skip
         picture = _paint(picture, who.eyes, _ellipse(*at, who.eye_size * 0.7, who.eye_size * 0.8 * how.eyes_open))  # fmt: skip
-        picture = _paint(picture, who.hair, _ellipse(at[0], at[1] + who.brow, who.eye_size * 1.8, 0.035))
+        picture = _paint(picture, who.hair, _ellipse(*_brow(who, how, side, *at), who.eye_size * 1.8, 0.035))
     picture = _paint(picture, who.skin * 0.75, _ellipse(x, y - 0.12, who.nose, 0.1) * 0.6)
     opened = 0.04 + 0.08 * how.mouth_open
-    picture = _paint(picture, who.mouth, _ellipse(x, y - 0.42, who.mouth_width, opened))
+    lips = y - 0.42 + how.lips_up * LIPS * (x / who.mouth_width) ** 2
+    picture = _paint(picture, who.mouth, _ellipse(x, lips, who.mouth_width, opened))
     return _paint(
-        picture, np.full(3, 0.12), _ellipse(x, y - 0.42, who.mouth_width * 0.7, opened * 0.5) * how.mouth_open
+        picture, np.full(3, 0.12), _ellipse(x, lips, who.mouth_width * 0.7, opened * 0.5) * how.mouth_open
     )
+
+
+def _brow(who: Person, how: Pose, side: int, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places about the middle of a brow, from those about the eye below it."""
+    return x, y + who.brow + BROWS * how.brows_up + DRAWN * how.brows_drawn * (side * x)
+
+
+def parts(who: Person, how: Pose) -> np.ndarray:
+    """Numbers of the face's parts [SIDE, SIDE] by BiSeNet's face parsing: 1 skin, 2 and 3 brows, 4 and 5 eyes, 10 nose, 11 mouth, 12 lips, 17 hair."""
+    x, y = (X - how.x) / how.scale, (Y - how.y) / how.scale
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[_ellipse(x, y + 0.1, who.width * 1.18, who.height * 1.08) > 0.5] = 17
+    mask[_ellipse(x, y, who.width, who.height) * _edge(y - who.hairline) > 0.5] = 1
+    for number, side in enumerate((1, -1)):  # the left part is on the right of the picture
+        at = x - side * who.eye_gap, y + 0.12
+        mask[_ellipse(*at, who.eye_size * 1.5, who.eye_size * how.eyes_open) > 0.5] = 4 + number
+        mask[_ellipse(*_brow(who, how, side, *at), who.eye_size * 1.8, 0.04) > 0.5] = 2 + number
+    mask[_ellipse(x, y - 0.12, who.nose, 0.1) > 0.5] = 10
+    opened = 0.04 + 0.08 * how.mouth_open
+    lips = y - 0.42 + how.lips_up * LIPS * (x / who.mouth_width) ** 2
+    mask[_ellipse(x, lips, who.mouth_width, opened) > 0.4] = 12
+    mask[(_ellipse(x, lips, who.mouth_width * 0.7, opened * 0.5) > 0.5) & (how.mouth_open > 0.3)] = 11
+    return mask
+
+
+def points(who: Person, how: Pose) -> np.ndarray:
+    """Landmarks [27, 2] from 0 to 1: three of each brow, four of each eye, the nose, eight of the mouth, and four of the outline."""
+    found: list[tuple[float, float]] = []
+    for side in (-1, 1):
+        for step in (-1.0, 0.0, 1.0):
+            x = step * who.eye_size * 1.5
+            lift = who.brow + BROWS * how.brows_up + DRAWN * how.brows_drawn * side * x
+            found.append((side * who.eye_gap + x, -0.12 - lift))
+        wide, high = who.eye_size * 1.4, who.eye_size * how.eyes_open
+        found += [(side * who.eye_gap + a * wide, -0.12 + b * high) for a, b in ((-1, 0), (1, 0), (0, -1), (0, 1))]  # fmt: skip
+    found.append((0.0, 0.12))
+    opened = 0.04 + 0.08 * how.mouth_open
+    for share in (-1.0, -0.5, 0.0, 0.5, 1.0):
+        middle = 0.42 - how.lips_up * LIPS * share**2
+        reach = opened * (1 - share**2) ** 0.5
+        found += [(share * who.mouth_width, middle + b * reach) for b in ((-1, 1) if abs(share) < 1 else (0,))]  # fmt: skip
+    found += [(a * who.width, b * who.height) for a, b in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+    placed = np.array(found) * how.scale + [how.x, how.y]
+    return (placed + 1) / 2
 
 
 def inside(who: Person, how: Pose, width: float = 0.72, softness: float = 1.0) -> np.ndarray:

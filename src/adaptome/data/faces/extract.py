@@ -16,8 +16,8 @@ from pathlib import Path
 from adaptome.core.errors import AdaptomeError, DataError
 from adaptome.core.files import atomic_folder, write_atomic
 from adaptome.data.faces.crops import SCALE, Boxes, Detector, Face, crop, largest
-from adaptome.data.faces.video import frames, is_video
 from adaptome.data.readers.images import ENDINGS
+from adaptome.data.video import frames, is_video
 
 Find = Callable[[Path, Sequence[tuple[int, object]]], list[list[Face]]]
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from adaptome.core.errors import DataError, MissingExtraError
 from adaptome.data.faces.extract import main
-from adaptome.data.faces.video import frames, spread
 from adaptome.data.load import load_splits
+from adaptome.data.video import frames, segments, spread, taken
 
 av = pytest.importorskip("av")
 
@@ -37,6 +37,28 @@ def test_frames_are_spread_from_the_middle():
     assert sorted(spread(5, 99)) == list(range(5)) and spread(0, 3) == []
     chosen = sorted(spread(1000, 32))
     assert max(np.diff(chosen)) <= 63, "no gap is more than twice an even one"
+
+
+def test_segments():
+    assert (
+        segments(4, 8) == [0, 1, 2, 3, 3, 3, 3, 3]
+        and segments(8, 8) == list(range(8))
+        and segments(0, 3) == []
+    )
+    assert segments(32, 8) == [2, 6, 10, 14, 18, 22, 26, 30] and segments(17, 16)[0] == 0
+    for total in (17, 33, 100):
+        drawn = {tuple(segments(total, 16, np.random.default_rng(seed))) for seed in range(20)}
+        assert len(drawn) > 1
+        for numbers in drawn:
+            edges = np.arange(17) * total / 16
+            assert all(np.floor(a) <= n < b for n, a, b in zip(numbers, edges, edges[1:], strict=False))
+            assert list(numbers) == sorted(numbers)
+
+
+def test_frames_are_given_as_often_as_they_are_chosen(tmp_path):
+    film(tmp_path / "clip.mp4", 3)
+    found = taken(tmp_path / "clip.mp4", lambda total: segments(total, 5))
+    assert [number for number, _ in found] == [0, 1, 2, 2, 2]
 
 
 def test_the_frames_of_a_video_are_those_asked_for(tmp_path):

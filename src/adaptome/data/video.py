@@ -1,8 +1,8 @@
-"""Frames of videos and pictures, few and well spread, decoded by PyAV."""
+"""Frames of videos and folders of pictures, those that are asked for and no others, decoded by PyAV."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,34 @@ def spread(total: int, count: int) -> list[int]:
     return chosen
 
 
+def segments(total: int, count: int, rng: np.random.Generator | None = None) -> list[int]:
+    """One of the numbers below `total` of each of `count` equal segments: the middle one, or one drawn by `rng`.
+
+    Fewer than `count` are all taken, and the last one again and again.
+    """
+    if total <= 0:
+        return []
+    if total <= count:
+        return [min(number, total - 1) for number in range(count)]
+    edges = np.arange(count + 1) * total / count
+    places = np.full(count, 0.5) if rng is None else rng.random(count)
+    found = np.floor(edges[:-1] + places * (total / count)).astype(int)
+    return [int(number) for number in np.minimum(found, total - 1)]
+
+
 def frames(path: Path, count: int) -> list[tuple[int, Any]]:
-    """At most `count` frames of a picture, a folder of pictures or a video, in the order of `spread`.
+    """At most `count` frames of a picture, a folder of pictures or a video, in the order of `spread`; see `taken`."""
+    return taken(path, lambda total: spread(total, count))
+
+
+def taken(path: Path, choose: Callable[[int], Sequence[int]]) -> list[tuple[int, Any]]:
+    """The chosen frames of a picture, a folder of pictures or a video.
+
+    Args:
+        choose: how many there are -> the numbers of those wanted, in the order in which they are returned.
 
     Returns:
-        numbers of frames from 0, and RGB PIL pictures.
+        numbers of frames from 0, and RGB PIL pictures; without those that a video says to have and has not.
 
     Raises:
         DataError: it does not exist, holds no frame, or cannot be read. MissingExtraError: a video, and PyAV is not installed.
@@ -43,13 +66,13 @@ def frames(path: Path, count: int) -> list[tuple[int, Any]]:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder.")
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in PICTURES)
-        if not files:
-            raise DataError(f"{path}: no pictures. Endings read: {', '.join(sorted(PICTURES))}.")
-        return [(number, _picture(files[number])) for number in spread(len(files), count)]
+        files = pictures_in(path)
+        wanted = choose(len(files))
+        opened = {number: _picture(files[number]) for number in set(wanted)}
+        return [(number, opened[number]) for number in wanted]
     if not is_video(path):
-        return [(0, _picture(path))]
-    wanted = spread(_length(path), count)
+        return [(number, _picture(path)) for number in choose(1)]
+    wanted = choose(_length(path))
     found: dict[int, Any] = {}
     last = max(wanted, default=-1)
     for number, frame in enumerate(_decoded(path)):
@@ -60,6 +83,18 @@ def frames(path: Path, count: int) -> list[tuple[int, Any]]:
     if not found:
         raise DataError(f"{path}: no frame could be decoded.")
     return [(number, found[number]) for number in wanted if number in found]
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """A folder's pictures, sorted.
+
+    Raises:
+        DataError: there are none.
+    """
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in PICTURES)
+    if not files:
+        raise DataError(f"{folder}: no pictures. Endings read: {', '.join(sorted(PICTURES))}.")
+    return files
 
 
 def _picture(path: Path) -> Any:
