@@ -106,6 +106,11 @@ class Objective(ABC):
     def stepped(self, model: nn.Module, parts: nn.Module | None, progress: float) -> None:
         """Told after every step of the optimizer, with the share of training that is done then."""
 
+    @property
+    def replaces(self) -> bool:
+        """Whether `end` puts other tensors in the place of those that were trained last."""
+        return False
+
     def end(self, model: nn.Module, parts: nn.Module | None) -> None:
         """Told when training is over, before anything is evaluated or saved."""
 

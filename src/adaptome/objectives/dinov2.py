@@ -70,9 +70,13 @@ class DinoV2(Objective):
         assert isinstance(parts, Distilled)
         parts.follow(model, momentum(self.settings.momentum, progress))
 
+    @property
+    def replaces(self) -> bool:
+        return bool(self.settings.keep == "teacher")
+
     def end(self, model: nn.Module, parts: nn.Module | None) -> None:
         assert isinstance(parts, Distilled)
-        if self.settings.keep == "teacher":
+        if self.replaces:
             parts.take_over(model)
 
     def value(self, outputs: Any, batch: Mapping[str, Any], seen: Seen) -> Tensor:

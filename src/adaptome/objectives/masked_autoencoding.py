@@ -42,7 +42,7 @@ class MaskedAutoencoding(Objective):
             # where, not a product: what is seen must not reach the loss even if it is no number
             total, count = total + errors.where(m, errors.new_zeros(())).sum(), count + m.sum()
         if not isinstance(count, Tensor) or int(count) == 0:
-            raise TrainingError(f"{asking}: no patch of the batch is masked. Raise task.mask_ratio.")
+            raise TrainingError(f"{asking}: no patch of the batch is masked. Raise task.hidden and task.hidden_chance.")
         assert isinstance(total, Tensor)
         return total / count
 

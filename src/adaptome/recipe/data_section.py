@@ -54,6 +54,8 @@ class DataSection(Section):
         "ace",
         "frames",
         "change-pairs",
+        "fmow",
+        "fmow-triples",
         "dense",
         "captioned",
         "imagefolder",

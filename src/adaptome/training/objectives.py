@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from adaptome.core.errors import RecipeError
 from adaptome.objectives import Term, Terms, terms_of
 from adaptome.recipe import Recipe
 from adaptome.tasks import Task
@@ -16,6 +17,23 @@ def installed(recipe: Recipe, model: nn.Module) -> tuple[list[Term], list[str]]:
     """The recipe's terms, their own trained parts put on the model, and what `ad.attach(train=...)` is told of these."""
     terms = terms_of(recipe.objective)
     return terms, Terms.install(model, terms)
+
+
+def check_end(recipe: Recipe, terms: Sequence[Term], validated: bool) -> None:
+    """A run cannot end both with the best evaluation's weights and with those that a term puts in their place.
+
+    Args:
+        validated: whether there is a split by which a best checkpoint is chosen.
+
+    Raises:
+        RecipeError: it is to.
+    """
+    named = next((term.name for term in terms if term.objective.replaces), None)
+    if named is not None and validated and recipe.training.keep_best:
+        raise RecipeError(
+            f"the objective {named!r} ends with its teacher, training.keep_best with the best evaluation: write training.keep_best=false, "
+            "or let the objective keep the student (keep: student)."
+        )
 
 
 def assembled(
