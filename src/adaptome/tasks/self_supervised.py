@@ -163,7 +163,7 @@ class SelfSupervised(Task):
                 vectors += list(found["embeddings"].float().cpu().numpy())
         near = _nearest(np.stack(vectors)) if len(vectors) > 1 else [(None, None)] * len(vectors)
         return [
-            {"embedding": vector, "patches": picture, "nearest": number, "cosine": cosine}
+            {"embedding": [round(float(v), 6) for v in vector], "patches": picture, "nearest": number, "cosine": cosine}
             for vector, picture, (number, cosine) in zip(vectors, maps, near, strict=True)
         ]
 

@@ -7,7 +7,7 @@ The file stands under `image_path`, `image`, `path` or `file`, relative to the l
 location and image, below the folder `train`, `val` or `test` that the list's name begins with, or beside the list.
 
 `fmow-triples` gives three pictures of one place at three times in each row, the earliest first: for every picture that has two others the two
-whose times are farthest apart from it and from each other (SatMAE's temporal sets, arXiv:2207.08051). Places with fewer are left out and counted.
+that lie farthest from it and from each other in the order of time (after SatMAE's temporal set, arXiv:2207.08051). Places with fewer are left out and counted.
 """
 
 from __future__ import annotations

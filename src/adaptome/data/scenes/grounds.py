@@ -112,11 +112,11 @@ def by_day(rng: np.random.Generator, kind: str) -> np.ndarray:
 def at_night(rng: np.random.Generator, kind: str) -> np.ndarray:
     """The same by a thermal camera, farther away: finer patterns, one number a pixel, in all three channels."""
     value = PATTERNS[kind](rng, rng.uniform(4.5, 7)) * rng.choice([-1.0, 1.0])
-    heat = 0.5 + rng.uniform(0.1, 0.22) * value + 0.16 * _smooth(rng, 8)
-    heat = heat + rng.normal(0, 0.05, SIDE)[None] + rng.normal(0, 0.07, heat.shape)
+    heat = 0.5 + rng.uniform(0.12, 0.25) * value + 0.07 * _smooth(rng, 8)
+    heat = heat + rng.normal(0, 0.02, SIDE)[None] + rng.normal(0, 0.06, heat.shape)
     y, x = np.meshgrid(np.linspace(-1, 1, SIDE), np.linspace(-1, 1, SIDE), indexing="ij")
-    heat = heat - 0.18 * (y**2 + x**2)
-    for _ in range(int(rng.integers(0, 3))):
+    heat = heat - 0.1 * (y**2 + x**2)
+    for _ in range(int(rng.integers(0, 2))):
         cy, cx = rng.uniform(-1, 1, 2)
         heat = heat + rng.uniform(0.3, 0.5) * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 0.02)
     return _stored(np.repeat(heat[..., None], 3, -1))
