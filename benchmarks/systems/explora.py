@@ -67,7 +67,9 @@ def heads(folder: Path) -> int:
     from safetensors.torch import load_file
 
     kept = load_file(folder / "demo" / "2-extended" / "adapter" / "adapter.safetensors")
-    return sum(value.numel() for name, value in kept.items() if "objective_parts" in name or "decoder" in name)
+    return sum(
+        value.numel() for name, value in kept.items() if "objective_parts" in name or "decoder" in name
+    )
 
 
 def pictures(split) -> tuple[np.ndarray, list[str]]:

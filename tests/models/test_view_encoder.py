@@ -13,7 +13,13 @@ from adaptome.models.encoders import load_encoder
 from adaptome.models.pixel_decoder import Decoder, PixelDecoder, patches_of, waves
 from adaptome.models.spectral import Bands
 
-SMALL = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+SMALL = {
+    "image_size": 16,
+    "patch_size": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}
 MAE = {"model_type": "vit_mae", "intermediate_size": 32, **SMALL}
 MASKS = torch.tensor([[[1, 0, 0, 1]], [[0, 1, 1, 0]]], dtype=torch.bool)
 ENCODER = composite_models()["view-encoder"]
@@ -46,7 +52,9 @@ def test_extended_training_begins_as_the_source_and_merges_into_a_plain_model(bl
     _audit(model, blocks)
     with torch.no_grad():
         adapted = model(pixels[:, None])["patches"]
-        assert not torch.allclose(adapted, source(pixel_values=pixels).last_hidden_state[:, None, 1:], atol=1e-3)
+        assert not torch.allclose(
+            adapted, source(pixel_values=pixels).last_hidden_state[:, None, 1:], atol=1e-3
+        )
         ad.merge(model, keep=False)
         model.encoder.save_pretrained(tmp_path / "out")
         plain, told = Dinov2Model.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -155,7 +163,9 @@ def test_groups_of_bands_begin_at_the_colours_and_are_kept(tmp_path):
         rgb = plain.encoder.embeddings(pixels[:, 0, [2, 1, 0]])
         torch.testing.assert_close(own[:, :5], rgb, rtol=1e-4, atol=1e-5)
         mean = plain.encoder.embeddings.patch_embeddings.projection.weight.mean(1)
-        torch.testing.assert_close(model.encoder.embeddings.patch_embeddings.projections[1].weight[:, 0], mean * 1.5)
+        torch.testing.assert_close(
+            model.encoder.embeddings.patch_embeddings.projections[1].weight[:, 0], mean * 1.5
+        )
         assert model(pixels)["patches"].shape == (2, 1, 8, 16)
         moved = pixels.clone()
         moved[:, :, 4] += 1

@@ -21,7 +21,9 @@ def test_hidden_patches_alone_count_each_by_its_own_mean_and_spread():
     rows = target[masked]
     normed = (rows - rows.mean(-1, keepdim=True)) / (rows.var(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(value(said, target, masked), (said[masked] - normed).square().mean())
-    torch.testing.assert_close(value(said, target, masked, norm_pixels=False), (said[masked] - rows).square().mean())
+    torch.testing.assert_close(
+        value(said, target, masked, norm_pixels=False), (said[masked] - rows).square().mean()
+    )
     other = target.clone()
     other[~masked] = torch.nan
     torch.testing.assert_close(value(said, other, masked), value(said, target, masked))

@@ -16,7 +16,13 @@ from adaptome.objectives.dinov2 import momentum, patch_loss, temperature, view_l
 from adaptome.objectives.self_distillation import Distilled, koleo, sinkhorn, taught, trained
 from adaptome.objectives.terms import Term
 
-SMALL = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL = {
+    "image_size": 16,
+    "patch_size": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 HEAD = {"prototypes": 6, "hidden": 8, "bottleneck": 4, "hold": 0}
 
 
@@ -71,7 +77,9 @@ def test_the_whole_loss_is_that_of_its_equation_with_a_centre():
         expected += 0.3 * sum(koleo(own["first"][:, v]) for v in range(2))
     torch.testing.assert_close(found.detach(), expected, rtol=1e-5, atol=1e-5)
     mean = parts(whole["first"].flatten(0, 1)).mean(0)
-    torch.testing.assert_close(parts.centre[0], (0.9 * centres[0][0] + 0.1 * mean).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        parts.centre[0], (0.9 * centres[0][0] + 0.1 * mean).detach(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_only_hidden_patches_count():
@@ -99,7 +107,10 @@ def test_sinkhorn_gives_every_prototype_its_share_where_softmax_does_not():
 @pytest.mark.parametrize(("spread", "falls"), [(sinkhorn, False), (lambda t, at: (t / at).softmax(-1), True)])
 def test_without_centring_all_pictures_are_told_to_be_of_one_prototype(spread, falls):
     torch.manual_seed(0)
-    own, shared = torch.nn.Parameter(0.1 * torch.randn(32, 4)), torch.nn.Parameter(torch.tensor([0.3, 0, 0, 0]))
+    own, shared = (
+        torch.nn.Parameter(0.1 * torch.randn(32, 4)),
+        torch.nn.Parameter(torch.tensor([0.3, 0, 0, 0])),
+    )
     teacher = own.detach() + shared.detach()
     optimizer = torch.optim.Adam([own, shared], 0.02)
     for _ in range(150):
@@ -145,7 +156,9 @@ def test_the_model_has_gradients_and_the_teacher_none():
 
 def test_courses_end_where_they_should():
     assert momentum(0.992, 0.0) == pytest.approx(0.992) and momentum(0.992, 1.0) == 1
-    assert temperature((0.04, 0.07), 0.3, 0.0) == 0.04 and temperature((0.04, 0.07), 0.3, 0.5) == pytest.approx(0.07)
+    assert temperature((0.04, 0.07), 0.3, 0.0) == 0.04 and temperature(
+        (0.04, 0.07), 0.3, 0.5
+    ) == pytest.approx(0.07)
     assert temperature((0.04, 0.07), 0.3, 0.15) == pytest.approx(0.055)
 
 
@@ -158,7 +171,10 @@ def test_koleo_is_its_equation_and_prototypes_can_be_held():
     assert float(koleo(x[:1])) == 0
     parts = Distilled(4, 4, 3, 5, apart=True)
     parts(torch.randn(2, 4), held=True).sum().backward()
-    assert parts.head.prototypes.weight.grad.abs().max() == 0 and parts.head.layers[0].weight.grad.abs().max() > 0
+    assert (
+        parts.head.prototypes.weight.grad.abs().max() == 0
+        and parts.head.layers[0].weight.grad.abs().max() > 0
+    )
     assert parts.patch_head.layers[0].weight.grad is None
 
 

@@ -35,12 +35,16 @@ def planned(recipe, kind, size, **changes):
 
 
 def count(model, section, train, targets=None):
-    return ad.plan(model, section.name, targets=targets or section.targets, train=train, **section.settings).trainable
+    return ad.plan(
+        model, section.name, targets=targets or section.targets, train=train, **section.settings
+    ).trainable
 
 
 @pytest.mark.parametrize(("size", "last", "total"), [("base", 11, 9_287_424), ("large", 23, 18_723_840)])
 def test_dinov2_trains_as_many_numbers_as_the_paper_says(size, last, total):
-    recipe = load_recipe("explora-dinov2-fmow", [f"method.train=[encoder.encoder.layer.{last}, encoder.norms]"])
+    recipe = load_recipe(
+        "explora-dinov2-fmow", [f"method.train=[encoder.encoder.layer.{last}, encoder.norms]"]
+    )
     model, section, task = planned(recipe, "dinov2", size)
     assert count(model, section, section.train) == total
     assert task.head_patterns(model) == []  # beside the objective's head, which goes
@@ -57,7 +61,9 @@ def test_dinov2_trains_as_many_numbers_as_the_paper_says(size, last, total):
 def test_mae_trains_as_the_formula_without_layer_scales_says(size, ends):
     d, layers = VIT[size]["hidden_size"], VIT[size]["num_hidden_layers"]
     whole = [0, layers - 1] if ends else [layers - 1]
-    model, section, _ = planned(load_recipe("explora-mae-sentinel"), "vit_mae", size, decoder=None, bands=None)
+    model, section, _ = planned(
+        load_recipe("explora-mae-sentinel"), "vit_mae", size, decoder=None, bands=None
+    )
     train = [*(f"encoder.layers.{block}" for block in whole), "encoder.norms"]
     found = count(model, section, train, ["encoder.q", "encoder.v"])
     block, r = 12 * d * d + 13 * d, section.settings["r"]
@@ -67,7 +73,9 @@ def test_mae_trains_as_the_formula_without_layer_scales_says(size, ends):
 def test_the_bands_of_sentinel_get_patches_of_their_own_and_the_decoder_adapters():
     model, section, task = planned(load_recipe("explora-mae-sentinel"), "vit_mae", "large")
     heads = task.head_patterns(model)
-    plan = ad.plan(model, section.name, targets=section.targets, train=[*section.train, *heads], **section.settings)
+    plan = ad.plan(
+        model, section.name, targets=section.targets, train=[*section.train, *heads], **section.settings
+    )
     assert model.encoder.embeddings.position_embeddings.shape == (1, 145, 1024)
     r, block = 32, 12 * 1024 * 1024 + 13 * 1024
     encoder = 2 * block + 22 * (4 * 1024 * r + 4 * 1024) + 2 * 1024
@@ -79,18 +87,34 @@ def test_the_bands_of_sentinel_get_patches_of_their_own_and_the_decoder_adapters
 
 def test_the_second_stages_are_the_papers():
     _, (_, probe) = stages_of(load_recipe("explora-dinov2-fmow"))
-    assert probe.methods[0].name == "linear-probe" and probe.start.how == "merged" and probe.data.format == "fmow"
+    assert (
+        probe.methods[0].name == "linear-probe"
+        and probe.start.how == "merged"
+        and probe.data.format == "fmow"
+    )
     assert [term.name for term in probe.objective] == ["model"] and probe.training.max_steps is None
     _, (_, tuned) = stages_of(load_recipe("explora-mae-sentinel"))
     assert (tuned.methods[0].name, tuned.methods[0].settings["r"]) == ("lora", 8)
     first = stages_of(load_recipe("explora-mae-sentinel"))[0][1]
-    assert first.task.settings["bands"] == tuned.task.settings["bands"] and len(tuned.task.settings["bands"]["mean"]) == 10
+    assert (
+        first.task.settings["bands"] == tuned.task.settings["bands"]
+        and len(tuned.task.settings["bands"]["mean"]) == 10
+    )
 
 
 def test_the_demonstration_runs_as_it_ships(tmp_path):
-    few = [f"stages.{n}.training={json.dumps({'max_steps': 2, 'batch_size': 8, 'keep_best': False})}" for n in (1, 2)]
+    few = [
+        f"stages.{n}.training={json.dumps({'max_steps': 2, 'batch_size': 8, 'keep_best': False})}"
+        for n in (1, 2)
+    ]
     few += ["training.max_steps=2", "data.limit=32", "stages.1.data.limit=32", "stages.2.data.limit=32"]
-    found = run_stages(load_recipe("explora-demo", [*few, "training.device=cpu", f"output={tmp_path}/demo"]), callbacks=[])
+    found = run_stages(
+        load_recipe("explora-demo", [*few, "training.device=cpu", f"output={tmp_path}/demo"]), callbacks=[]
+    )
     assert "accuracy" in found.last.metrics and "knn" in found.stages["2-extended"].metrics
     probe = load_run(tmp_path / "demo").model
-    assert all(not p.requires_grad for n, p in probe.named_parameters() if n.startswith("vit.layers.0") and "adaptome" not in n)
+    assert all(
+        not p.requires_grad
+        for n, p in probe.named_parameters()
+        if n.startswith("vit.layers.0") and "adaptome" not in n
+    )

@@ -27,9 +27,28 @@ ENCODER = {
         "model_type": "vit", "image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
     }
 }  # fmt: skip
-DINO = {"name": "dinov2", "prototypes": 8, "hidden": 8, "bottleneck": 4, "centring": "softmax", "momentum": 0.5}
-ALONE = {"views": 1, "local_views": 0, "hidden": [0.75, 0.75], "hidden_chance": 1, "hidden_blocks": False, "colour": 0}
-LORA = {"name": "lora", "targets": ["encoder.q", "encoder.v"], "r": 2, "train": ["encoder.layers.1", "encoder.norms"]}
+DINO = {
+    "name": "dinov2",
+    "prototypes": 8,
+    "hidden": 8,
+    "bottleneck": 4,
+    "centring": "softmax",
+    "momentum": 0.5,
+}
+ALONE = {
+    "views": 1,
+    "local_views": 0,
+    "hidden": [0.75, 0.75],
+    "hidden_chance": 1,
+    "hidden_blocks": False,
+    "colour": 0,
+}
+LORA = {
+    "name": "lora",
+    "targets": ["encoder.q", "encoder.v"],
+    "r": 2,
+    "train": ["encoder.layers.1", "encoder.norms"],
+}
 DECODER = {"layers": 1, "width": 8, "heads": 2, "mlp": 16}
 
 
@@ -54,7 +73,13 @@ def recipe(folder, out, **changes):
         "data": {"name": str(folder / "grounds.npz"), "validation_fraction": 0},
         "method": LORA,
         "objective": [DINO],
-        "training": {"max_steps": 4, "batch_size": 4, "device": "cpu", "keep_best": False, "learning_rate": 0.01},
+        "training": {
+            "max_steps": 4,
+            "batch_size": 4,
+            "device": "cpu",
+            "keep_best": False,
+            "learning_rate": 0.01,
+        },
         "evaluation": {"examples": 2},
         "output": str(out),
     }
@@ -68,7 +93,14 @@ def trained(folder, tmp_path_factory):
 
 
 def _training():
-    return {"max_steps": 4, "batch_size": 4, "device": "cpu", "keep_best": False, "learning_rate": 0.01, "logging_steps": 2}
+    return {
+        "max_steps": 4,
+        "batch_size": 4,
+        "device": "cpu",
+        "keep_best": False,
+        "learning_rate": 0.01,
+        "logging_steps": 2,
+    }
 
 
 class Dies(TrainerCallback):
@@ -136,7 +168,9 @@ def test_masked_autoencoding_runs_and_its_encoder_is_the_next_stages_base(folder
     found = run_stages(whole, callbacks=[])
     told = found.stages["1-extended"]
     assert 0 < told.metrics["loss/masked-autoencoding"] < 5 and "accuracy" in found.last.metrics
-    encoder, loading = AutoModel.from_pretrained("out/1-extended/merged", add_pooling_layer=False, output_loading_info=True)
+    encoder, loading = AutoModel.from_pretrained(
+        "out/1-extended/merged", add_pooling_layer=False, output_loading_info=True
+    )
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     probe = load_run("out/2-probe").model
     assert torch.equal(probe.vit.layers[1].mlp.fc1.weight, encoder.layers[1].mlp.fc1.weight)
@@ -173,7 +207,9 @@ def test_pictures_of_bands_go_through_both_stages(tmp_path, monkeypatch):
     assert "accuracy" in found.last.metrics and found.stages["1-extended"].metrics["loss"] > 0
     loaded = load_run("out/2-tuned")
     assert loaded.model.encoder.config.channel_groups == bands["groups"]
-    told = loaded.task.predict(loaded.model, loaded.processor, [str(tmp_path / "train/port/port_0/port_0_0.tif")])
+    told = loaded.task.predict(
+        loaded.model, loaded.processor, [str(tmp_path / "train/port/port_0/port_0_0.tif")]
+    )
     assert told[0]["label"] in ("port", "dam")
     trained_patches = load_run("out/1-extended").model.encoder.embeddings.patch_embeddings
     assert trained_patches.groups == bands["groups"]
@@ -204,7 +240,9 @@ def test_bands_are_stacked_normalised_and_counted():
     holed = parts[0].astype(np.float32)
     holed[0, 0] = np.nan
     assert read_bands(holed, None, 3).isfinite().all()
-    made = BandProcessor(BandOptions(mean=[1, 2, 3], std=[2, 2, 4]), 6)([np.full((6, 6, 3), 5)])["pixel_values"]
+    made = BandProcessor(BandOptions(mean=[1, 2, 3], std=[2, 2, 4]), 6)([np.full((6, 6, 3), 5)])[
+        "pixel_values"
+    ]
     torch.testing.assert_close(made[0, :, 0, 0], torch.tensor([2.0, 1.5, 0.5]))
     with pytest.raises(DataError, match=r"has 3 bands; task\.bands\.take=\[4\]"):
         read_bands(parts[0], [4], 1)
@@ -242,8 +280,14 @@ def test_what_does_not_fit_is_told(changes, said, folder, tmp_path, monkeypatch)
 def test_grounds_are_the_same_for_a_seed_and_the_few_are_no_training_pictures():
     known = makers()
     few = known["few-night-grounds"](3)
-    assert np.array_equal(few["train"].columns["image"], known["few-night-grounds"](3)["train"].columns["image"])
-    assert not np.array_equal(few["train"].columns["image"], known["few-night-grounds"](4)["train"].columns["image"])
+    assert np.array_equal(
+        few["train"].columns["image"], known["few-night-grounds"](3)["train"].columns["image"]
+    )
+    assert not np.array_equal(
+        few["train"].columns["image"], known["few-night-grounds"](4)["train"].columns["image"]
+    )
     assert few["test"].columns["image"].shape == (400, 32, 32, 3)
     grey = few["test"].columns["image"]
-    assert (grey[..., 0] == grey[..., 2]).all() and set(few["test"].columns["label"]) == set(few["train"].columns["label"])
+    assert (grey[..., 0] == grey[..., 2]).all() and set(few["test"].columns["label"]) == set(
+        few["train"].columns["label"]
+    )

@@ -88,7 +88,11 @@ def turned(picture: Tensor, rng: np.random.Generator, dihedral: bool) -> Tensor:
 def recoloured(picture: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
     """Brightness and contrast by up to 0.4 and, of RGB, saturation by 0.2 and hue by 0.1, in eight of ten; one RGB picture in five grey."""
     bright, contrast, saturation = (1 + strength * rng.uniform(-a, a) for a in (0.4, 0.4, 0.2))
-    angle, happens, grey = 2 * np.pi * strength * rng.uniform(-0.1, 0.1), rng.random() < 0.8, rng.random() < 0.2
+    angle, happens, grey = (
+        2 * np.pi * strength * rng.uniform(-0.1, 0.1),
+        rng.random() < 0.8,
+        rng.random() < 0.2,
+    )
     rgb = picture.shape[0] == 3
     if happens:
         picture = picture * bright

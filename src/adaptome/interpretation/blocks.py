@@ -48,7 +48,9 @@ def blocks_told(
     states = encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[1:]
     encoder.train(training)
     split = max(1, round(len(pixels) * (1 - held)))
-    return [_told(number, state[:, skip:].float().cpu(), labels, split) for number, state in enumerate(states)]
+    return [
+        _told(number, state[:, skip:].float().cpu(), labels, split) for number, state in enumerate(states)
+    ]
 
 
 def _told(block: int, tokens: Tensor, labels: Sequence[Any] | None, split: int) -> BlockTold:

@@ -42,7 +42,9 @@ class PixelDecoder(nn.Module):
         from transformers.models.vit_mae.modeling_vit_mae import ViTMAELayer
 
         if own.width % 4:
-            raise ModelError(f"model.decoder.width={own.width} is no multiple of 4, which its positions need.")
+            raise ModelError(
+                f"model.decoder.width={own.width} is no multiple of 4, which its positions need."
+            )
         config: Any = ViTMAEConfig(
             hidden_size=own.width,
             num_attention_heads=own.heads,

@@ -28,11 +28,16 @@ class Bands(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    groups: list[list[int]] = Field(min_length=1, description="numbers of bands, from 0; a band is in one group")
-    rgb: list[int] | list[list[int]] = Field(
-        default_factory=list, description="the bands that are red, green and blue; several triples for several pictures"
+    groups: list[list[int]] = Field(
+        min_length=1, description="numbers of bands, from 0; a band is in one group"
     )
-    start: str = Field(default="rgb", pattern="^(rgb|random)$", description="rgb: from the encoder's own patches")
+    rgb: list[int] | list[list[int]] = Field(
+        default_factory=list,
+        description="the bands that are red, green and blue; several triples for several pictures",
+    )
+    start: str = Field(
+        default="rgb", pattern="^(rgb|random)$", description="rgb: from the encoder's own patches"
+    )
     image_size: int | None = Field(default=None, ge=1, description="side in pixels, where it changes")
     patch_size: int | None = Field(default=None, ge=1, description="side of a patch, where it changes")
 
@@ -40,7 +45,9 @@ class Bands(BaseModel):
     def _each_once(self) -> Bands:
         named = [band for group in self.groups for band in group]
         if sorted(named) != list(range(len(named))):
-            raise ValueError(f"groups must name each band from 0 to {len(named) - 1} once, and name {sorted(named)}")
+            raise ValueError(
+                f"groups must name each band from 0 to {len(named) - 1} once, and name {sorted(named)}"
+            )
         if any(len(triple) != 3 or not set(triple) <= set(named) for triple in self.triples()):
             raise ValueError("rgb names three bands of the groups: red, green and blue")
         return self
@@ -49,7 +56,7 @@ class Bands(BaseModel):
         """The triples of `rgb`."""
         if not self.rgb:
             return []
-        return [list(one) for one in self.rgb] if isinstance(self.rgb[0], list) else [list(self.rgb)]  # type: ignore[arg-type]
+        return [list(one) for one in self.rgb] if isinstance(self.rgb[0], list) else [list(self.rgb)]
 
     @property
     def count(self) -> int:
@@ -62,7 +69,11 @@ class GroupedPatches(nn.Module):
 
     def __init__(self, groups: Sequence[Sequence[int]], width: int, patch: int, side: int):
         super().__init__()
-        self.groups, self.patch_size, self.image_size = [list(g) for g in groups], (patch, patch), (side, side)
+        self.groups, self.patch_size, self.image_size = (
+            [list(g) for g in groups],
+            (patch, patch),
+            (side, side),
+        )
         self.num_channels, self.num_patches = sum(map(len, groups)), (side // patch) ** 2
         self.projections = nn.ModuleList(nn.Conv2d(len(g), width, patch, patch) for g in groups)
 
@@ -120,7 +131,9 @@ def group_channels(encoder: nn.Module, bands: Bands) -> nn.Module:
     inner: Any = encoder
     config, old = inner.config, inner.embeddings
     if not hasattr(old, "position_embeddings") or getattr(old, "cls_token", None) is None:
-        raise ModelError(f"{type(encoder).__name__} cannot take groups of bands. Take ViT, DINOv2 or ViT-MAE.")
+        raise ModelError(
+            f"{type(encoder).__name__} cannot take groups of bands. Take ViT, DINOv2 or ViT-MAE."
+        )
     patch, side = bands.patch_size or int(config.patch_size), bands.image_size or int(config.image_size)
     if side % patch:
         raise ModelError(f"bands: patches of {patch} pixels do not fill pictures of {side}.")
@@ -142,7 +155,9 @@ def _from_rgb(patches: GroupedPatches, kernel: Any, bands: Bands) -> None:
     weight: Tensor = kernel.weight
     size = patches.patch_size
     if tuple(weight.shape[-2:]) != size and weight.device.type != "meta":
-        ratio = weight.shape[-1] * weight.shape[-2] / (size[0] * size[1])  # the sum over a patch stays as large
+        ratio = (
+            weight.shape[-1] * weight.shape[-2] / (size[0] * size[1])
+        )  # the sum over a patch stays as large
         weight = F.interpolate(weight.float(), size, mode="bicubic", antialias=True).to(weight.dtype) * ratio
     if weight.device.type == "meta":
         return
@@ -158,5 +173,7 @@ def resized_positions(positions: Tensor, height: int, width: int) -> Tensor:
     if (height, width) == (side, side):
         return positions
     grid = positions[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-    made = F.interpolate(grid.float(), (height, width), mode="bicubic", align_corners=False).to(positions.dtype)
+    made = F.interpolate(grid.float(), (height, width), mode="bicubic", align_corners=False).to(
+        positions.dtype
+    )
     return torch.cat([positions[:, :1], made.flatten(2).transpose(1, 2)], 1)

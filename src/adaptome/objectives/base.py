@@ -100,10 +100,10 @@ class Objective(ABC):
         """What the term itself trains (a temperature, a projection), made anew; its buffers are kept in checkpoints. None for nothing."""
         return None
 
-    def begin(self, model: nn.Module, parts: nn.Module | None) -> None:
+    def begin(self, model: nn.Module, parts: nn.Module | None) -> None:  # noqa: B027 -- most terms keep nothing
         """Told once, when the adapters are on the model: what follows the trained tensors makes its copies of them here."""
 
-    def stepped(self, model: nn.Module, parts: nn.Module | None, progress: float) -> None:
+    def stepped(self, model: nn.Module, parts: nn.Module | None, progress: float) -> None:  # noqa: B027 -- most terms keep nothing
         """Told after every step of the optimizer, with the share of training that is done then."""
 
     @property
@@ -111,7 +111,7 @@ class Objective(ABC):
         """Whether `end` puts other tensors in the place of those that were trained last."""
         return False
 
-    def end(self, model: nn.Module, parts: nn.Module | None) -> None:
+    def end(self, model: nn.Module, parts: nn.Module | None) -> None:  # noqa: B027 -- most terms keep nothing
         """Told when training is over, before anything is evaluated or saved."""
 
     @abstractmethod

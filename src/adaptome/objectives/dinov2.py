@@ -36,7 +36,9 @@ class DinoSettings(TermSettings):
     prototypes: int = Field(default=65536, ge=2, description="K")
     hidden: int = Field(default=2048, ge=1, description="width of the head's layers")
     bottleneck: int = Field(default=256, ge=1, description="width before the prototypes")
-    apart: bool = Field(default=False, description="a head of their own for patches, as in DINOv2's largest models")
+    apart: bool = Field(
+        default=False, description="a head of their own for patches, as in DINOv2's largest models"
+    )
     student: float = Field(default=0.1, gt=0, description="the model's temperature")
     teacher: tuple[float, float] = Field(
         default=(0.04, 0.07), description="the teacher's temperature at first, and after `warm_up`"
@@ -44,12 +46,15 @@ class DinoSettings(TermSettings):
     warm_up: float = Field(default=0.3, ge=0, le=1, description="share of training in which it rises")
     momentum: float = Field(default=0.992, ge=0, le=1, description="of the teacher at first; 1 at the end")
     centring: Literal["sinkhorn", "softmax", "none"] = Field(
-        default="sinkhorn", description="how the teacher's scores are spread over prototypes; none lets them collapse"
+        default="sinkhorn",
+        description="how the teacher's scores are spread over prototypes; none lets them collapse",
     )
     hold: float = Field(
         default=0.01, ge=0, le=1, description="share of training in which the prototypes do not move"
     )
-    keep: Literal["teacher", "student"] = Field(default="teacher", description="whose tensors the run ends with")
+    keep: Literal["teacher", "student"] = Field(
+        default="teacher", description="whose tensors the run ends with"
+    )
 
 
 @register_objective("dinov2")
@@ -86,11 +91,17 @@ class DinoV2(Objective):
         masks = column(batch, "masks", ASKING).to(first.device)
         local = outputs.get("local")
         if first.shape[1] + (0 if local is None else local.shape[1]) < 2:
-            raise TrainingError(f"{ASKING} compares views, and a picture has one. Give task.views at least 2.")
+            raise TrainingError(
+                f"{ASKING} compares views, and a picture has one. Give task.views at least 2."
+            )
         held = seen.progress < own.hold
         targets, patch_targets = self._targets(batch, masks, seen)
         views = first if local is None else torch.cat([first, local], 1)
-        said = (parts(views.flatten(0, 1), held=held) / own.student).log_softmax(-1).unflatten(0, views.shape[:2])
+        said = (
+            (parts(views.flatten(0, 1), held=held) / own.student)
+            .log_softmax(-1)
+            .unflatten(0, views.shape[:2])
+        )
         total = own.dino * view_loss(said, targets)
         if own.ibot:
             told = (parts(patches[masks], patches=True, held=held) / own.student).log_softmax(-1)
@@ -168,5 +179,7 @@ def width_of(model: nn.Module) -> int:
     """
     config: Any = getattr(getattr(model, "encoder", model), "config", None)
     if getattr(config, "hidden_size", None) is None:
-        raise TrainingError(f"{ASKING} needs a vision transformer; {type(model).__name__} tells no hidden_size.")
+        raise TrainingError(
+            f"{ASKING} needs a vision transformer; {type(model).__name__} tells no hidden_size."
+        )
     return int(config.hidden_size)

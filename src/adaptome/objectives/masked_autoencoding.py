@@ -32,7 +32,9 @@ class MaskedAutoencoding(Objective):
 
     def value(self, outputs: Any, batch: Mapping[str, Any], seen: Seen) -> Tensor:
         asking = "the objective 'masked-autoencoding'"
-        said, target, masked = (output(outputs, name, asking) for name in ("reconstruction", "target", "masked"))
+        said, target, masked = (
+            output(outputs, name, asking) for name in ("reconstruction", "target", "masked")
+        )
         groups = (said, target, masked) if isinstance(said, (list, tuple)) else ([said], [target], [masked])
         total: Tensor | float = 0.0
         count: Tensor | float = 0.0
@@ -42,7 +44,9 @@ class MaskedAutoencoding(Objective):
             # where, not a product: what is seen must not reach the loss even if it is no number
             total, count = total + errors.where(m, errors.new_zeros(())).sum(), count + m.sum()
         if not isinstance(count, Tensor) or int(count) == 0:
-            raise TrainingError(f"{asking}: no patch of the batch is masked. Raise task.hidden and task.hidden_chance.")
+            raise TrainingError(
+                f"{asking}: no patch of the batch is masked. Raise task.hidden and task.hidden_chance."
+            )
         assert isinstance(total, Tensor)
         return total / count
 

@@ -1,17 +1,19 @@
 """What self-distillation is made of: a head of prototypes, a teacher that follows what trains, and how its scores are spread over prototypes.
 
-    head       z = normalise(MLP(x)),  logits_k = z . w_k / |w_k|              Caron et al. 2021, arXiv:2104.14294
-    teacher    t <- m t + (1 - m) w after every step, for every tensor that trains; what is frozen is the model's own
-    centring   p = softmax((t - c) / T),  c <- 0.9 c + 0.1 mean(t)             ibid., equation 4
-    sinkhorn   p = exp(t / T) with rows and columns scaled in turn until each prototype has its share, three times
-                                                                               Caron et al. 2020, arXiv:2006.09882
-    koleo      -mean_i log min_j |x_i - x_j|,  x of length 1                   Sablayrolles et al. 2019, arXiv:1806.03198
+head       z = normalise(MLP(x)),  logits_k = z . w_k / |w_k|              Caron et al. 2021, arXiv:2104.14294
+teacher    t <- m t + (1 - m) w after every step, for every tensor that trains; what is frozen is the model's own
+centring   p = softmax((t - c) / T),  c <- 0.9 c + 0.1 mean(t)             ibid., equation 4
+sinkhorn   p = exp(t / T) with rows and columns scaled in turn until each prototype has its share, three times
+                                                                           Caron et al. 2020, arXiv:2006.09882
+koleo      -mean_i log min_j |x_i - x_j|,  x of length 1                   Sablayrolles et al. 2019, arXiv:1806.03198
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,7 +46,7 @@ class Head(nn.Module):
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int):
         super().__init__()
         sizes = (width, hidden, hidden, bottleneck)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         for layer in self.layers:
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
@@ -119,7 +121,10 @@ class Distilled(nn.Module):
     @torch.no_grad()
     def recentre(self, logits: Tensor, patches: bool) -> None:
         """Move a centre towards the mean of these rows [n, K] of all processes."""
-        total, count = summed(logits.float().sum(0, keepdim=True)), summed(logits.new_tensor(float(len(logits))))
+        total, count = (
+            summed(logits.float().sum(0, keepdim=True)),
+            summed(logits.new_tensor(float(len(logits)))),
+        )
         if count > 0:
             (self.patch_centre if patches else self.centre).lerp_(total / count, 1 - KEPT)
 

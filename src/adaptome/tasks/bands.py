@@ -24,7 +24,9 @@ class BandOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    mean: list[float] = Field(min_length=1, description="of each band that is taken, in the raster's own numbers")
+    mean: list[float] = Field(
+        min_length=1, description="of each band that is taken, in the raster's own numbers"
+    )
     std: list[float] = Field(min_length=1, description="their spreads")
     take: list[int] | None = Field(default=None, description="numbers, from 1, of the bands; default: all")
 
@@ -41,7 +43,9 @@ def read_bands(one: Any, take: Sequence[int] | None, count: int) -> Tensor:
     Raises:
         DataError: it cannot be read, a band is not there or no number, pictures of one list differ in size, or there are other than `count`.
     """
-    several = isinstance(one, (list, tuple)) and (not one or not np.isscalar(one[0]) or isinstance(one[0], str))
+    several = isinstance(one, (list, tuple)) and (
+        not one or not np.isscalar(one[0]) or isinstance(one[0], str)
+    )
     parts = [read_raster(part) for part in (one if several else [one])]
     sizes = {part.pixels.shape[:2] for part in parts}
     if len(sizes) > 1:
@@ -52,7 +56,9 @@ def read_bands(one: Any, take: Sequence[int] | None, count: int) -> Tensor:
     name = parts[0].name
     if take is not None:
         if max(take) > len(stacked) or min(take) < 1:
-            raise DataError(f"{name} has {len(stacked)} bands; task.bands.take={list(take)} names one that is not there.")
+            raise DataError(
+                f"{name} has {len(stacked)} bands; task.bands.take={list(take)} names one that is not there."
+            )
         stacked = stacked[[number - 1 for number in take]]
     if len(stacked) != count:
         raise DataError(

@@ -23,7 +23,6 @@ from adaptome.tasks.models import load_config, load_image_processor
 from adaptome.tasks.showing import shown
 from adaptome.tasks.signal_classification import SignalClassification, SignalOptions
 
-
 CLASSIFIER = "feature-classifier"
 
 
@@ -32,7 +31,8 @@ class ImageClassificationOptions(SignalOptions):
         default=None, ge=1, description="side in pixels; default: the image processor's own"
     )
     bands: BandOptions | None = Field(
-        default=None, description="for pictures other than RGB, of an encoder with groups of bands: see `tasks.bands`"
+        default=None,
+        description="for pictures other than RGB, of an encoder with groups of bands: see `tasks.bands`",
     )
 
 

@@ -11,12 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from adaptome.core.errors import DataError, RecipeError
+from adaptome.core.errors import RecipeError
 from adaptome.data.readers.images import ENDINGS
 from adaptome.data.splits import Split, Splits
-from adaptome.data.views import Crops, Hidden, resized
+from adaptome.data.views import Crops, Hidden
 from adaptome.report.shown import Shown
-from adaptome.tasks.bands import BandOptions, read_bands
+from adaptome.tasks.bands import BandOptions
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
 from adaptome.tasks.composites import load_around
 from adaptome.tasks.image_classification import to_rgb
@@ -30,22 +30,36 @@ MODEL = "view-encoder"
 class SelfSupervisedOptions(TaskOptions):
     views: int = Field(default=2, ge=1, description="large crops of a picture; 1 for masked-autoencoding")
     local_views: int = Field(default=8, ge=0, description="small crops of it; 0 for masked-autoencoding")
-    image_size: int | None = Field(default=None, ge=1, description="side of the large crops in pixels; default: the model's")
-    local_size: int | None = Field(
-        default=None, ge=1, description="side of the small ones; default: 7 of 16 of the large ones', in whole patches"
+    image_size: int | None = Field(
+        default=None, ge=1, description="side of the large crops in pixels; default: the model's"
     )
-    scale: tuple[float, float] = Field(default=(0.32, 1.0), description="share of the area that a large crop shows")
+    local_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="side of the small ones; default: 7 of 16 of the large ones', in whole patches",
+    )
+    scale: tuple[float, float] = Field(
+        default=(0.32, 1.0), description="share of the area that a large crop shows"
+    )
     local_scale: tuple[float, float] = Field(default=(0.05, 0.32), description="and a small one")
-    colour: float = Field(default=1.0, ge=0, description="strength of the changes in colour, blur included; 0 for none")
+    colour: float = Field(
+        default=1.0, ge=0, description="strength of the changes in colour, blur included; 0 for none"
+    )
     blur: tuple[float, ...] = Field(default=(1.0, 0.1), description="chance of a blur in each large view")
-    solarise: tuple[float, ...] = Field(default=(0.0, 0.2), description="chance of solarising each large view")
+    solarise: tuple[float, ...] = Field(
+        default=(0.0, 0.2), description="chance of solarising each large view"
+    )
     dihedral: bool = Field(default=False, description="turn by quarters too, for pictures from above")
-    hidden: tuple[float, float] = Field(default=(0.1, 0.5), description="share of a large view's patches that are hidden")
+    hidden: tuple[float, float] = Field(
+        default=(0.1, 0.5), description="share of a large view's patches that are hidden"
+    )
     hidden_chance: float = Field(default=0.5, ge=0, le=1, description="of a large view to have any hidden")
     hidden_blocks: bool = Field(
         default=True, description="hide rectangles; false: patch by patch, as masked-autoencoding does"
     )
-    bands: BandOptions | None = Field(default=None, description="for pictures other than RGB: see `tasks.bands`")
+    bands: BandOptions | None = Field(
+        default=None, description="for pictures other than RGB: see `tasks.bands`"
+    )
     seed: int = Field(default=0, ge=0, description="of crops, colours and hidden patches")
 
 
@@ -163,7 +177,12 @@ class SelfSupervised(Task):
                 vectors += list(found["embeddings"].float().cpu().numpy())
         near = _nearest(np.stack(vectors)) if len(vectors) > 1 else [(None, None)] * len(vectors)
         return [
-            {"embedding": [round(float(v), 6) for v in vector], "patches": picture, "nearest": number, "cosine": cosine}
+            {
+                "embedding": [round(float(v), 6) for v in vector],
+                "patches": picture,
+                "nearest": number,
+                "cosine": cosine,
+            }
             for vector, picture, (number, cosine) in zip(vectors, maps, near, strict=True)
         ]
 

@@ -51,7 +51,11 @@ class ViewProcessor:
 
     def __call__(self, pictures: Any, return_tensors: str = "pt") -> dict[str, Tensor]:
         """Whole pictures at the encoder's size: pixel_values [batch, C, side, side]."""
-        return {"pixel_values": self.normalised(torch.stack([resized(self.read(one), self.side) for one in pictures]))}
+        return {
+            "pixel_values": self.normalised(
+                torch.stack([resized(self.read(one), self.side) for one in pictures])
+            )
+        }
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write what other tasks load: the image processor at this size, or the bands' numbers."""

@@ -37,7 +37,9 @@ def test_sentinels_files_follow_from_category_location_and_image(tmp_path):
     folder.mkdir(parents=True)
     np.save(folder / "x.npy", 0)
     (folder / "airport_3_12.tif").write_bytes(b"")
-    (tmp_path / "val.csv").write_text("category,location_id,image_id,timestamp,polygon\nairport,3,12,2016-01-01T00:00:00Z,x\n")
+    (tmp_path / "val.csv").write_text(
+        "category,location_id,image_id,timestamp,polygon\nairport,3,12,2016-01-01T00:00:00Z,x\n"
+    )
     found = load_splits(train=str(tmp_path / "val.csv"), format="fmow", validation_fraction=0)["train"].rows
     assert found["image"] == [str(folder / "airport_3_12.tif")] and found["place"] == ["airport_3"]
 
@@ -52,14 +54,21 @@ def test_triples_are_three_times_of_one_place_in_order(tmp_path):
 
 
 def test_what_is_wrong_is_told_with_its_line(tmp_path):
-    rows = [picture("port", 1, 0, "2015-01-01"), picture("port", 1, 1, "soon"), picture("port", 1, 2, "2016-01-01")]
+    rows = [
+        picture("port", 1, 0, "2015-01-01"),
+        picture("port", 1, 1, "soon"),
+        picture("port", 1, 2, "2016-01-01"),
+    ]
     path = listed(tmp_path, rows)
     with pytest.raises(DataError, match=r"line 3: timestamp 'soon' is no time"):
         load_splits(train=path, format="fmow-triples")
     with pytest.raises(DataError, match=r"line 2: no file .*gone_0.*and 1 more"):
         gone = [picture("gone", 0, i, "2015-01-01") for i in range(2)]
         load_splits(train=listed(tmp_path, gone, name="gone.csv", missing=True), format="fmow")
-    for header, said in (("categori,image_path,timestamp", "Did you mean 'category'|categori"), ("category,picture,timestamp", "neither a column of files")):
+    for header, said in (
+        ("categori,image_path,timestamp", "Did you mean 'category'|categori"),
+        ("category,picture,timestamp", "neither a column of files"),
+    ):
         with pytest.raises(DataError, match=said):
             load_splits(train=listed(tmp_path, rows, header), format="fmow")
     with pytest.raises(DataError, match="no place has three"):

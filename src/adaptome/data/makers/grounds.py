@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from adaptome.data.makers import maker
 from adaptome.data.scenes.grounds import PATTERNS, at_night, by_day
 from adaptome.data.splits import Table
-
 
 #: split -> the last number of its seed
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
@@ -44,6 +44,6 @@ def _drawn(
     for split, count in counts.items():
         rng = np.random.default_rng((*seed, _SPLITS[split]))
         labels = [kinds[i % len(kinds)] for i in range(count)]
-        columns = {"image": np.stack([draw(rng, label) for label in labels]), "label": labels}
+        columns: dict[str, Any] = {"image": np.stack([draw(rng, label) for label in labels]), "label": labels}
         made[split] = Table(f"made:{name}", columns, range(1, count + 1), unit=f"{split} picture")
     return made

@@ -18,6 +18,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from adaptome.core.errors import DataError, did_you_mean
 from adaptome.data.readers import ReadOptions, reader
@@ -77,7 +78,7 @@ def read_triples(path: Path, options: ReadOptions) -> Table:
         rows += [_triple(group, at) for at in range(len(group))]
     if not rows:
         raise DataError(f"{path}: no place has three pictures; fmow-triples needs three times of one place.")
-    columns = {
+    columns: dict[str, Any] = {
         "image": [[one.file for one in row] for row in rows],
         "label": [row[0].label for row in rows],
         "place": [row[0].place for row in rows],
@@ -111,7 +112,9 @@ def pictures(path: Path, options: ReadOptions) -> list[Picture]:
     if missing:
         line, file = missing[0]
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise DataError(f"{path}, line {line}: no file {file}{more}. Paths are relative to the list's own folder.")
+        raise DataError(
+            f"{path}, line {line}: no file {file}{more}. Paths are relative to the list's own folder."
+        )
     if not found:
         raise DataError(f"{path}: the list is empty.")
     return found
