@@ -45,7 +45,7 @@ class SelfSupervisedOptions(TaskOptions):
     colour: float = Field(
         default=1.0, ge=0, description="strength of the changes in colour, blur included; 0 for none"
     )
-    blur: tuple[float, ...] = Field(default=(1.0, 0.1), description="chance of a blur in each large view")
+    blur: tuple[float, ...] = Field(default=(1.0, 0.1), description="chance of a blur in each large view; small ones have 0.5 where any of these is above 0")
     solarise: tuple[float, ...] = Field(
         default=(0.0, 0.2), description="chance of solarising each large view"
     )
@@ -96,7 +96,8 @@ class SelfSupervised(Task):
                     f"task.{name}={side}: patches of {processor.patch} pixels do not fill it. Take {max(round(side / processor.patch), 1) * processor.patch}."
                 )
         large = Crops(own.views, processor.side, own.scale, own.colour, own.blur, own.solarise, own.dihedral)
-        crops = Crops(own.local_views, small, own.local_scale, own.colour, (0.5,), (0.0,), own.dihedral)
+        soft = 0.5 if any(own.blur) else 0.0
+        crops = Crops(own.local_views, small, own.local_scale, own.colour, (soft,), (0.0,), own.dihedral)
         hidden = Hidden(own.hidden, own.hidden_chance, own.hidden_blocks)
         made = {
             name: Views(split, processor, large, crops if own.local_views else None, hidden, own.seed)
