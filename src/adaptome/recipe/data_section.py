@@ -54,6 +54,7 @@ class DataSection(Section):
         "ace",
         "frames",
         "change-pairs",
+        "image-list",
         "fmow",
         "fmow-triples",
         "dense",

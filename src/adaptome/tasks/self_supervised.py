@@ -45,7 +45,10 @@ class SelfSupervisedOptions(TaskOptions):
     colour: float = Field(
         default=1.0, ge=0, description="strength of the changes in colour, blur included; 0 for none"
     )
-    blur: tuple[float, ...] = Field(default=(1.0, 0.1), description="chance of a blur in each large view; small ones have 0.5 where any of these is above 0")
+    blur: tuple[float, ...] = Field(
+        default=(1.0, 0.1),
+        description="chance of a blur in each large view; small ones have 0.5 where any of these is above 0",
+    )
     solarise: tuple[float, ...] = Field(
         default=(0.0, 0.2), description="chance of solarising each large view"
     )
