@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from adaptome.core.errors import RecipeError
-from adaptome.objectives import Term, Terms, terms_of
+from adaptome.objectives import Objective, Term, Terms, terms_of
 from adaptome.recipe import Recipe
 from adaptome.tasks import Task
 
@@ -20,7 +20,7 @@ def installed(recipe: Recipe, model: nn.Module) -> tuple[list[Term], list[str]]:
 
 
 def check_end(recipe: Recipe, terms: Sequence[Term], validated: bool) -> None:
-    """A run cannot end both with the best evaluation's weights and with those that a term puts in their place.
+    """What a term that follows the trained tensors does not go with: shards of them, and an end with the best evaluation's.
 
     Args:
         validated: whether there is a split by which a best checkpoint is chosen.
@@ -28,6 +28,11 @@ def check_end(recipe: Recipe, terms: Sequence[Term], validated: bool) -> None:
     Raises:
         RecipeError: it is to.
     """
+    follows = next((t.name for t in terms if type(t.objective).stepped is not Objective.stepped), None)
+    if follows is not None and recipe.training.fsdp:
+        raise RecipeError(
+            f"the objective {follows!r} follows whole tensors, which a sharded run has not: leave training.fsdp out."
+        )
     named = next((term.name for term in terms if term.objective.replaces), None)
     if named is not None and validated and recipe.training.keep_best:
         raise RecipeError(
