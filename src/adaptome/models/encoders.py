@@ -89,12 +89,13 @@ def _plain_mae(part: Part, weights: bool, config: Any) -> nn.Module:
     )  # fmt: skip
     plain: Any = ViTConfig(**{name: getattr(config, name) for name in names})
     plain._attn_implementation = part.attention or "sdpa"
-    made = ViTModel(plain, add_pooling_layer=False)
+    made: Any = ViTModel(plain, add_pooling_layer=False)
     if weights:
         theirs = load_part("AutoModel", part, weights, config)
         made.load_state_dict(theirs.state_dict())
         made = made.to(next(theirs.parameters()).dtype)
-    return made
+    built: nn.Module = made
+    return built
 
 
 def load_dense_encoder(part: Part, weights: bool) -> nn.Module:

@@ -45,7 +45,8 @@ class PixelDecoder(nn.Module):
             raise ModelError(
                 f"model.decoder.width={own.width} is no multiple of 4, which its positions need."
             )
-        config: Any = ViTMAEConfig(
+        made: Any = ViTMAEConfig
+        config = made(
             hidden_size=own.width,
             num_attention_heads=own.heads,
             intermediate_size=own.mlp,
@@ -69,7 +70,7 @@ class PixelDecoder(nn.Module):
         h = self.decoder_embed(x)
         rest = self.mask_token.to(h.dtype).expand(len(h), masked.shape[1], -1)
         rest = rest.masked_scatter(~masked.unsqueeze(-1), h[:, 1:])
-        places: Tensor = self.decoder_pos_embed.to(h.dtype)  # type: ignore[operator]
+        places = self.get_buffer("decoder_pos_embed").to(h.dtype)
         more = places[:, 1:]
         if self.group_embed is not None:
             more = (places[:, None, 1:] + self.group_embed[None, :, None]).flatten(1, 2)

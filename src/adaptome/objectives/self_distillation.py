@@ -47,7 +47,7 @@ class Head(nn.Module):
         super().__init__()
         sizes = (width, hidden, hidden, bottleneck)
         self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        for layer in self.layers:
+        for layer in list[Any](self.layers):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
         self.prototypes = Prototypes(bottleneck, prototypes)
