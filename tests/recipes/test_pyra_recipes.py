@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 import adaptome as ad
+from adaptome.data.makers.grounds import COUNTS
 from adaptome.recipe import load_recipe
 from adaptome.training import load_run, run_stages
 
 
-def test_the_demonstration_merges_down_to_five_tokens(tmp_path):
+@pytest.mark.slow
+def test_the_demonstration_merges_down_to_five_tokens(tmp_path, monkeypatch):
+    for kinds in COUNTS.values():
+        for split in kinds:
+            monkeypatch.setitem(kinds, split, 32)
     few = [
         f"stages.1.training={json.dumps({'max_steps': 2, 'batch_size': 8, 'keep_best': False})}",
         "stages.1.data.limit=32",

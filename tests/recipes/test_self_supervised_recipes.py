@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import adaptome as ad
+from adaptome.data.makers.grounds import COUNTS
 from adaptome.models import composite_models
 from adaptome.objectives import Terms, terms_of
 from adaptome.recipe import load_recipe, stages_of
@@ -102,7 +103,10 @@ def test_the_second_stages_are_the_papers():
     )
 
 
-def test_the_demonstration_runs_as_it_ships(tmp_path):
+def test_the_demonstration_runs_as_it_ships(tmp_path, monkeypatch):
+    for kinds in COUNTS.values():
+        for split in kinds:
+            monkeypatch.setitem(kinds, split, 32)
     few = [
         f"stages.{n}.training={json.dumps({'max_steps': 2, 'batch_size': 8, 'keep_best': False})}"
         for n in (1, 2)

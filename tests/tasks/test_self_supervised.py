@@ -14,7 +14,9 @@ from transformers import AutoModel, TrainerCallback
 from adaptome.cli import main
 from adaptome.core.errors import DataError, RecipeError
 from adaptome.data import load_splits
-from adaptome.data.makers import make, makers
+from adaptome.data.makers import makers
+from adaptome.data.makers.grounds import COUNTS
+from adaptome.data.scenes.grounds import PATTERNS, at_night
 from adaptome.recipe import load_recipe
 from adaptome.tasks import get_task
 from adaptome.tasks.bands import BandOptions, BandProcessor, read_bands
@@ -56,8 +58,9 @@ DECODER = {"layers": 1, "width": 8, "heads": 2, "mlp": 16}
 def folder(tmp_path_factory):
     """Twelve pictures to train on, ten to test on with labels."""
     place = tmp_path_factory.mktemp("pictures")
-    made = make("made:few-night-grounds", 0)
-    columns = {"train": made["train"].columns["image"][:12], "test": made["test"].columns["image"][:10]}
+    rng = np.random.default_rng(0)
+    drawn = np.stack([at_night(rng, kind) for kind in [*PATTERNS] * 3])
+    columns = {"train": drawn[:12], "test": drawn[12:22]}
     labels = {name: np.arange(len(images)) % 2 for name, images in columns.items()}
     arrays = {f"{k}_image": v for k, v in columns.items()} | {f"{k}_label": v for k, v in labels.items()}
     np.savez(place / "grounds.npz", **arrays)
@@ -278,17 +281,17 @@ def test_what_does_not_fit_is_told(changes, said, folder, tmp_path, monkeypatch)
         run(recipe(folder, tmp_path / "x", **changes), callbacks=[])
 
 
-def test_grounds_are_the_same_for_a_seed_and_the_few_are_no_training_pictures():
+def test_grounds_are_the_same_for_a_seed_and_the_few_are_no_training_pictures(monkeypatch):
+    for kinds in COUNTS.values():
+        for split in kinds:
+            monkeypatch.setitem(kinds, split, 16)
     known = makers()
-    few = known["few-night-grounds"](3)
-    assert np.array_equal(
-        few["train"].columns["image"], known["few-night-grounds"](3)["train"].columns["image"]
-    )
-    assert not np.array_equal(
-        few["train"].columns["image"], known["few-night-grounds"](4)["train"].columns["image"]
-    )
-    assert few["test"].columns["image"].shape == (400, 32, 32, 3)
-    grey = few["test"].columns["image"]
-    assert (grey[..., 0] == grey[..., 2]).all() and set(few["test"].columns["label"]) == set(
-        few["train"].columns["label"]
-    )
+    first, again, other = (known["few-night-grounds"](seed) for seed in (3, 3, 4))
+    whole = known["night-grounds"](3)
+    images = [made["train"].columns["image"] for made in (first, again, other, whole)]
+    assert np.array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[2]) and not np.array_equal(images[0], images[3])
+    assert np.array_equal(first["test"].columns["image"], whole["test"].columns["image"])
+    grey = first["test"].columns["image"]
+    assert grey.shape == (16, 32, 32, 3) and (grey[..., 0] == grey[..., 2]).all()
+    assert set(first["test"].columns["label"]) == set(first["train"].columns["label"])

@@ -13,25 +13,32 @@ from adaptome.data.splits import Table
 
 #: split -> the last number of its seed
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
+#: how many pictures of each split are drawn
+COUNTS = {
+    "day-grounds": {"train": 1600, "validation": 160, "test": 160},
+    "night-grounds": {"train": 1600, "validation": 80, "test": 400},
+    "few-night-grounds": {"train": 160, "validation": 80},
+}
 
 
 @maker("day-grounds")
 def day_grounds(seed: int) -> dict[str, Table]:
     """Columns image [32, 32, 3] and label: one of eight kinds of ground, in the colours of the day."""
-    return _drawn("day-grounds", by_day, (seed, 0), {"train": 1600, "validation": 160, "test": 160})
+    return _drawn("day-grounds", by_day, (seed, 0), COUNTS["day-grounds"])
 
 
 @maker("night-grounds")
 def night_grounds(seed: int) -> dict[str, Table]:
     """The same kinds as a thermal camera sees them."""
-    return _drawn("night-grounds", at_night, (seed, 1), {"train": 1600, "validation": 80, "test": 400})
+    return _drawn("night-grounds", at_night, (seed, 1), COUNTS["night-grounds"])
 
 
 @maker("few-night-grounds")
 def few_night_grounds(seed: int) -> dict[str, Table]:
     """Twenty labelled pictures of each kind at night, others than those of `night-grounds`; the test pictures are the same."""
-    few = _drawn("few-night-grounds", at_night, (seed, 2), {"train": 160, "validation": 80})
-    return {**few, **_drawn("few-night-grounds", at_night, (seed, 1), {"test": 400})}
+    few = _drawn("few-night-grounds", at_night, (seed, 2), COUNTS["few-night-grounds"])
+    test = {"test": COUNTS["night-grounds"]["test"]}
+    return {**few, **_drawn("few-night-grounds", at_night, (seed, 1), test)}
 
 
 def _drawn(
