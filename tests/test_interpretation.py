@@ -9,6 +9,7 @@ from torch import nn
 import adaptome as ad
 from adaptome.core.errors import DataError, MergeError, ModelError, StateError, TargetError
 from adaptome.interpretation import (
+    blocks_told,
     describe,
     direction_changes,
     head_changes,
@@ -452,3 +453,27 @@ def test_directions_that_no_text_can_tell_are_said_to_have_none():
     shake(model)
     found = interpret(model, space=text_space(model, Words()))
     assert found.directions and "No texts: none of these directions" in found.note
+
+
+def test_early_blocks_tell_the_place_of_a_patch_and_the_table_has_a_row_for_each():
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    sizes = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}  # fmt: skip
+    encoder = ViTModel(ViTConfig(**sizes, initializer_range=0.1), add_pooling_layer=False)
+    labels = [i % 2 for i in range(40)]
+    pixels = 0.1 * torch.randn(40, 3, 16, 16) + torch.tensor(labels).view(-1, 1, 1, 1)
+    told = blocks_told(encoder, pixels, labels)
+    assert [row.block for row in told] == [0, 1, 2] and told[0].place > 0.9 and told[0].kind > 0.9
+    with torch.no_grad():
+        state = (
+            encoder.eval()(pixel_values=pixels, output_hidden_states=True)
+            .hidden_states[2][:, 1:]
+            .flatten(0, 1)
+        )
+    values = torch.linalg.eigvalsh(torch.cov(state.T.double()))
+    assert told[1].eigenvalue == pytest.approx(float(values.mean())) and told[1].variance == pytest.approx(float(values.var()))  # fmt: skip
+    with torch.no_grad():  # without positions nothing tells the place
+        encoder.embeddings.position_embeddings.zero_()
+    assert blocks_told(encoder, torch.randn(40, 3, 16, 16))[0].place < 0.3
+    assert blocks_told(encoder, pixels)[0].kind is None

@@ -11,4 +11,4 @@ from tests.processes import in_two_processes
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes_contrast_what_one_does(tmp_path):
     told = in_two_processes(Path(__file__).with_name("distributed.py"), tmp_path)
-    assert told == ["info-nce holds", "align-uniform holds"]
+    assert told == ["info-nce holds", "align-uniform holds", "dinov2 holds"]

@@ -7,16 +7,19 @@
 Works for every method that changes weights; CLIP-SVD's directions are the base's own singular vectors.
 """
 
+from adaptome.interpretation.blocks import BlockTold, blocks_told
 from adaptome.interpretation.directions import DirectionChange, direction_changes
 from adaptome.interpretation.heads import HeadChange, head_changes, read_labels
 from adaptome.interpretation.summary import Interpretation, interpret
 from adaptome.interpretation.texts import TextSpace, describe, text_space
 
 __all__ = [
+    "BlockTold",
     "DirectionChange",
     "HeadChange",
     "Interpretation",
     "TextSpace",
+    "blocks_told",
     "describe",
     "direction_changes",
     "head_changes",

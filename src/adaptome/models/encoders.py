@@ -11,10 +11,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from adaptome.core.errors import ModelError
-from adaptome.models.base import Part, load_part, part_config
+from adaptome.models.base import Part, load_part, part_config, quiet
+from adaptome.models.spectral import KEY, Bands, group_channels
 
 
 def load_encoder(part: Part, weights: bool) -> nn.Module:
@@ -29,10 +31,71 @@ def load_encoder(part: Part, weights: bool) -> nn.Module:
 
     config = part_config(part)
     config = getattr(config, "vision_config", config)
+    if getattr(config, KEY, None) is not None:
+        return _grouped(part, weights, config)
+    if config.model_type == "vit_mae":
+        return _plain_mae(part, weights, config)
     kind: Any = MODEL_MAPPING.get(type(config), None)
     dense = kind is not None and "add_pooling_layer" in inspect.signature(kind).parameters
     own = {"add_pooling_layer": False} if dense and not hasattr(config, "depths") else {}  # Swin's is a mean
     return load_part("AutoModel", part, weights, config, **own)
+
+
+def _grouped(part: Part, weights: bool, config: Any) -> nn.Module:
+    """An encoder whose configuration groups bands, as `spectral.group_channels` made it."""
+    from transformers import MODEL_MAPPING
+
+    bands = Bands(
+        groups=getattr(config, KEY),
+        start="random",
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+    )
+    kind: Any = MODEL_MAPPING[type(config)]
+    dense = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
+
+    def build(self: Any, given: Any) -> None:
+        kind.__init__(self, given, **dense)
+        group_channels(self, bands)
+
+    # transformers knows by the class how a checkpoint's names are written
+    grouped: Any = type(kind.__name__, (kind,), {"__init__": build, "__module__": kind.__module__})
+    if not weights or part.name is None:
+        made: nn.Module = grouped(config)
+    else:
+        try:
+            with quiet():
+                made, told = grouped.from_pretrained(
+                    part.name, config=config, revision=part.revision, output_loading_info=True
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"the part {part.name} cannot be had: {error}") from error
+        if told["missing_keys"]:
+            raise ModelError(
+                f"the part {part.name}: its checkpoint has no {sorted(told['missing_keys'])[0]}."
+            )
+    made.__class__ = kind
+    dtype = part.dtype if part.dtype != "auto" else "float32"
+    return made.to(getattr(torch, dtype))
+
+
+def _plain_mae(part: Part, weights: bool, config: Any) -> nn.Module:
+    """The encoder of a masked autoencoder as a plain ViT: ViTMAEModel hides patches at random in every forward."""
+    from transformers import ViTConfig, ViTModel
+
+    names = (
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "hidden_dropout_prob",
+        "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "image_size", "patch_size", "num_channels", "qkv_bias",
+    )  # fmt: skip
+    plain: Any = ViTConfig(**{name: getattr(config, name) for name in names})
+    plain._attn_implementation = part.attention or "sdpa"
+    made: Any = ViTModel(plain, add_pooling_layer=False)
+    if weights:
+        theirs = load_part("AutoModel", part, weights, config)
+        made.load_state_dict(theirs.state_dict())
+        made = made.to(next(theirs.parameters()).dtype)
+    built: nn.Module = made
+    return built
 
 
 def load_dense_encoder(part: Part, weights: bool) -> nn.Module:

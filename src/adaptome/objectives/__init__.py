@@ -10,6 +10,8 @@
     with terms.watching():
         loss, values = terms.loss(model(**batch), batch)
         loss.backward()
+    optimizer.step()
+    terms.stepped(progress)                     # a teacher follows; `terms.end()` when training is over
 
 An objective in another package registers itself the same way and is named under the entry point `adaptome.objectives`.
 """

@@ -68,6 +68,7 @@ class Seen:
         second, teacher: the outputs that were asked for.
         items: targets in the whole accumulated batch, where the loss is summed and divided by it; None for a mean.
         gather: rows of this process -> rows of all processes in the same order everywhere, gradients flowing back.
+        progress: the share of training that is done.
     """
 
     model: nn.Module
@@ -77,6 +78,7 @@ class Seen:
     teacher: Any = None
     items: Tensor | int | None = None
     gather: Callable[[Tensor], Tensor] = lambda rows: rows
+    progress: float = 0.0
 
 
 class Objective(ABC):
@@ -97,6 +99,20 @@ class Objective(ABC):
     def parts(self, model: nn.Module) -> nn.Module | None:
         """What the term itself trains (a temperature, a projection), made anew; its buffers are kept in checkpoints. None for nothing."""
         return None
+
+    def begin(self, model: nn.Module, parts: nn.Module | None) -> None:  # noqa: B027 -- most terms keep nothing
+        """Told once, when the adapters are on the model: what follows the trained tensors makes its copies of them here."""
+
+    def stepped(self, model: nn.Module, parts: nn.Module | None, progress: float) -> None:  # noqa: B027 -- most terms keep nothing
+        """Told after every step of the optimizer, with the share of training that is done then."""
+
+    @property
+    def replaces(self) -> bool:
+        """Whether `end` puts other tensors in the place of those that were trained last."""
+        return False
+
+    def end(self, model: nn.Module, parts: nn.Module | None) -> None:  # noqa: B027 -- most terms keep nothing
+        """Told when training is over, before anything is evaluated or saved."""
 
     @abstractmethod
     def value(self, outputs: Any, batch: Mapping[str, Any], seen: Seen) -> Tensor:

@@ -159,6 +159,8 @@ class Terms:
             n: {} for n, need in enumerate(self.needs) if need.watch
         }
         self._hooks: list[Any] = []
+        for term in self.terms:
+            term.objective.begin(model, self._parts().get(term.name))
 
     # -- what the terms train --------------------------------------------------------------------------------------
 
@@ -175,6 +177,19 @@ class Terms:
         """Whether the terms train something of their own."""
         parts = getattr(self.model, PARTS, None)
         return parts is not None and any(p.requires_grad for p in parts.parameters())
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return dict(getattr(self.model, PARTS, nn.ModuleDict()).items())
+
+    def stepped(self, progress: float) -> None:
+        """Tell the terms of a step of the optimizer."""
+        for term in self.terms:
+            term.objective.stepped(self.model, self._parts().get(term.name), progress)
+
+    def end(self) -> None:
+        """Tell the terms that training is over."""
+        for term in self.terms:
+            term.objective.end(self.model, self._parts().get(term.name))
 
     def state(self) -> dict[str, Tensor]:
         """Buffers of the terms' parts, for checkpoints; their parameters are the adapter's."""
@@ -257,7 +272,7 @@ class Terms:
         self._open = False
         second = self._second(batch, forward) if any(need.second for need in self.needs) else None
         teachers = {name: self._taught(name, batch, forward) for name in self._teacher_names()}
-        parts = dict(getattr(self.model, PARTS, nn.ModuleDict()).items())
+        parts = self._parts()
         total: Tensor | None = None
         values: dict[str, Tensor] = {}
         for number, (term, need) in enumerate(zip(self.terms, self.needs, strict=True)):
@@ -269,6 +284,7 @@ class Terms:
                 teachers.get(need.teacher) if need.teacher else None,
                 items,
                 all_rows if self.model.training else lambda rows: rows,
+                progress,
             )
             given = {"loss": own} if own is not None and term.objective.name == "model" else outputs
             value = term.objective.value(given, batch, seen)

@@ -101,4 +101,6 @@ def _over(below: Any, above: Any) -> Any:
         return above
     if "composite" in above and above["composite"] != below.get("composite"):  # another model
         return above
+    if "from_config" in above and "composite" in below:  # a plain one in its place
+        return above
     return {**below, **above}

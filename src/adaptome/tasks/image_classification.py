@@ -9,20 +9,30 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
+from torch import nn
 
 from adaptome.core.errors import DataError, MissingExtraError
 from adaptome.data.readers.images import ENDINGS
 from adaptome.data.splits import Split
+from adaptome.models import CompositeModel, is_composite
 from adaptome.report.shown import Shown
+from adaptome.tasks.bands import BandOptions, BandProcessor
 from adaptome.tasks.base import ModelSpec, register_task
-from adaptome.tasks.models import load_image_processor
+from adaptome.tasks.composites import encoder_spec, load_around
+from adaptome.tasks.models import load_config, load_image_processor
 from adaptome.tasks.showing import shown
 from adaptome.tasks.signal_classification import SignalClassification, SignalOptions
+
+CLASSIFIER = "feature-classifier"
 
 
 class ImageClassificationOptions(SignalOptions):
     image_size: int | None = Field(
         default=None, ge=1, description="side in pixels; default: the image processor's own"
+    )
+    bands: BandOptions | None = Field(
+        default=None,
+        description="for pictures other than RGB, of an encoder with groups of bands: see `tasks.bands`",
     )
 
 
@@ -39,14 +49,28 @@ class ImageClassification(SignalClassification):
     takes = ENDINGS
 
     def shown(self, one: Any, prediction: Any) -> Shown:
-        return shown(one, prediction, to_rgb(one))
+        return shown(one, prediction, to_rgb(one) if self.options.bands is None else None)
 
     def load_processor(self, model: ModelSpec) -> Any:
-        return load_image_processor(model, self.options.image_size)
+        own = self.options
+        if own.bands is None:
+            return load_image_processor(encoder_spec(model), own.image_size)
+        return BandProcessor(own.bands, own.image_size or int(load_config(encoder_spec(model)).image_size))
 
     def dataset(self, split: Split, labels: list[int], processor: Any) -> Any:
-        _check_images(split)
+        if self.options.bands is None:
+            _check_images(split)
         return with_labels(split, labels)
+
+    def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
+        """transformers' own classifier; a `feature-classifier` where the recipe names one, or bands are grouped."""
+        composite = getattr(model, "composite", None) is not None
+        if composite or self.options.bands is not None or (model.name and is_composite(model.name)):
+            return load_around(model, CLASSIFIER, labels=len(self.labels or []))
+        return super().load_model(model, processor)
+
+    def head_patterns(self, model: nn.Module) -> list[str]:
+        return ["head"] if isinstance(model, CompositeModel) else super().head_patterns(model)
 
     def collator(self, processor: Any) -> ImageCollator:
         """Makes the pixels, so that a large data set is never held as floats."""
@@ -60,7 +84,8 @@ class ImageCollator:
         self.processor = processor
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        images = [to_rgb(row["image"]) for row in rows]
+        bands = isinstance(self.processor, BandProcessor)
+        images = [row["image"] if bands else to_rgb(row["image"]) for row in rows]
         batch = {"pixel_values": self.processor(images, return_tensors="pt")["pixel_values"]}
         if "labels" in rows[0]:
             batch["labels"] = torch.tensor([row["labels"] for row in rows])

@@ -47,7 +47,7 @@ def labelled(model: nn.Module, batches: Iterable[Any], names: Sequence[str]) -> 
     made = []
     with evaluating(model) as device:
         for batch in batches:
-            scores = model(**to_device(batch, device)).logits.float().softmax(-1).cpu()
+            scores = model(**to_device(batch, device))["logits"].float().softmax(-1).cpu()
             made += [readable(names, row) for row in scores]
     return made
 

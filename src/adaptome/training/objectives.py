@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from adaptome.objectives import Term, Terms, terms_of
+from adaptome.core.errors import RecipeError
+from adaptome.objectives import Objective, Term, Terms, terms_of
 from adaptome.recipe import Recipe
 from adaptome.tasks import Task
 
@@ -16,6 +17,28 @@ def installed(recipe: Recipe, model: nn.Module) -> tuple[list[Term], list[str]]:
     """The recipe's terms, their own trained parts put on the model, and what `ad.attach(train=...)` is told of these."""
     terms = terms_of(recipe.objective)
     return terms, Terms.install(model, terms)
+
+
+def check_end(recipe: Recipe, terms: Sequence[Term], validated: bool) -> None:
+    """What a term that follows the trained tensors does not go with: shards of them, and an end with the best evaluation's.
+
+    Args:
+        validated: whether there is a split by which a best checkpoint is chosen.
+
+    Raises:
+        RecipeError: it is to.
+    """
+    follows = next((t.name for t in terms if type(t.objective).stepped is not Objective.stepped), None)
+    if follows is not None and recipe.training.fsdp:
+        raise RecipeError(
+            f"the objective {follows!r} follows whole tensors, which a sharded run has not: leave training.fsdp out."
+        )
+    named = next((term.name for term in terms if term.objective.replaces), None)
+    if named is not None and validated and recipe.training.keep_best:
+        raise RecipeError(
+            f"the objective {named!r} ends with its teacher, training.keep_best with the best evaluation: write training.keep_best=false, "
+            "or let the objective keep the student (keep: student)."
+        )
 
 
 def assembled(

@@ -51,7 +51,7 @@ from adaptome.training.folder import (
 )
 from adaptome.training.measuring import judged_without, measured, without_adapters
 from adaptome.training.memory import PeakMemory
-from adaptome.training.objectives import assembled
+from adaptome.training.objectives import assembled, check_end
 from adaptome.training.page import write_report
 from adaptome.training.predicting import predict_by_strategy, run_of, scored_rows
 from adaptome.training.predictions import predictions_on, write_predictions
@@ -158,6 +158,7 @@ def run(
     for told in resumed:
         logger.warning("%s", told)
     model, terms, also = base_model(recipe, task, processor)
+    check_end(recipe, terms, data.get("validation") is not None)
     notes = [
         *data.notes,
         *task.loading_notes,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 import adaptome as ad
 from adaptome.objectives.deferred import Seen, deferred_logits
@@ -19,6 +20,19 @@ from adaptome.training.stored import StoredAdapters
 STATE = "objective"
 #: outputs that terms may ask for and that no evaluation is to keep
 _LARGE = ("hidden_states", "attentions")
+
+
+class Told(TrainerCallback):
+    """Tells the terms of the optimizer's steps, before a checkpoint is written, and of the end of training."""
+
+    def __init__(self, terms: Terms):
+        self.terms = terms
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.terms.stepped(state.global_step / max(state.max_steps, 1))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.terms.end()
 
 
 class TermedTrainer(StoredAdapters):
@@ -49,6 +63,8 @@ class TermedTrainer(StoredAdapters):
         #: names of what the terms measured in the last evaluation
         self.measures: list[str] = []
         super().__init__(*args, **kwargs)
+        if terms is not None:
+            self.add_callback(Told(terms))
 
     # -- a batch, its facts, and what the model takes of it ----------------------------------------------------------
 
