@@ -41,6 +41,8 @@ class Projectors(nn.ModuleDict):
         names = ["all"] if shared else [str(rate) for rate in rates]
         widths = [width * rate if how == "stack" else width for rate in rates]
         made = {name: _projector(w, hidden, out, norm) for name, w in zip(names, widths, strict=False)}
+        for layer in (layer for one in made.values() for layer in one):
+            layer.may_idle = len(made) > 1  # a step is of one rate alone
         super().__init__(made)
 
     def at(self, rate: int) -> nn.Module:
