@@ -58,6 +58,8 @@ class DataSection(Section):
         "modalities",
         "captioned",
         "coop",
+        "speech",
+        "auto-avsr",
         "imagefolder",
         "audiofolder",
         "npz",

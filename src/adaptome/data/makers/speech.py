@@ -14,11 +14,11 @@ from adaptome.data.splits import Table
 
 @maker("syllables")
 def syllables(seed: int, train: int = 900, validation: int = 40) -> dict[str, Table]:
-    """Columns audio, video and text: two or three words that mean nothing, every clip in a voice of its own."""
+    """Columns audio, video and text: three words that mean nothing, every clip in a voice of its own."""
     rng = np.random.default_rng((seed, 10))
     made = {}
     for split, count in (("train", train), ("validation", validation)):
-        texts = [" ".join(word(rng) for _ in range(rng.integers(2, 4))) for _ in range(count)]
+        texts = [" ".join(word(rng) for _ in range(3)) for _ in range(count)]
         made[split] = table("syllables", split, texts, rng)
     return made
 

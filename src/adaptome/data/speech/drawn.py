@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RATE, FPS, SIDE = 16_000, 25, 24
+RATE, FPS, SIDE = 16_000, 25, 16
 #: letter -> F1, F2 in Hz, loudness, noise; opening, width, teeth, tongue; seconds
 LETTERS = {
     "b": (200, 700, 0.30, 0.00, 0.00, 0.55, 0.0, 0.0, 0.08),
@@ -51,9 +51,9 @@ class Voice:
 def voice(rng: np.random.Generator) -> Voice:
     """A voice that is drawn."""
     return Voice(
-        rng.uniform(90, 220), rng.uniform(0.9, 1.12), rng.uniform(0.9, 1.12), rng.uniform(0.85, 1.1),
-        (rng.uniform(-1.5, 1.5), rng.uniform(-1.5, 1.5)), rng.uniform(0.55, 0.85), rng.uniform(0.3, 0.5),
-        (rng.uniform(0, 0.8), rng.uniform(0, 6)),
+        rng.uniform(90, 220), rng.uniform(0.9, 1.12), rng.uniform(0.94, 1.06), rng.uniform(0.85, 1.1),
+        (rng.uniform(-1, 1), rng.uniform(-1, 1)), rng.uniform(0.55, 0.85), rng.uniform(0.3, 0.5),
+        (rng.uniform(0, 0.5), rng.uniform(0, 6)),
     )  # fmt: skip
 
 
@@ -99,9 +99,9 @@ def _mouths(rows: np.ndarray, ends: np.ndarray, frames: int, who: Voice, rng: np
     grid = np.arange(SIDE) - (SIDE - 1) / 2
     sway = who.sway[0] * np.sin(np.arange(frames) / 9 + who.sway[1])[:, None, None]
     y, x = grid[None, :, None] - who.place[0] - 0.5 * sway, grid[None, None, :] - who.place[1] - sway
-    half, tall = who.size * (3.5 + 5.5 * width), who.size * (0.3 + 6.5 * opening)
+    half, tall = who.size * (2.2 + 3.6 * width), who.size * (0.2 + 4.3 * opening)
     inner = (x / half) ** 2 + (y / tall) ** 2
-    outer = (x / (half + 1.8)) ** 2 + (y / (tall + 2.2)) ** 2
+    outer = (x / (half + 1.2)) ** 2 + (y / (tall + 1.5)) ** 2
     inside = 0.08 + 0.8 * teeth * (y < -0.35 * tall) + 0.35 * tongue * (y > 0.3 * tall)
     drawn = np.where(outer < 1, who.lips, who.skin + 0.01 * y)
     drawn = np.where(inner < 1, inside, drawn) + 0.03 * rng.standard_normal((frames, SIDE, SIDE))
