@@ -165,6 +165,8 @@ class SpeechRecogniser(CompositeModel):
         """Blocks that run again in the backward are steered as they were: the three forwards have different tasks."""
         self.llm.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": steered_again})  # type: ignore[operator]
 
+    activation_checkpointing_enable = gradient_checkpointing_enable
+
     # -- streams -----------------------------------------------------------------------------------------------------
 
     def encode(
