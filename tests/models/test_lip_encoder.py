@@ -75,7 +75,9 @@ def test_a_folder_under_either_names(tmp_path, names):
 
 def test_frames_after_a_clips_end_change_nothing():
     torch.manual_seed(0)
-    made = load_lip_encoder(Part(from_config={**CONFIG, "fused": False, "do_stable_layer_norm": False}), True).eval()
+    made = load_lip_encoder(
+        Part(from_config={**CONFIG, "fused": False, "do_stable_layer_norm": False}), True
+    ).eval()
     x, mask = torch.randn(1, 9, 16, 16), torch.arange(9)[None] < 6
     x[:, 6:] = 0
     alone = made(x[:, :6], mask[:, :6])

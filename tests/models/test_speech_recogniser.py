@@ -67,7 +67,9 @@ def test_a_task_trains_its_own_branch_and_the_shared_one(layout, tasks, expected
 
 def test_another_method_needs_no_task():
     model = built().train()
-    ad.attach(model, "lora", targets=["llm.q", "llm.v", "video.q", "video.v"], r=2, train=["projectors", "marks"])
+    ad.attach(
+        model, "lora", targets=["llm.q", "llm.v", "video.q", "video.v"], r=2, train=["projectors", "marks"]
+    )
     for _ in range(8):
         model(**batch())["loss"].backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -187,7 +189,15 @@ def test_padding_of_other_clips_changes_nothing(model):
 
 def test_what_is_written_is_what_the_logits_say():
     # tied embeddings at random repeat their last token
-    model = built(llm={"from_config": {**TINY["llm"]["from_config"], "tie_word_embeddings": False, "initializer_range": 1.0}})
+    model = built(
+        llm={
+            "from_config": {
+                **TINY["llm"]["from_config"],
+                "tie_word_embeddings": False,
+                "initializer_range": 1.0,
+            }
+        }
+    )
     given = batch()
     streams = model.encode(*(given[k] for k in ("audio", "audio_lengths", "video", "video_lengths")))
     asked = Asked("audiovisual", 4, 2)

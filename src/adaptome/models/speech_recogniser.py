@@ -328,7 +328,9 @@ class SpeechRecogniser(CompositeModel):
             raise TornFileError(f"{Path(folder) / WEIGHTS} does not hold the weights of its configuration: {error}") from error  # fmt: skip
         there = made.state_dict()
         filled = {there[key].data_ptr() for key in there if key not in absent.missing_keys}
-        lost = [key for key in absent.missing_keys if there[key].data_ptr() not in filled]  # tied ones are written once
+        lost = [
+            key for key in absent.missing_keys if there[key].data_ptr() not in filled
+        ]  # tied ones are written once
         if lost or absent.unexpected_keys:
             raise TornFileError(f"{Path(folder) / WEIGHTS} does not hold {[*lost, *absent.unexpected_keys][0]}.")  # fmt: skip
         return made

@@ -69,7 +69,9 @@ class SpeechRecognitionOptions(TaskOptions):
     train_snrs: list[float] = Field(
         default=[], description="dB: training clips have noise at one of these, or none, all alike often"
     )
-    augment_seed: int = Field(default=0, ge=0, description="of what is drawn for both, and for noise in tests")
+    augment_seed: int = Field(
+        default=0, ge=0, description="of what is drawn for both, and for noise in tests"
+    )
     snrs: list[float] = Field(default=[], description="dB: noise on the sounds that are scored, beside none")
     max_new_tokens: int = Field(default=32, ge=1, description="written at most")
     num_beams: int = Field(default=1, ge=1, description="1: the likeliest token each time")
@@ -196,7 +198,9 @@ class SpeechRecognition(Task):
         }
         plain = [rates for label, rates in by.items() if "/" not in label]
         means = {name: float(np.mean([rates[name] for rates in plain])) for name in ("wer", "cer")}
-        return means | {f"{name}@{label}": rate for label, rates in by.items() for name, rate in rates.items()}
+        return means | {
+            f"{name}@{label}": rate for label, rates in by.items() for name, rate in rates.items()
+        }
 
     # -- use -----------------------------------------------------------------------------------------------------------
 
@@ -240,7 +244,9 @@ class SpeechRecognition(Task):
         task = own.recognise if own.recognise != "auto" else next(iter(able), None)
         if task is None or task not in able:
             has = " and ".join(name for name, is_there in there.items() if is_there) or "nothing"
-            what = f"task.recognise={task}" if task else f"what was learned, {', '.join(self.labels or TASKS)},"
+            what = (
+                f"task.recognise={task}" if task else f"what was learned, {', '.join(self.labels or TASKS)},"
+            )
             raise DataError(f"{clip.where}: it has {has}, and {what} needs more or was not learned.")
         rates = []
         for stream in STREAMS:

@@ -10,13 +10,20 @@ from adaptome.data.readers.speech import read_auto_avsr, read_speech, words
 OPTIONS = ReadOptions()
 
 
-
-
 @pytest.fixture
 def lrs(tmp_path):
-    for name in ("main/a/1.mp4", "main/a/1.txt", "main/a/2.mp4", "main/a/2.wav", "main/a/2.txt", "main/a/2.mouth.json"):
+    for name in (
+        "main/a/1.mp4",
+        "main/a/1.txt",
+        "main/a/2.mp4",
+        "main/a/2.wav",
+        "main/a/2.txt",
+        "main/a/2.mouth.json",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("Text:  HELLO WORLD\nConf:  4\n" if name.endswith("1.txt") else "good day")
+        (tmp_path / name).write_text(
+            "Text:  HELLO WORLD\nConf:  4\n" if name.endswith("1.txt") else "good day"
+        )
     (tmp_path / "train.txt").write_text("a/2\n")
     (tmp_path / "test.txt").write_text("a/1 NF\n")
     return tmp_path
@@ -29,7 +36,9 @@ def test_folders_and_lists_of_lrs(lrs):
     assert found["audio"] == [str(main / "1.mp4"), str(main / "2.wav")]  # its own track; the sound beside
     assert found["video"] == [str(main / "1.mp4"), str(main / "2.mp4")]
     assert found["mouth"] == [None, str(main / "2.mouth.json")]
-    splits = load_splits(train=str(lrs / "train.txt"), test=str(lrs / "test.txt"), format="speech", validation_fraction=0)
+    splits = load_splits(
+        train=str(lrs / "train.txt"), test=str(lrs / "test.txt"), format="speech", validation_fraction=0
+    )
     assert {name: list(split.rows["text"]) for name, split in splits.items()} == {"train": ["good day"], "test": ["HELLO WORLD"]}  # fmt: skip
     assert splits["train"].where(0).endswith("train.txt, line 1")
 
@@ -71,4 +80,8 @@ def test_what_is_missing_is_named(lrs):
 
 
 def test_words_of_a_text_beside_a_clip():
-    assert words("Text:  A B\nConf: 3") == "A B" and words("just this\nand not that") == "just this" and words("") == ""
+    assert (
+        words("Text:  A B\nConf: 3") == "A B"
+        and words("just this\nand not that") == "just this"
+        and words("") == ""
+    )

@@ -72,7 +72,9 @@ def test_a_video_without_sound_says_what_to_do(tmp_path):
     file = video(tmp_path / "mute.mp4", moving())
     assert not has_sound(file)
     for read in (read_sound, sound_seconds):
-        with pytest.raises(DataError, match=r"no track of sound. Read the lips alone: task.modalities=\[video\]"):
+        with pytest.raises(
+            DataError, match=r"no track of sound. Read the lips alone: task.modalities=\[video\]"
+        ):
             read(str(file), "here")
 
 
@@ -100,7 +102,9 @@ def test_mouths_by_boxes_and_landmarks(tmp_path):
     face[:, 48:68, 0] = np.linspace(10, 18, 20)
     face[:, 48:68, 1] = 16
     np.savez(tmp_path / "a.npz", landmarks=face)
-    assert read_mouth(tmp_path / "a.npz", 20, "x")[0] == pytest.approx([6, 8, 22, 24])  # twice as wide as the mouth
+    assert read_mouth(tmp_path / "a.npz", 20, "x")[0] == pytest.approx(
+        [6, 8, 22, 24]
+    )  # twice as wide as the mouth
     assert mouths(pictures, None, 16).pictures.shape == (20, 16, 16)
     (tmp_path / "short.json").write_text(json.dumps(boxes[:3]))
     with pytest.raises(DataError, match=r"short.json: boxes \[3, 4\] for 20 pictures"):

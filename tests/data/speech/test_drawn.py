@@ -29,6 +29,8 @@ def test_what_looks_alike_sounds_different_and_the_other_way_round():
 def test_no_sentence_is_in_two_splits_and_seeds_differ():
     made = talking_mouths(0, 6, 3, 4)
     texts = [text for table in made.values() for text in table.columns["text"]]
-    assert len(set(texts)) == 13 and texts != [t for s in talking_mouths(1, 6, 3, 4).values() for t in s.columns["text"]]
+    assert len(set(texts)) == 13 and texts != [
+        t for s in talking_mouths(1, 6, 3, 4).values() for t in s.columns["text"]
+    ]
     table = syllables(0, 3, 1)["train"]
     assert read_frames(table.columns["video"][0], "x").pictures.shape[1:] == (16, 16)

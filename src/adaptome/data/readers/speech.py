@@ -66,7 +66,9 @@ def read_auto_avsr(path: Path, options: ReadOptions) -> Table:
             continue
         where = f"{path}, line {number}"
         if len(row) < 5:
-            raise DataError(f"{where}: expected set, path, pictures, tokens and text; found {len(row)} parts.")
+            raise DataError(
+                f"{where}: expected set, path, pictures, tokens and text; found {len(row)} parts."
+            )
         name = Path(row[1])
         roots = (path.parent / row[0], path.parent, path.parent.parent / row[0])
         clip = next((root / name for root in roots if (root / name).is_file()), None)
@@ -123,7 +125,9 @@ def _listed(path: Path, encoding: str) -> list[Clip]:
         where = f"{path}, line {number}"
         file = next((f for w in _WITHIN if (f := _beside(path.parent / w / f"{parts[0]}.x", VIDEO + SOUND))), None)  # fmt: skip
         if file is None:
-            raise DataError(f"{where}: no clip {parts[0]!r} in {path.parent} or its {', '.join(_WITHIN[1:])}.")
+            raise DataError(
+                f"{where}: no clip {parts[0]!r} in {path.parent} or its {', '.join(_WITHIN[1:])}."
+            )
         text = file.with_suffix(".txt")
         if not text.is_file():
             raise DataError(f"{where}: {file} has no {text.name} with its words beside it.")

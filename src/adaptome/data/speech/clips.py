@@ -1,9 +1,9 @@
 """Clips of people who speak: their sound and the pictures of their mouths, from files.
 
-    sound     wav, flac and the like, or the track of a video          {"array", "sampling_rate"} and {"path", "bytes"} too
-    pictures  a video, grey; or an .npz with `frames` [time, height, width] of uint8, and `fps` where that is not 25
-    features  .npy, .npz or .safetensors of [time, width], `features` where there are several, in place of either
-    mouth     where it is in the pictures: .json, .csv or .npz with `boxes` [4] or [time, 4] (x0, y0, x1, y1), or `landmarks` [time, 68 or n, 2]
+sound     wav, flac and the like, or the track of a video          {"array", "sampling_rate"} and {"path", "bytes"} too
+pictures  a video, grey; or an .npz with `frames` [time, height, width] of uint8, and `fps` where that is not 25
+features  .npy, .npz or .safetensors of [time, width], `features` where there are several, in place of either
+mouth     where it is in the pictures: .json, .csv or .npz with `boxes` [4] or [time, 4] (x0, y0, x1, y1), or `landmarks` [time, 68 or n, 2]
 """
 
 from __future__ import annotations
