@@ -14,10 +14,14 @@ import torch
 from torch import Tensor
 
 from adaptome.core.errors import DataError, RecipeError
+from adaptome.data.faces.video import ENDINGS as VIDEOS
+from adaptome.data.readers.sounds import ENDINGS as SOUNDS
+from adaptome.data.readers.speech import clip_of
 from adaptome.data.sound import Sounds, resampled
 from adaptome.data.speech.clips import (
     FPS,
     at_rate,
+    has_sound,
     mouths,
     read_features,
     read_frames,
@@ -162,6 +166,29 @@ def cropped(pictures: np.ndarray, side: int, rng: np.random.Generator | None = N
     top, left = (room // 2, room // 2) if rng is None else (int(v) for v in rng.integers(room + 1, size=2))
     made = pictures[:, top : top + side, left : left + side]
     return made[:, :, ::-1] if rng is not None and rng.random() < 0.5 else made
+
+
+def clip_of_input(one: Any) -> Clip:
+    """An input of the task's `predict` as a clip.
+
+    Raises:
+        DataError: it is none.
+    """
+    if isinstance(one, Clip):
+        return one
+    if isinstance(one, Mapping) and {"audio", "video"} & set(one):
+        told = one.get("where") or next(str(v) for v in (one.get("audio"), one.get("video")) if v is not None)
+        return Clip(one.get("audio"), one.get("video"), one.get("mouth"), str(told)[:200])
+    if isinstance(one, tuple) and len(one) == 2:
+        return Clip(*one, where=str(one[0])[:200])
+    if not isinstance(one, str | Path):
+        raise DataError(f"a clip is a path, a pair (sound, video) or a mapping with audio and video; found {type(one).__name__}.")  # fmt: skip
+    path = Path(one)
+    if path.suffix.lower() not in SOUNDS | VIDEOS:
+        return Clip(video=str(path), where=str(path))
+    parts = clip_of(path, "", str(path))
+    alone = parts.audio == parts.video and path.is_file() and not has_sound(path)
+    return Clip(None if alone else parts.audio, parts.video, parts.mouth, str(path))
 
 
 class SpeechCollator:

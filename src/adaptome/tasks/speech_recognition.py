@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from adaptome.core.errors import DataError, RecipeError, did_you_mean
 from adaptome.data.faces.video import ENDINGS as VIDEOS
 from adaptome.data.readers.sounds import ENDINGS as SOUNDS
-from adaptome.data.readers.speech import clip_of
-from adaptome.data.speech.clips import FEATURES, has_sound
-from adaptome.data.speech.noise import SPEAKERS, babble, mixed, white
+from adaptome.data.speech.clips import FEATURES
 from adaptome.data.splits import Split, Splits
 from adaptome.models import is_composite, load_composite
 from adaptome.models.speech_recogniser import STREAMS, TASKS, Asked, SpeechRecogniser, streams_of
@@ -30,13 +26,14 @@ from adaptome.tasks.speech_features import (
     Clip,
     SpeechCollator,
     SpeechProcessor,
+    clip_of_input,
     column,
     cropped,
     heard,
     load_speech_processor,
     seen,
 )
-from adaptome.tasks.speech_rows import Examples, checked_rows
+from adaptome.tasks.speech_rows import Examples, checked_rows, noisy, resolved_paths
 from adaptome.tasks.speech_scores import Condition, error_rates
 
 MODEL = "speech-recogniser"
@@ -116,7 +113,7 @@ class SpeechRecognition(Task):
 
     def shaped(self, splits: Splits) -> Splits:
         """Paths of tables are relative to the table that names them."""
-        return Splits({name: _resolved(split) for name, split in splits.items()}, splits.notes)
+        return Splits({name: resolved_paths(split) for name, split in splits.items()}, splits.notes)
 
     def wanted(self, processor: SpeechProcessor) -> list[str]:
         """The streams that the learned modalities read."""
@@ -135,7 +132,7 @@ class SpeechRecognition(Task):
             notes += [f"{name}: {note}" for note in told]
             if len(kept) < len(split):
                 splits[name] = split = split.select(kept)
-            made[name] = Examples(self, split, streams, processor, name == "train")
+            made[name] = Examples(self.options, split, streams, processor, name == "train")
         return Prepared(
             made, SpeechCollator(processor, {**PROMPTS, **self.options.prompts}), self.labels,
             remove_unused_columns=False, notes=notes,
@@ -219,7 +216,7 @@ class SpeechRecognition(Task):
             DataError: a clip that cannot be read, or lacks what is asked for. RecipeError: a rate that was not learned.
         """
         recogniser: Any = model
-        clips = [_clip(one) for one in inputs]
+        clips = [clip_of_input(one) for one in inputs]
         asked = [self._conditions(recogniser, clip, processor) for clip in clips]
         made: list[dict[str, str]] = [{} for _ in clips]
         collator = SpeechCollator(processor, {**PROMPTS, **self.options.prompts})
@@ -275,7 +272,7 @@ class SpeechRecognition(Task):
         for snr in dict.fromkeys(one.snr for one in conditions):
             encoded = plain
             if snr is not None:
-                loud = [{"audio": self._noisy(row["audio"], snr, number, clips, processor)} for row, number in zip(rows, part, strict=True)]  # fmt: skip
+                loud = [{"audio": noisy(row["audio"], snr, number, clips, processor, self.options)} for row, number in zip(rows, part, strict=True)]  # fmt: skip
                 audio = to_device(collator(loud), device)
                 encoded = {**plain, **model.encode(audio["audio"], audio["audio_lengths"])}
             for one in (c for c in conditions if c.snr == snr):
@@ -290,69 +287,5 @@ class SpeechRecognition(Task):
         )  # fmt: skip
         return [text.strip() for text in tokenizer.batch_decode(found, skip_special_tokens=True)]
 
-    def _noisy(
-        self, sound: np.ndarray, snr: float, number: int, clips: Sequence[Clip], processor: SpeechProcessor
-    ) -> np.ndarray:
-        """A sound with noise, the same for a clip at every ratio."""
-        if sound.ndim != 1:
-            raise RecipeError("task.snrs: noise is mixed into sounds, and the data brings features. Leave it out.")  # fmt: skip
-        rng = np.random.default_rng((self.options.augment_seed, number))
-        others = [heard(clips[k], processor) for k in self.drawn(rng, number, len(clips))]
-        return mixed(sound, self.noise(rng, len(sound), others), snr)
-
-    def drawn(self, rng: np.random.Generator, number: int, count: int) -> list[int]:
-        """Of a babble in this clip, the clips that it is made of.
-
-        Raises:
-            DataError: there is no other.
-        """
-        if self.options.noise != "babble":
-            return []
-        if count < 2:
-            raise DataError("task.noise=babble is made of the other clips, and there is one alone. Take task.noise=white.")  # fmt: skip
-        picked = rng.choice(count - 1, min(SPEAKERS, count - 1), replace=False)
-        return [int(k) + int(k >= number) for k in picked]
-
-    def noise(self, rng: np.random.Generator, samples: int, others: Sequence[np.ndarray]) -> np.ndarray:
-        """The options' noise; `others` are what a babble is made of."""
-        return babble(rng, samples, others) if others else white(rng, samples)
-
     def shown(self, one: Any, prediction: Any) -> Shown:
         return Shown(prediction["text"] or "-", prediction["from"])
-
-
-def _clip(one: Any) -> Clip:
-    """An input of `predict` as a clip."""
-    if isinstance(one, Clip):
-        return one
-    if isinstance(one, Mapping) and {"audio", "video"} & set(one):
-        told = one.get("where") or next(str(v) for v in (one.get("audio"), one.get("video")) if v is not None)
-        return Clip(one.get("audio"), one.get("video"), one.get("mouth"), str(told)[:200])
-    if isinstance(one, tuple) and len(one) == 2:
-        return Clip(*one, where=str(one[0])[:200])
-    if not isinstance(one, str | Path):
-        raise DataError(f"a clip is a path, a pair (sound, video) or a mapping with audio and video; found {type(one).__name__}.")  # fmt: skip
-    path = Path(one)
-    if path.suffix.lower() not in SOUNDS | VIDEOS:
-        return Clip(video=str(path), where=str(path))
-    parts = clip_of(path, "", str(path))
-    alone = parts.audio == parts.video and path.is_file() and not has_sound(path)
-    return Clip(None if alone else parts.audio, parts.video, parts.mouth, str(path))
-
-
-def _resolved(split: Split) -> Split:
-    """The split with relative paths of its columns made relative to the tables that name them, where such files are there."""
-    rows = split.rows
-    for name in (*STREAMS, "mouth"):
-        if name not in rows.column_names or type(rows.features[name]).__name__ != "Value":
-            continue
-        folders = [Path(table.file).parent for table in split.tables]
-        paths = []
-        for value, (table, _) in zip(rows[name], split.origin, strict=True):
-            beside = None if value is None else folders[int(table)] / value
-            paths.append(str(beside) if beside is not None and beside.is_file() else value)
-        rows = rows.remove_columns(name).add_column(name, paths)
-    return Split(rows, split.tables, split.origin)
-
-
-__all__ = ["SpeechRecognition", "SpeechRecognitionOptions", "torch"]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adaptome.core.errors import DataError
+from adaptome.core.errors import DataError, RecipeError
 from adaptome.data.speech.clips import FPS, sound_seconds, video_seconds
-from adaptome.data.speech.noise import masked_times, mixed
+from adaptome.data.speech.noise import SPEAKERS, babble, masked_times, mixed, white
 from adaptome.data.splits import Split
+from adaptome.models.speech_recogniser import STREAMS
 from adaptome.tasks.speech_features import RATE, Clip, SpeechProcessor, column, cropped, heard, seen
 
 #: seconds of each second that are hidden at most: 6,400 samples, and 10 of 25 pictures
@@ -56,19 +58,81 @@ def checked_rows(
     return kept, notes
 
 
+def resolved_paths(split: Split) -> Split:
+    """The split with relative paths of its columns made relative to the tables that name them, where such files are there."""
+    rows = split.rows
+    for name in (*STREAMS, "mouth"):
+        if name not in rows.column_names or type(rows.features[name]).__name__ != "Value":
+            continue
+        folders = [Path(table.file).parent for table in split.tables]
+        paths = []
+        for value, (table, _) in zip(rows[name], split.origin, strict=True):
+            beside = None if value is None else folders[int(table)] / value
+            paths.append(str(beside) if beside is not None and beside.is_file() else value)
+        rows = rows.remove_columns(name).add_column(name, paths)
+    return Split(rows, split.tables, split.origin)
+
+
+def noisy(
+    sound: np.ndarray,
+    snr: float,
+    number: int,
+    clips: Sequence[Clip],
+    processor: SpeechProcessor,
+    options: Any,
+) -> np.ndarray:
+    """A clip's sound with the options' noise, the same at every ratio.
+
+    Args:
+        number: of the clip among all, of which a babble is made.
+
+    Raises:
+        RecipeError: the sound is features. DataError: there is no other clip.
+    """
+    if sound.ndim != 1:
+        raise RecipeError(
+            "task.snrs: noise is mixed into sounds, and the data brings features. Leave it out."
+        )
+    rng = np.random.default_rng((options.augment_seed, number))
+    return with_noise(
+        rng, sound, snr, number, len(clips), lambda row: heard(clips[row], processor), options.noise
+    )
+
+
+def with_noise(
+    rng: np.random.Generator,
+    sound: np.ndarray,
+    snr: float,
+    number: int,
+    count: int,
+    other: Callable[[int], np.ndarray],
+    kind: str,
+) -> np.ndarray:
+    """A sound with white noise, or with a babble of some of the other clips."""
+    if kind == "white":
+        return mixed(sound, white(rng, len(sound)), snr)
+    if count < 2:
+        raise DataError(
+            "task.noise=babble is made of the other clips, and there is one alone. Take task.noise=white."
+        )
+    picked = rng.choice(count - 1, min(SPEAKERS, count - 1), replace=False)
+    others = [other(int(k) + int(k >= number)) for k in picked]
+    return mixed(sound, babble(rng, len(sound), others), snr)
+
+
 class Examples:
     """Rows as {"audio", "video", "ids"}, where the streams are learned; those of training are changed anew in every epoch.
 
     Args:
-        task: whose options say how, and which makes noise.
+        options: the task's.
     """
 
-    def __init__(self, task: Any, split: Split, streams: Sequence[str], processor: SpeechProcessor, training: bool):  # fmt: skip
-        self.task, self.processor, self.training, self.epoch = task, processor, training, 0
+    def __init__(self, options: Any, split: Split, streams: Sequence[str], processor: SpeechProcessor, training: bool):  # fmt: skip
+        self.options, self.processor, self.training, self.epoch = options, processor, training, 0
         self.split, self.streams = split, list(streams)
         self.sources = {name: column(split.rows, name) for name in (*streams, "mouth")}
         texts = [str(text).strip() for text in split.rows["text"]]
-        texts = [text.lower() for text in texts] if task.options.lowercase else texts
+        texts = [text.lower() for text in texts] if options.lowercase else texts
         tokenizer = processor.tokenizer
         read = tokenizer(texts, add_special_tokens=False)["input_ids"]
         self.ids = [[*ids, tokenizer.eos_token_id] for ids in read]
@@ -86,7 +150,7 @@ class Examples:
         return Clip(**parts, where=self.split.where(row))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row, own = int(index), self.task.options
+        row, own = int(index), self.options
         clip, made = self.clip(row), {"ids": self.ids[row]}
         rng = np.random.default_rng((own.augment_seed, self.epoch, row))
         if "audio" in self.streams:
@@ -100,7 +164,7 @@ class Examples:
         return made
 
     def _sound(self, sound: np.ndarray, row: int, rng: np.random.Generator) -> np.ndarray:
-        own = self.task.options
+        own = self.options
         if not self.training or sound.ndim != 1:
             return sound
         if own.augment:
@@ -108,5 +172,7 @@ class Examples:
         drawn = int(rng.integers(len(own.train_snrs) + 1))
         if drawn == len(own.train_snrs):
             return sound
-        others = [heard(self.clip(k), self.processor) for k in self.task.drawn(rng, row, len(self))]
-        return mixed(sound, self.task.noise(rng, len(sound), others), own.train_snrs[drawn])
+        snr = own.train_snrs[drawn]
+        return with_noise(
+            rng, sound, snr, row, len(self), lambda k: heard(self.clip(k), self.processor), own.noise
+        )

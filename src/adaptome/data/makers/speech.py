@@ -14,7 +14,7 @@ from adaptome.data.splits import Table
 
 @maker("syllables")
 def syllables(seed: int, train: int = 900, validation: int = 40) -> dict[str, Table]:
-    """Columns audio, video and text: three words that mean nothing, every clip in a voice of its own."""
+    """Columns audio, video and text: three words in any order, every clip in a voice of its own."""
     rng = np.random.default_rng((seed, 10))
     made = {}
     for split, count in (("train", train), ("validation", validation)):
@@ -24,8 +24,8 @@ def syllables(seed: int, train: int = 900, validation: int = 40) -> dict[str, Ta
 
 
 @maker("talking-mouths")
-def talking_mouths(seed: int, train: int = 400, validation: int = 40, test: int = 80) -> dict[str, Table]:
-    """Columns audio, video and text: sentences of three words, of 30 words in all; no sentence is in two splits."""
+def talking_mouths(seed: int, train: int = 360, validation: int = 40, test: int = 80) -> dict[str, Table]:
+    """Columns audio, video and text: sentences of three words, of 24 words in all; no sentence is in two splits."""
     rng = np.random.default_rng((seed, 11))
     texts = sentences(rng, lexicon(rng), train + validation + test)
     made, at = {}, 0

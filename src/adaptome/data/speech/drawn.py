@@ -1,4 +1,4 @@
-r"""Drawn speech: letters as formants and as shapes of a mouth, spoken by voices that differ, words of two syllables.
+r"""Drawn speech: letters as formants and as shapes of a mouth, spoken by voices that differ, words of a syllable.
 
     sound  x(t) = a(t) p(t) [sin 2 pi int F1 + sin 2 pi int F2 / 2] + n(t) noise     p: pulses of the voice's pitch; F1, F2, a, n glide
     mouth  lips around an opening o(t) x w(t), teeth and tongue in it, 25 pictures a second
@@ -30,7 +30,7 @@ LETTERS = {
     "u": (320, 750, 1.00, 0.00, 0.30, 0.25, 0.0, 0.0, 0.12),
 }
 #: between words and at both ends
-PAUSE = (300, 1400, 0.0, 0.0, 0.05, 0.55, 0.0, 0.0, 0.08)
+PAUSE = (300, 1400, 0.0, 0.0, 0.05, 0.55, 0.0, 0.0, 0.06)
 CONSONANTS, VOWELS = "bmdnfs", "aeiou"
 
 
@@ -58,16 +58,14 @@ def voice(rng: np.random.Generator) -> Voice:
 
 
 def word(rng: np.random.Generator) -> str:
-    """Two syllables."""
-    return "".join(rng.choice(list(part)) for part in (CONSONANTS, VOWELS) * 2)
+    """A consonant and a vowel."""
+    return "".join(rng.choice(list(part)) for part in (CONSONANTS, VOWELS))
 
 
-def lexicon(rng: np.random.Generator, places: int = 3, each: int = 10) -> list[list[str]]:
+def lexicon(rng: np.random.Generator, places: int = 3, each: int = 8) -> list[list[str]]:
     """Words by their place in a sentence, all different."""
-    found: list[str] = []
-    while len(found) < places * each:
-        new = word(rng)
-        found += [new] if new not in found else []
+    every = [consonant + vowel for consonant in CONSONANTS for vowel in VOWELS]
+    found = [every[k] for k in rng.permutation(len(every))[: places * each]]
     return [found[k * each : (k + 1) * each] for k in range(places)]
 
 
