@@ -89,6 +89,9 @@ def test_a_users_files_at_a_chosen_rate(trained, folder, capsys):
         main(["predict", str(trained), clip, "--set", "task.recognise=audio", "--set", "task.audio_rate=8", "--json"])  # fmt: skip
     (told,) = json.loads(capsys.readouterr().out)
     assert told["from"] == "audio-8" and set(told["by"]) == {"audio-8"}
+    names = [one.name for one in loaded.task.given([f"{folder}/test", f"{folder}/train/0.wav"])]
+    there = [f"{folder}/test/{name}" for name in ("4.mp4", "4.npy", "5.mp4", "5.npy")]
+    assert names == [*there, f"{folder}/train/0.wav"]
     pair = [(f"{folder}/test/5.wav", f"{folder}/test/5.mp4"), {"video": f"{folder}/test/5.mp4"}]
     assert [one["from"] for one in loaded.task.predict(loaded.model, loaded.processor, pair)] == ["audiovisual-4-2", "video-2"]  # fmt: skip
 
@@ -110,7 +113,7 @@ def test_what_cannot_be_recognised_is_told(trained, folder, tmp_path):
     assert loaded.task.predict(loaded.model, loaded.processor, [str(mute)])[0]["from"] == "video-2"
     other = load_run(trained, ["task.audio_rate=5"])
     with pytest.raises(RecipeError, match=r"audio_rate=5 was not learned.*There are: \[4, 8\]"):
-        other.task.predict(other.model, other.processor, [f"{folder}/test/4.wav"])
+        other.task.predict(other.model, other.processor, [f"{folder}/train/0.wav"])
     long = {"array": np.zeros(40_000, np.int16), "sampling_rate": 16_000}
     with pytest.raises(DataError, match=r"lasts 2\.5 s, and the model hears 2 s"):
         loaded.task.predict(loaded.model, loaded.processor, [{"audio": long, "where": "it"}])

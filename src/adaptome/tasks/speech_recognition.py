@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from adaptome.core.errors import DataError, RecipeError, did_you_mean
 from adaptome.data.faces.video import ENDINGS as VIDEOS
 from adaptome.data.readers.sounds import ENDINGS as SOUNDS
+from adaptome.data.readers.speech import is_part
 from adaptome.data.speech.clips import FEATURES
 from adaptome.data.splits import Split, Splits
 from adaptome.models import is_composite, load_composite
@@ -202,8 +204,9 @@ class SpeechRecognition(Task):
     # -- use -----------------------------------------------------------------------------------------------------------
 
     def given(self, words: Sequence[str]) -> list[Given]:
-        """Files of sound or video, or folders of them."""
-        return [Given(one.name, one.value) for one in gathered(words, self.takes)]
+        """Files of sound or video, or folders of clips, in which the sound of a video is no clip of its own."""
+        found = gathered(words, self.takes)
+        return [one for one in found if one.value in words or not is_part(Path(one.value))]
 
     def predict(
         self, model: nn.Module, processor: SpeechProcessor, inputs: Sequence[Any], batch_size: int = 32

@@ -91,7 +91,7 @@ def _folder(path: Path, encoding: str) -> list[Clip]:
         return [clip for one in lists for clip in _spoken(one, encoding)]
     found = []
     for file in sorted(f for f in path.rglob("*") if f.suffix.lower() in VIDEO + SOUND):
-        if _is_mouth(file) or (file.suffix.lower() in SOUND and _beside(file, VIDEO) is not None):
+        if is_part(file):
             continue
         text = file.with_suffix(".txt")
         if not text.is_file():
@@ -157,5 +157,7 @@ def _beside(file: Path, endings: tuple[str, ...]) -> Path | None:
     return next((f for ending in endings if (f := file.with_suffix(ending)).is_file()), None)
 
 
-def _is_mouth(file: Path) -> bool:
-    return file.name.lower().endswith(MOUTH)
+def is_part(file: Path) -> bool:
+    """Whether a file is no clip of its own: where a mouth is, or the sound of a video beside it."""
+    sound = file.suffix.lower() in SOUND and _beside(file, VIDEO) is not None
+    return sound or file.name.lower().endswith(MOUTH)
