@@ -6,7 +6,7 @@ The share of words that are right (1 - word error rate), the mean over the eight
 recipe stand the frozen recogniser, whose projectors alone train with the same data and steps; the same recipe with one rate of each stream, told at the coarser
 rates by the projectors of the finer ones (`coarse`, the mean of those that it did not learn); and guessing, which says the likeliest word of each place. `noise`
 are sounds in a babble as loud as the speech, heard alone and with the lips. Exit code 1 unless the recipe is ahead of the frozen recogniser and of guessing by
-the margins below, ahead of the one-rate model at the coarser rates, and better with lips than without in noise, in every seed.
+the margins below, ahead of the one-rate model at the coarser rates, and better in noise with lips, at their finer rate, than without, in every seed.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ def guessed(splits: Any) -> float:
 def also(seen: Sequence[Seen]) -> dict[str, bool]:
     """What both senses and several rates give."""
     return {
-        "lips help in noise, at every rate, in every seed": all(one[f"audiovisual-{a}-{v}/0dB: {DEMO}"] > one[f"audio-{a}/0dB: {DEMO}"] for one in seen for a in (4, 8) for v in (2, 4)),
+        "lips at their finer rate help in noise, in every seed": all(one[f"audiovisual-{a}-2/0dB: {DEMO}"] > one[f"audio-{a}/0dB: {DEMO}"] for one in seen for a in (4, 8)),
         "ahead of the one-rate model at rates that it did not learn, in every seed": all(one[f"coarse: {DEMO}"] > one[f"coarse: {ONE}"] for one in seen),
     }  # fmt: skip
 
 
 if __name__ == "__main__":
-    demo = Demo(DEMO, "words right", FROZEN, GUESS, {FROZEN: 0.05, GUESS: 0.2}, measure, also)
+    demo = Demo(DEMO, "words right", FROZEN, GUESS, {FROZEN: 0.1, GUESS: 0.2}, measure, also)
     main(demo, "python benchmarks/systems/omni_avsr.py", __doc__)

@@ -15,6 +15,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 Compression = Literal["average", "stack"]
+#: by which a layer tells that some forwards pass it by
+IDLE = "may_idle"
 
 
 def compressed(x: Tensor, lengths: Tensor, rate: int, how: Compression = "average") -> tuple[Tensor, Tensor]:
@@ -42,7 +44,7 @@ class Projectors(nn.ModuleDict):
         widths = [width * rate if how == "stack" else width for rate in rates]
         made = {name: _projector(w, hidden, out, norm) for name, w in zip(names, widths, strict=False)}
         for layer in (layer for one in made.values() for layer in one):
-            layer.may_idle = len(made) > 1  # a step is of one rate alone
+            setattr(layer, IDLE, len(made) > 1)  # a step is of one rate alone
         super().__init__(made)
 
     def at(self, rate: int) -> nn.Module:
@@ -51,6 +53,6 @@ class Projectors(nn.ModuleDict):
         return found
 
 
-def _projector(width: int, hidden: int, out: int, norm: bool) -> nn.Module:
+def _projector(width: int, hidden: int, out: int, norm: bool) -> nn.Sequential:
     layers = [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out)]
     return nn.Sequential(*layers, nn.LayerNorm(out)) if norm else nn.Sequential(*layers)

@@ -218,7 +218,7 @@ class SpeechRecogniser(CompositeModel):
                 continue
             if name not in streams:
                 raise ModelError(f"the task {asked.task!r} needs {name}, and the batch has none.")
-            x, mask = self.tokens(streams[name], name, asked[1 + number])
+            x, mask = self.tokens(streams[name], name, (asked.audio_rate, asked.video_rate)[number])
             marks = [self.marks[2 * number + k].to(dtype).expand(rows, 1, -1) for k in (0, 1)]
             there = mask.new_ones(rows, 1)
             parts += [(marks[0], there), (x.to(dtype), mask), (marks[1], there)]
@@ -340,8 +340,9 @@ class SpeechRecogniser(CompositeModel):
         made = {key: value for key, value in state.items() if not key.startswith("projectors.")}
         for key, value in self.projectors.state_dict().items():
             stream, rate, inner = key.split(".", 2)
-            known = sorted(before[f"{stream}_rates"], key=lambda r: abs(r - int(rate))) if rate != "all" else ["all"]  # fmt: skip
-            found = state.get(f"projectors.{stream}.{rate}.{inner}", state.get(f"projectors.{stream}.{known[0]}.{inner}"))  # fmt: skip
+            rates = [] if rate == "all" else before[f"{stream}_rates"]
+            nearest = min(rates, key=lambda known, wanted=rate: abs(known - int(wanted)), default="all")
+            found = state.get(f"projectors.{stream}.{rate}.{inner}", state.get(f"projectors.{stream}.{nearest}.{inner}"))  # fmt: skip
             fits = found is not None and found.shape == value.shape
             made[f"projectors.{key}"] = found if fits and found is not None else value
         return made

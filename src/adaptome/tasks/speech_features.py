@@ -125,7 +125,7 @@ def column(rows: Any, name: str) -> Sequence[Any] | None:
     if name not in rows.column_names:
         return None
     kind = rows.features[name]
-    return rows[name] if type(kind).__name__ == "Value" else Sounds(rows, name)  # type: ignore[no-any-return]
+    return rows[name] if type(kind).__name__ == "Value" else Sounds(rows, name)
 
 
 def heard(clip: Clip, processor: SpeechProcessor) -> np.ndarray:

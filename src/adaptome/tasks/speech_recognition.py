@@ -39,12 +39,12 @@ from adaptome.tasks.speech_rows import Examples, checked_rows, noisy, resolved_p
 from adaptome.tasks.speech_scores import Condition, error_rates
 
 MODEL = "speech-recogniser"
-PROMPTS = {
+Modality = Literal["audio", "video", "audiovisual"]
+PROMPTS: dict[Modality, str] = {
     "audio": "Transcribe speech to text.",
     "video": "Transcribe video to text.",
     "audiovisual": "Transcribe speech and video to text.",
 }
-Modality = Literal["audio", "video", "audiovisual"]
 
 
 class SpeechRecognitionOptions(TaskOptions):
@@ -100,8 +100,8 @@ class SpeechRecognition(Task):
     later_options = (
         "max_new_tokens", "num_beams", "snrs", "recognise", "audio_rate", "video_rate", "tolerance",
     )  # fmt: skip
-    primary_metric = "loss"  # type: ignore[assignment]
-    headline = "wer"  # type: ignore[assignment]
+    primary_metric = "loss"
+    headline = "wer"
 
     def __init__(self, options: SpeechRecognitionOptions, labels: Sequence[str] | None = None):
         super().__init__(options, labels)
@@ -119,7 +119,8 @@ class SpeechRecognition(Task):
 
     def wanted(self, processor: SpeechProcessor) -> list[str]:
         """The streams that the learned modalities read."""
-        tasks = self.options.modalities or [t for t in TASKS if set(streams_of(t)) <= set(processor.streams)]
+        own: Sequence[str] = self.options.modalities or ()
+        tasks = list(own) or [t for t in TASKS if set(streams_of(t)) <= set(processor.streams)]
         found = [name for name in STREAMS if any(name in streams_of(task) for task in tasks)]
         if lost := [name for name in found if name not in processor.streams]:
             raise RecipeError(f"task.modalities={tasks} needs {lost[0]}, and the model reads {' and '.join(processor.streams)}.")  # fmt: skip
@@ -128,7 +129,8 @@ class SpeechRecognition(Task):
     def prepare(self, splits: Splits, processor: SpeechProcessor) -> Prepared:
         streams, made, notes = self.wanted(processor), {}, list[str]()
         splits.require("text", *streams)
-        self.labels = self.options.modalities or [t for t in TASKS if set(streams_of(t)) <= set(streams)]
+        own: Sequence[str] = self.options.modalities or ()
+        self.labels = list(own) or [t for t in TASKS if set(streams_of(t)) <= set(streams)]
         for name, split in splits.items():
             kept, told = checked_rows(split, streams, processor, self.options.tolerance, name == "train")
             notes += [f"{name}: {note}" for note in told]
@@ -136,17 +138,22 @@ class SpeechRecognition(Task):
                 splits[name] = split = split.select(kept)
             made[name] = Examples(self.options, split, streams, processor, name == "train")
         return Prepared(
-            made, SpeechCollator(processor, {**PROMPTS, **self.options.prompts}), self.labels,
+            made, SpeechCollator(processor, self.prompts()), self.labels,
             remove_unused_columns=False, notes=notes,
         )  # fmt: skip
+
+    def prompts(self) -> dict[str, str]:
+        """What is asked, by modality."""
+        return {str(task): text for task, text in {**PROMPTS, **self.options.prompts}.items()}
 
     def clips(self, split_rows: Any, streams: Iterable[str] = STREAMS, where: Any = str) -> list[Clip]:
         """The clips of a split's rows, none of them read."""
         found = {name: column(split_rows, name) for name in (*streams, "mouth")}
-        return [
-            Clip(**{name: None if one is None else one[row] for name, one in found.items()}, where=where(row))
-            for row in range(len(split_rows))
-        ]
+        made = []
+        for row in range(len(split_rows)):
+            parts: dict[str, Any] = {k: None if one is None else one[row] for k, one in found.items()}
+            made.append(Clip(**parts, where=where(row)))
+        return made
 
     def inputs(self, rows: Any) -> list[Any]:
         """The rows' clips, to be recognised from all that was learned, and in noise."""
@@ -222,7 +229,7 @@ class SpeechRecognition(Task):
         clips = [clip_of_input(one) for one in inputs]
         asked = [self._conditions(recogniser, clip, processor) for clip in clips]
         made: list[dict[str, str]] = [{} for _ in clips]
-        collator = SpeechCollator(processor, {**PROMPTS, **self.options.prompts})
+        collator = SpeechCollator(processor, self.prompts())
         with evaluating(model) as device:
             for kind in dict.fromkeys(map(tuple, asked)):
                 rows = [row for row, conditions in enumerate(asked) if tuple(conditions) == kind]

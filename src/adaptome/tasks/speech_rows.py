@@ -146,12 +146,15 @@ class Examples:
 
     def clip(self, row: int) -> Clip:
         """Where a row's parts are."""
-        parts = {name: None if one is None else one[row] for name, one in self.sources.items()}
+        parts: dict[str, Any] = {
+            name: None if one is None else one[row] for name, one in self.sources.items()
+        }
         return Clip(**parts, where=self.split.where(row))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row, own = int(index), self.options
-        clip, made = self.clip(row), {"ids": self.ids[row]}
+        clip = self.clip(row)
+        made: dict[str, Any] = {"ids": self.ids[row]}
         rng = np.random.default_rng((own.augment_seed, self.epoch, row))
         if "audio" in self.streams:
             made["audio"] = self._sound(heard(clip, self.processor), row, rng)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def table(name: str, split: str, texts: Iterable[str], rng: np.random.Generator)
     """The texts spoken, as a reader gives them: sounds as samples with their rate, pictures as an .npz file's content."""
     texts = list(texts)
     clips = [spoken(text, voice(rng), rng) for text in texts]
-    columns = {
+    columns: dict[str, list[Any]] = {
         "audio": [{"array": sound, "sampling_rate": RATE} for sound, _ in clips],
         "video": [{"bytes": packed(frames), "path": None} for _, frames in clips],
         "text": texts,
