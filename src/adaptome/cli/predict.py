@@ -27,6 +27,8 @@ adaptome predict runs/scenes pictures/ --output found
 
 adaptome predict runs/change before.tif after.tif --output found
 
+adaptome predict runs/speech clip.mp4 --set task.recognise=audio --set task.audio_rate=16
+
 adaptome predict runs/entities notes/ letter.txt
 
 adaptome predict runs/pets photo.jpg "a red panda" "a raccoon"
@@ -58,6 +60,10 @@ def predict(
             "--output", "-o", help="Write predictions.jsonl here, and the answers that are pictures."
         ),
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A change to its recipe, as task.num_beams=4."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs run together.")] = 32,
     json: JsonOption = False,
 ) -> None:
@@ -68,7 +74,7 @@ def predict(
     from adaptome.tasks.showing import plain
     from adaptome.training import load_run
 
-    loaded = load_run(run)
+    loaded = load_run(run, changes or [])
     task = loaded.task
     given = task.given(words)
     found = task.predict(loaded.model, loaded.processor, [one.value for one in given], batch_size)

@@ -37,6 +37,9 @@ class Trained(WeightAdapter):
         self.changes = tuple(copies)
         self.rows = rows
         self.replaces = rows is None
+        self.may_idle = bool(
+            getattr(host.layer, "may_idle", False)
+        )  # the model says that some forwards pass it by
         self.fast = rows is not None and host.kind in ("embedding", "linear") and self.changes == ("weight",)
         for name, value in copies.items():
             self.register_parameter(name, value)

@@ -62,6 +62,8 @@ class DataSection(Section):
         "captioned",
         "coop",
         "clips",
+        "speech",
+        "auto-avsr",
         "imagefolder",
         "audiofolder",
         "npz",

@@ -27,6 +27,7 @@ class TrainingSection(Section):
     optimizer: str = Field(
         default="adamw_torch", description="any `optim` of transformers' TrainingArguments"
     )
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="of Adam and its kin")
     scheduler: str = Field(
         default="linear",
         description="any `lr_scheduler_type` of transformers, or power: (1 - progress)^power, not below floor",

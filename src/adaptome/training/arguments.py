@@ -52,6 +52,8 @@ def training_arguments(recipe: Recipe, task: Task, prepared: Prepared) -> dict[s
         "lr_scheduler_kwargs": {} if training.scheduler == POWER else dict(training.scheduler_settings),
         "warmup_steps": training.warmup,
         "weight_decay": training.weight_decay,
+        "adam_beta1": training.betas[0],
+        "adam_beta2": training.betas[1],
         "max_grad_norm": training.max_grad_norm,
         "bf16": training.bf16,
         CHECKPOINTING: training.gradient_checkpointing,

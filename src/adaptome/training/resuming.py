@@ -66,6 +66,7 @@ REFUSED: dict[str, str] = {
     "methods": "the checkpoint holds those adapters",
     "start": "the adapters began there",
     "training.optimizer": "the checkpoint holds the other one's state",
+    "training.betas": "the checkpoint holds means of the other ones",
     "training.batch_size": "a step would be another number of rows, and the place in the data another",
     "training.gradient_accumulation": "a step would be another number of rows, and the place in the data another",
     "training.length_grouping": "it draws the order of the rows",
