@@ -60,6 +60,7 @@ class DataSection(Section):
         "dense",
         "modalities",
         "captioned",
+        "stories",
         "coop",
         "clips",
         "speech",
