@@ -63,7 +63,7 @@ class ImageTextRetrieval(Task):
 
     @property
     def primary_metric(self) -> str:
-        return "r@1"
+        return "recall_1"
 
     # -- data ----------------------------------------------------------------------------------------------------------
 

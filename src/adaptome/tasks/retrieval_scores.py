@@ -27,11 +27,11 @@ def recalls(images: np.ndarray, texts: np.ndarray, owners: np.ndarray, ks: Seque
     own = owners[:, None] == np.arange(len(images))[None]
     best = np.where(own, s, -np.inf).max(0)
     images_rank = ((s >= best) & ~own).sum(0)
-    told = {f"t2i_r@{k}": float((texts_rank < k).mean()) for k in ks}
-    told |= {f"i2t_r@{k}": float((images_rank < k).mean()) for k in ks}
-    first = (told["t2i_r@1"] + told["i2t_r@1"]) / 2 if 1 in ks else None
+    told = {f"t2i_recall_{k}": float((texts_rank < k).mean()) for k in ks}
+    told |= {f"i2t_recall_{k}": float((images_rank < k).mean()) for k in ks}
+    first = (told["t2i_recall_1"] + told["i2t_recall_1"]) / 2 if 1 in ks else None
     mean = float(np.mean(list(told.values())))
-    return {**({} if first is None else {"r@1": first}), **told, "mean_recall": mean}
+    return {**({} if first is None else {"recall_1": first}), **told, "mean_recall": mean}
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
