@@ -141,7 +141,8 @@ class LvlmEmbedder(CompositeModel):
         """Negative log-likelihood [batch] of the tokens that are targets, each told by the state before it, and how many they are; no logits of others are made."""
         before, right = states[:, :-1], targets[:, 1:]
         kept = right != NOTHING
-        logits = self.lvlm.get_output_embeddings()(before[kept]).float()  # type: ignore[operator]
+        logits = self.lvlm.get_output_embeddings()(before[kept])  # type: ignore[operator]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         each = F.cross_entropy(logits, right[kept], reduction="none")
         row = kept.nonzero()[:, 0]
         return each.new_zeros(len(targets)).index_add(0, row, each), kept.sum(1)

@@ -32,5 +32,5 @@ class NextToken(Objective):
         asking = "the objective 'next-token'"
         losses = output(outputs, self.settings.losses, asking)
         counts = output(outputs, self.settings.counts, asking)
-        mean: Tensor = losses.float().sum() / counts.sum().clamp(min=1)
+        mean: Tensor = losses.sum() / counts.sum().clamp(min=1)
         return mean

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,8 +48,31 @@ def shaped(splits: Splits) -> Splits:
         for old, new in named.items():
             taken.setdefault(new, old)
         rows = split.rows.rename_columns({old: new for new, old in taken.items()})
+        for column in ("image", *PAIR[:2]):
+            if column in rows.column_names and getattr(rows.features[column], "dtype", "") == "string":
+                files = [_file(split, i, one) for i, one in enumerate(rows[column])]
+                rows = rows.remove_columns(column).add_column(column, files)
         made[name] = Split(rows, split.tables, split.origin)
     return Splits(made, splits.notes)
+
+
+def _file(split: Split, row: int, named: str | None) -> str | None:
+    """A picture's file, from where the command runs or from its table; Winoground names its without ending, in a folder `images`.
+
+    Raises:
+        DataError: there is none; names the row.
+    """
+    if named is None:
+        return None
+    folder = Path(split.tables[int(split.origin[row][0])].file).parent
+    places = [Path(named), folder / named, folder / f"{named}.png", folder / "images" / f"{named}.png"]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise DataError(
+            f"{split.where(row)}: no picture {named}, neither here nor in {folder}.\n"
+            "  Say where they are, relative to the table: data.paths='../val2017/{filename}'."
+        )
+    return str(found)
 
 
 def texts_of(value: Any) -> list[str]:
@@ -146,7 +170,7 @@ class CaptionedRows:
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = int(index)
         own, picture = self.captions[index], self._picture(index)
-        if own.question is not None and self.training:
+        if own.question is not None and not (own.short or own.long):
             return {**self.reader.asked(picture, own.question, own.answer), "texts": [], "captions": 0}
         short, long = own.short, own.long[0] if own.long else None
         if self.training:

@@ -33,7 +33,7 @@ def scene_questions(seed: int, train: int = 4000, validation: int = 128) -> dict
 
 @maker("scene-captions")
 def scene_captions(seed: int, train: int = 2000, validation: int = 48, test: int = 64) -> dict[str, Table]:
-    """Scenes with a short text and a long one, each from either object.
+    """Scenes with a short text, in training from either object, and a long one.
 
     The scenes of validation and of test have different short texts, so that each text has one picture. Of test also a text that is wrong by its
     colours alone (`negative`), and a question on a colour with its answer.
@@ -45,7 +45,7 @@ def scene_captions(seed: int, train: int = 2000, validation: int = 48, test: int
         columns: dict[str, object] = {
             "image": _images(drawn),
             "text": [[scene.short(), scene.turned().short()] if split == "train" else [scene.short()] for scene in drawn],
-            "long": [[scene.long(), scene.turned().long()] for scene in drawn],
+            "long": [scene.long() for scene in drawn],
         }
         if split == "test":
             columns |= {
@@ -58,16 +58,16 @@ def scene_captions(seed: int, train: int = 2000, validation: int = 48, test: int
 
 
 def _question(scene: PairScene, rng: np.random.Generator) -> tuple[str, str]:
+    kind = rng.choice(["all", "all", "all", "colour", "size", "where"])
+    if kind == "all":
+        return DESCRIBE, scene.long()
     scene = scene if rng.random() < 0.5 else scene.turned()
     one = scene.first
-    kind = rng.choice(["all", "all", "all", "colour", "size", "where"])
     if kind == "colour":
         return f"what colour is the {one.shape} ?", one.colour
     if kind == "size":
         return f"what size is the {one.shape} ?", one.size
-    if kind == "where":
-        return f"where is the {one.shape} ?", f"{scene.relation} the {scene.second.shape}"
-    return DESCRIBE, scene.long()
+    return f"where is the {one.shape} ?", f"{scene.relation} the {scene.second.shape}"
 
 
 def _different(rng: np.random.Generator, count: int) -> list[PairScene]:
