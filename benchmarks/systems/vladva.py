@@ -3,14 +3,16 @@
     python benchmarks/systems/vladva.py [--seeds 3]
 
 Recall at 1, the mean of both ways, among 64 scenes that have different short texts. Beside the recipe stand the frozen model by the hand-written prompts; the words of the
-nearest training picture, pixel by pixel, compared as sets; and the recipe without long texts and on long texts alone. Exit code 1 unless the recipe is ahead of the frozen
-model by 0.3 and of the pixels by 0.1 in every seed; it answers questions as often as the frozen model does, to 0.1, where the adapters are off; and on texts whose two colours
-have changed places it is right more often than the frozen model.
+nearest training picture, pixel by pixel, compared as sets; and the recipe without long texts. Exit code 1 unless the recipe is ahead of the frozen model by 0.3 and of the
+pixels by 0.1 in every seed; on texts whose two colours have changed places it is right more often than the frozen model, and in the mean more often than without long texts;
+and with its adapters on it still answers questions by the ordinary prompt.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from _demo import Demo, main
@@ -20,9 +22,9 @@ from adaptome.recipe import load_recipe, stages_of
 from adaptome.training import run
 
 DEMO, FROZEN, PIXELS = "vladva-demo", "frozen model", "words of the nearest picture"
-SHORT, LONG = "short texts alone", "long texts compared"
+SHORT = "short texts alone"
 SWAPPED, ANSWERED, FROZEN_ANSWERED = "right colours", "answered", "answered by the frozen model"
-CONTRASTIVE = '[{name: info-nce, weight: 2, left: image_embeds, right: text_embeds, learnable: true}]'
+CONTRASTIVE = "[{name: info-nce, weight: 2, left: image_embeds, right: text_embeds, learnable: true}]"
 
 
 def measure(seed: int, folder: Path) -> dict[str, float]:
@@ -61,12 +63,16 @@ def nearest(seed: int) -> float:
     return float(np.mean(ways))
 
 
-def also(seen) -> dict[str, bool]:
+def also(seen: Sequence[Mapping[str, float]]) -> dict[str, bool]:
+    def gains(label: str) -> list[float]:
+        return [one[SWAPPED] - one[f"{SWAPPED}, {label}"] for one in seen]
+
+    kept = [one[ANSWERED] - one[FROZEN_ANSWERED] for one in seen]
     return {
-        "right colours more often than the frozen model, in every seed": all(one[SWAPPED] > one[f"{SWAPPED}, {FROZEN}"] for one in seen),  # fmt: skip
-        "right colours more often than with short texts alone, in the mean": np.mean([one[SWAPPED] - one[f"{SWAPPED}, {SHORT}"] for one in seen]) > 0,  # fmt: skip
-        "it answers still: not 0.25 below the frozen model, in every seed": all(one[ANSWERED] >= one[FROZEN_ANSWERED] - 0.25 for one in seen),  # fmt: skip
-    }  # fmt: skip
+        "right colours more often than the frozen model, in every seed": min(gains(FROZEN)) > 0,
+        "right colours more often than with short texts alone, in the mean": fmean(gains(SHORT)) > 0,
+        "it answers still: not 0.25 below the frozen model, in every seed": min(kept) >= -0.25,
+    }
 
 
 if __name__ == "__main__":

@@ -55,7 +55,9 @@ def adapted(model: LvlmEmbedder) -> LvlmEmbedder:
 def test_it_starts_as_the_hand_prompted_model_bit_for_bit():
     model, given = embedder(), batch((21, 22, 23))
     plain = model.lvlm.model(
-        input_ids=given["input_ids"], attention_mask=given["attention_mask"], pixel_values=given["pixel_values"]
+        input_ids=given["input_ids"],
+        attention_mask=given["attention_mask"],
+        pixel_values=given["pixel_values"],
     ).last_hidden_state
     before = model(**given)
     assert torch.equal(before["image_embeds"], plain[:, 6])
@@ -91,7 +93,9 @@ def test_each_long_token_is_told_once_the_first_by_the_summary():
     made = model(**given)
     assert made["caption_tokens"].tolist() == [3, 3]
     logits = model.lvlm(
-        input_ids=given["input_ids"], attention_mask=given["attention_mask"], pixel_values=given["pixel_values"]
+        input_ids=given["input_ids"],
+        attention_mask=given["attention_mask"],
+        pixel_values=given["pixel_values"],
     ).logits
     told = logits[:, 6:9].log_softmax(-1)  # the summary stands at 6
     right = -told[:, torch.arange(3), list(caption)].sum(1)
@@ -123,7 +127,11 @@ def test_each_term_reaches_the_prompts_that_it_should_and_nothing_frozen():
         model.zero_grad()
         given = batch((21, 22))
         term.value(model(**given), given, Seen(model)).backward()
-        rows = [p.grad for n, p in model.named_parameters() if ".D." in n and p.grad is not None and bool(p.grad.any())]
+        rows = [
+            p.grad
+            for n, p in model.named_parameters()
+            if ".D." in n and p.grad is not None and bool(p.grad.any())
+        ]
         assert len(rows) == len(reached), term.name
         assert {r.shape[0] for r in rows} == {tables[name].num_embeddings for name in reached}
         base = [n for n, p in model.named_parameters() if not p.requires_grad and p.grad is not None]
@@ -149,12 +157,17 @@ def test_counts_at_full_size_are_those_of_the_paper():
     recipe = load_recipe("vladva-llava")
     with torch.device("meta"):
         model = LvlmEmbedder.from_settings(
-            weights=False, lvlm={"from_config": {"model_type": "llava"}}, image_prompt=[1] * 15, text_prompt=[1] * 15
+            weights=False,
+            lvlm={"from_config": {"model_type": "llava"}},
+            image_prompt=[1] * 15,
+            text_prompt=[1] * 15,
         )
     lora, prompts = recipe.methods
     assert ad.attach(model, lora.name, targets=lora.targets, **lora.settings).trainable == 39_976_960
     vision = ("vision_tower", "multi_modal_projector")
-    assert not [n for n, p in model.named_parameters() if p.requires_grad and any(part in n for part in vision)]
+    assert not [
+        n for n, p in model.named_parameters() if p.requires_grad and any(part in n for part in vision)
+    ]
     plan = ad.attach(model, prompts.name, "prompts", targets=prompts.targets, **prompts.settings)
     assert plan.trainable == 2 * 15 * 4096 == 122_880
 
@@ -175,7 +188,9 @@ def test_diagnostics_on_known_matrices():
     torch.manual_seed(0)
     low = torch.randn(50, 3) @ torch.randn(3, 20)
     curve = variance_curve(low)
-    assert curve[1] < 0.999 and curve[2] == pytest.approx(1, abs=1e-6) and bool((curve.diff() >= -1e-12).all())
+    assert (
+        curve[1] < 0.999 and curve[2] == pytest.approx(1, abs=1e-6) and bool((curve.diff() >= -1e-12).all())
+    )
     model = embedder()
     flat = model.entropy(torch.zeros(2, 16))
     assert flat.tolist() == pytest.approx([math.log(64)] * 2, rel=1e-5)

@@ -21,7 +21,9 @@ from tests.models.test_lvlm_embedder import adapted, batch, embedder
 
 def uneven() -> dict[str, torch.Tensor]:
     """Five examples whose long captions differ in length, so that means of means would be wrong."""
-    given = {k: v.double() if v.is_floating_point() else v for k, v in batch((21, 22, 23, 24), rows=5).items()}
+    given = {
+        k: v.double() if v.is_floating_point() else v for k, v in batch((21, 22, 23, 24), rows=5).items()
+    }
     for row, length in enumerate((4, 1, 0, 3, 2)):
         given["targets"][row, 7 + length :] = -100
     given["input_ids"][:, 7:] += torch.arange(5)[:, None]

@@ -57,7 +57,9 @@ def embed(
 
     if output is not None and output.suffix not in ENDINGS:
         near = did_you_mean(output.suffix, ENDINGS)
-        raise typer.BadParameter(f"{output}: vectors are written as .npz or .parquet.{near}", param_hint="--output")
+        raise typer.BadParameter(
+            f"{output}: vectors are written as .npz or .parquet.{near}", param_hint="--output"
+        )
     from adaptome.training import load_run
 
     loaded = load_run(run)
@@ -102,7 +104,9 @@ def _gathered(words: list[str]) -> tuple[list[str], dict[str, Any]]:
         elif word and path.is_dir():
             inside = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in PICTURES)
             if not inside:
-                raise DataError(f"the folder {word} holds no picture. Endings read: {', '.join(sorted(PICTURES))}.")
+                raise DataError(
+                    f"the folder {word} holds no picture. Endings read: {', '.join(sorted(PICTURES))}."
+                )
             names += inside
         elif path.suffix == ".txt" and path.is_file():
             names += [line.strip() for line in read_text(path).splitlines() if line.strip()]

@@ -19,7 +19,9 @@ from adaptome.models.base import CompositeModel, CompositeSettings, Part, regist
 
 
 class DualEncoderSettings(CompositeSettings):
-    encoders: Part = Field(description="a model of transformers with get_image_features and get_text_features")
+    encoders: Part = Field(
+        description="a model of transformers with get_image_features and get_text_features"
+    )
 
 
 @register_model("dual-encoder")

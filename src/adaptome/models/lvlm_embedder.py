@@ -30,7 +30,9 @@ NOTHING = -100
 
 
 class LvlmEmbedderSettings(CompositeSettings):
-    lvlm: Part = Field(description="a model of transformers' AutoModelForImageTextToText that reads `input_ids`")
+    lvlm: Part = Field(
+        description="a model of transformers' AutoModelForImageTextToText that reads `input_ids`"
+    )
     image_prompt: list[int] = Field(default=[], description="tokens after a picture; the task knows them")
     text_prompt: list[int] = Field(default=[], description="tokens after a text; the task knows them")
 
@@ -50,7 +52,10 @@ class LvlmEmbedder(CompositeModel):
                 "model: image_prompt and text_prompt are the tokens whose last one sums up; neither can be empty."
             )
         self.prompts = nn.ModuleDict(
-            {name: nn.Embedding(len(ids), width, dtype=self.table.weight.dtype) for name, ids in self._ids().items()}
+            {
+                name: nn.Embedding(len(ids), width, dtype=self.table.weight.dtype)
+                for name, ids in self._ids().items()
+            }
         )
         for table in self.prompts.values():
             nn.init.zeros_(table.weight)  # type: ignore[arg-type]
@@ -63,7 +68,9 @@ class LvlmEmbedder(CompositeModel):
         """
         if any(bool(table.weight.any()) for table in self.prompts.values()):  # type: ignore[union-attr]
             raise ModelError("the model's soft prompts were trained from other words. Give task.image_prompt and task.text_prompt as they were.")  # fmt: skip
-        self.settings = self.settings.model_copy(update={"image_prompt": image_prompt, "text_prompt": text_prompt})
+        self.settings = self.settings.model_copy(
+            update={"image_prompt": image_prompt, "text_prompt": text_prompt}
+        )
         self.build()
 
     def _ids(self) -> dict[str, list[int]]:

@@ -1,9 +1,9 @@
 """Rows of pictures with captions of two lengths, drawn anew in every epoch; and known layouts of such data as this one.
 
-    image, text: "a dog" or ["a dog", "a brown dog runs"], long: likewise, perhaps absent
-    image, question, answer                                     plain writing, without the summary
-    image, text, negative                                       SugarCrepe: one text is right (filename, caption, negative_caption)
-    image_0, image_1, caption_0, caption_1                      Winoground
+image, text: "a dog" or ["a dog", "a brown dog runs"], long: likewise, perhaps absent
+image, question, answer                                     plain writing, without the summary
+image, text, negative                                       SugarCrepe: one text is right (filename, caption, negative_caption)
+image_0, image_1, caption_0, caption_1                      Winoground
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ class ImageTextRetrievalOptions(TaskOptions):
     text_prompt: str = Field(
         default="Summarize the sentence above in one word:", description="after a text, likewise"
     )
-    chat: bool = Field(default=True, description="lay the model's chat template around both, where it has one")
+    chat: bool = Field(
+        default=True, description="lay the model's chat template around both, where it has one"
+    )
     short: int = Field(default=30, ge=1, description="captions of fewer tokens are short: compared with pictures")  # fmt: skip
     long: int = Field(default=500, ge=1, description="tokens of a long caption, which is told after the picture, that are read")  # fmt: skip
     draw_seed: int = Field(default=0, ge=0, description="of the captions that are drawn")
@@ -75,7 +77,7 @@ class ImageTextRetrieval(Task):
 
     def _reader(self, config: Any, processor: PictureProcessor) -> Any:
         o = self.options
-        if hasattr(config, "projection_dim") or processor.inner is None and processor.marks is None:
+        if processor.inner is None and processor.marks is None:
             text = getattr(config, "text_config", config)
             return DualRows(processor, text.max_position_embeddings, config.model_type.startswith("siglip"))
         return LvlmRows(processor, o.image_prompt, o.text_prompt, o.chat, o.long)
@@ -86,7 +88,9 @@ class ImageTextRetrieval(Task):
     def prepare(self, splits: Splits, processor: Any) -> Prepared:
         asked = {name for name, split in splits.items() if is_composed(split)}
         if "train" in asked:
-            raise DataError("pairs of pictures and texts are a test: give data.train rows with image and text.")
+            raise DataError(
+                "pairs of pictures and texts are a test: give data.train rows with image and text."
+            )
         made: dict[str, Any] = {}
         notes: list[str] = []
         for name, split in splits.items():
@@ -155,12 +159,16 @@ class ImageTextRetrieval(Task):
         if "answer" not in split.rows.column_names:
             return told
         pairs = zip(predictions, split.rows["answer"], strict=True)
-        right = [_same(one["answer"], answer) for one, answer in pairs if "answer" in one and answer is not None]
+        right = [
+            _same(one["answer"], answer) for one, answer in pairs if "answer" in one and answer is not None
+        ]
         return {**told, "answered": float(np.mean(right))} if right else told
 
     # -- use -----------------------------------------------------------------------------------------------------------
 
-    def embed(self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32) -> np.ndarray:
+    def embed(
+        self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32
+    ) -> np.ndarray:
         """Vectors of length 1 [n, d] of pictures (paths with a picture's ending, PIL images, arrays) and texts.
 
         Raises:
@@ -203,12 +211,18 @@ class ImageTextRetrieval(Task):
                 asked = [rows.asked(rows.picture(picture_of(image)), question) for image, question in group]
                 batch = rows.pictures(asked, left=True)
                 ids, mask = batch.pop("input_ids").to(device), batch.pop("attention_mask").to(device)
-                pixels = {k: v.to(device) for k, v in batch.items() if k not in ("slots", "targets", "summary")}
+                pixels = {
+                    k: v.to(device) for k, v in batch.items() if k not in ("slots", "targets", "summary")
+                }
                 found = model.answer(ids, mask, self.options.answer_tokens, **pixels)  # type: ignore[operator]
-                made += [text.strip() for text in rows.tokenizer.batch_decode(found, skip_special_tokens=True)]
+                made += [
+                    text.strip() for text in rows.tokenizer.batch_decode(found, skip_special_tokens=True)
+                ]
         return made
 
-    def predict(self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32) -> list[Any]:
+    def predict(
+        self, model: nn.Module, processor: Any, inputs: Sequence[Any], batch_size: int = 32
+    ) -> list[Any]:
         """For each `Asked` {"similarity" [images, texts], "texts", "right"} where it has texts, {"answer"} where it has a question."""
         made: list[dict[str, Any]] = [{} for _ in inputs]
         compared = [i for i, one in enumerate(inputs) if one.texts]
@@ -253,7 +267,9 @@ class ImageTextRetrieval(Task):
     def shown(self, one: Any, prediction: Any) -> Shown:
         picture = picture_of(one.images[0])
         lines = [prediction["answer"]] if "answer" in prediction else []
-        for text, value in zip(prediction.get("texts", []), prediction.get("similarity", [[]])[0], strict=True):
+        for text, value in zip(
+            prediction.get("texts", []), prediction.get("similarity", [[]])[0], strict=True
+        ):
             lines.append(f"{value:.3f} {text}")
         return Shown("; ".join(lines), one.question or "", picture=picture)
 

@@ -54,7 +54,9 @@ def source_of(model: ModelSpec) -> Source:
 
 def _part(kind: str) -> str:
     if kind not in PARTS:
-        raise RecipeError(f"model.composite={kind!r}: pictures and texts are compared by {' or '.join(PARTS)}.")
+        raise RecipeError(
+            f"model.composite={kind!r}: pictures and texts are compared by {' or '.join(PARTS)}."
+        )
     return PARTS[kind]
 
 
@@ -84,7 +86,9 @@ class PictureProcessor:
         marks: the picture's token and how many patches one stands for (Qwen2-VL).
     """
 
-    def __init__(self, tokenizer: Any, pictures: Any, inner: Any = None, marks: tuple[str, int] | None = None):
+    def __init__(
+        self, tokenizer: Any, pictures: Any, inner: Any = None, marks: tuple[str, int] | None = None
+    ):
         self.tokenizer, self.pictures, self.inner, self.marks = tokenizer, pictures, inner, marks
 
     @property
@@ -143,7 +147,11 @@ def load_picture_processor(source: Source) -> PictureProcessor:
         return PictureProcessor(tokenizer, pictures, _with_videos(place, kind))
     told = _told(made, place)
     takes = inspect.signature(made.__init__).parameters
-    own = {key: value for key, value in told.items() if key in takes and key not in ("image_processor", "tokenizer")}
+    own = {
+        key: value
+        for key, value in told.items()
+        if key in takes and key not in ("image_processor", "tokenizer")
+    }
     own = {**_from_config(source.config), **own}
     return PictureProcessor(tokenizer, pictures, made(image_processor=pictures, tokenizer=tokenizer, **own))
 
@@ -164,7 +172,9 @@ def _with_videos(place: Any, kind: str) -> Any:
     from transformers import AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(resolve(str(place.tokenizer or place.name)), revision=place.revision)
+        return AutoProcessor.from_pretrained(
+            resolve(str(place.tokenizer or place.name)), revision=place.revision
+        )
     except ImportError as error:
         raise MissingExtraError("torchvision", "vision") from error
     except (OSError, ValueError) as error:

@@ -1,9 +1,9 @@
 """Scores of pictures and texts that are compared by their vectors: retrieval both ways, and compositionality.
 
-    R@k, text to image     share of the texts whose picture is among the k nearest
-    R@k, image to text     share of the pictures of whose texts one is among the k nearest
-    SugarCrepe             s(I, caption) > s(I, negative), arXiv:2306.14610
-    Winoground             text: s(0,0) > s(0,1) and s(1,1) > s(1,0);  image: s(0,0) > s(1,0) and s(1,1) > s(0,1);  group: both, arXiv:2204.03162
+R@k, text to image     share of the texts whose picture is among the k nearest
+R@k, image to text     share of the pictures of whose texts one is among the k nearest
+SugarCrepe             s(I, caption) > s(I, negative), arXiv:2306.14610
+Winoground             text: s(0,0) > s(0,1) and s(1,1) > s(1,0);  image: s(0,0) > s(1,0) and s(1,1) > s(0,1);  group: both, arXiv:2204.03162
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import numpy as np
 KS = (1, 5, 10)
 
 
-def recalls(images: np.ndarray, texts: np.ndarray, owners: np.ndarray, ks: Sequence[int] = KS) -> dict[str, float]:
+def recalls(
+    images: np.ndarray, texts: np.ndarray, owners: np.ndarray, ks: Sequence[int] = KS
+) -> dict[str, float]:
     """R@k both ways, and their mean over ways and ks. Of equals the right one comes last, so that vectors that are all the same reach nothing.
 
     Args:
@@ -53,7 +55,11 @@ def composed(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         if s.shape == (2, 2):
             text = s[0, 0] > s[0, 1] and s[1, 1] > s[1, 0]
             image = s[0, 0] > s[1, 0] and s[1, 1] > s[0, 1]
-            for name, holds in (("text_score", text), ("image_score", image), ("group_score", text and image)):
+            for name, holds in (
+                ("text_score", text),
+                ("image_score", image),
+                ("group_score", text and image),
+            ):
                 told.setdefault(name, []).append(float(holds))
         elif s.shape[0] == 1 and s.shape[1] > right > 0:
             told.setdefault("composed", []).append(float(s[0, :right].min() > s[0, right:].max()))

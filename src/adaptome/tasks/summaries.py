@@ -46,7 +46,9 @@ class LvlmRows:
         self.image_prompt, self.text_prompt = self._plain(self.image.after), self._plain(self.text.after)
         for name, ids in (("image_prompt", self.image_prompt), ("text_prompt", self.text_prompt)):
             if not ids:
-                raise RecipeError(f"task.{name}: it has no token, and its last one is what sums up. Write a prompt.")
+                raise RecipeError(
+                    f"task.{name}: it has no token, and its last one is what sums up. Write a prompt."
+                )
 
     def _around(self, prompt: str, picture: bool) -> Around:
         if not self.chat:
@@ -190,7 +192,9 @@ def _filled(rows: Sequence[Sequence[Any]]) -> list[Any]:
 def padded(rows: Sequence[Sequence[int]], value: int, left: bool = False, least: int = 0) -> Tensor:
     """Lists of several lengths as one tensor [rows, longest]."""
     width = max(least, *map(len, rows))
-    made = [[value] * (width - len(r)) + list(r) if left else list(r) + [value] * (width - len(r)) for r in rows]
+    made = [
+        [value] * (width - len(r)) + list(r) if left else list(r) + [value] * (width - len(r)) for r in rows
+    ]
     return torch.tensor(made)
 
 

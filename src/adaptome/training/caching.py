@@ -68,7 +68,10 @@ def in_parts(
 
 
 def _rows(inputs: Mapping[str, Any]) -> int:
-    counts = {key: len(value) if isinstance(value, Tensor) and value.dim() else None for key, value in inputs.items()}
+    counts = {
+        key: len(value) if isinstance(value, Tensor) and value.dim() else None
+        for key, value in inputs.items()
+    }
     count = next(iter(counts.values()))
     odd = [key for key, n in counts.items() if n is None or n != count]
     if odd or count is None:

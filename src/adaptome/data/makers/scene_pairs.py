@@ -44,7 +44,10 @@ def scene_captions(seed: int, train: int = 2000, validation: int = 48, test: int
         drawn = [pair_at_random(rng) for _ in range(count)] if split == "train" else _different(rng, count)
         columns: dict[str, object] = {
             "image": _images(drawn),
-            "text": [[scene.short(), scene.turned().short()] if split == "train" else [scene.short()] for scene in drawn],
+            "text": [
+                [scene.short(), scene.turned().short()] if split == "train" else [scene.short()]
+                for scene in drawn
+            ],
             "long": [scene.long() for scene in drawn],
         }
         if split == "test":

@@ -1,7 +1,7 @@
 """Scenes of two objects in a relation, told in two lengths: the short text drops the relation and the ground, the long one tells all.
 
-    a red circle and a blue square
-    a red circle is left of a blue square on a white ground
+a red circle and a blue square
+a red circle is left of a blue square on a white ground
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from adaptome.data.scenes.drawing import COLOURS, FINE, SHAPES, inside
 SIDE = 24
 GROUNDS = ("white", "black")
 #: name -> which way the second object lies
-RELATIONS: dict[str, tuple[int, int]] = {"left of": (1, 0), "right of": (-1, 0), "above": (0, 1), "below": (0, -1)}
+RELATIONS: dict[str, tuple[int, int]] = {
+    "left of": (1, 0),
+    "right of": (-1, 0),
+    "above": (0, 1),
+    "below": (0, -1),
+}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 #: half an object's width, of the picture's side
 SIZES = {"small": 0.14, "large": 0.22}
@@ -74,7 +79,9 @@ class PairScene:
 def pair_at_random(rng: np.random.Generator) -> PairScene:
     """A scene that is drawn at random, told from the left or upper object."""
     colours, shapes = rng.permutation(PAINTS)[:2], rng.permutation(SHAPES)[:2]
-    things = [Thing(str(c), str(s), str(rng.choice(list(SIZES)))) for c, s in zip(colours, shapes, strict=True)]
+    things = [
+        Thing(str(c), str(s), str(rng.choice(list(SIZES)))) for c, s in zip(colours, shapes, strict=True)
+    ]
     shift = rng.uniform(-0.04, 0.04, 2)
     return PairScene(
         things[0], things[1], str(rng.choice(["left of", "above"])), str(rng.choice(GROUNDS)), (float(shift[0]), float(shift[1])),
