@@ -192,6 +192,8 @@ def test_captions_are_told_apart_by_length_and_drawn_anew():
     split = to_split([rows], "train")
     found, notes = sorted_captions(split, lambda text: len(text.split()), 4, 5)
     assert found[0].short == ["a b"] and found[0].long == ["c d e f g"] and found[1].long == [] and not notes
+    whole, _ = sorted_captions(split, lambda text: len(text.split()), None, 5)  # to evaluate on
+    assert whole[0].short == ["a b", "c d e f g"] and whole[0].long == []
     _, notes = sorted_captions(split, lambda text: len(text.split()), 4, 3)
     assert len(notes) == 1 and "line 1" in notes[0]
     empty = to_split(

@@ -8,7 +8,7 @@ image_0, image_1, caption_0, caption_1                      Winoground
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,33 +115,43 @@ class Sorted(NamedTuple):
     answer: str | None = None
 
 
-def sorted_captions(split: Split, length: Any, below: int, most: int) -> tuple[list[Sorted], list[str]]:
-    """Every row's captions, short ones of fewer tokens than `below`, and notes on those that are cut.
+def sorted_captions(
+    split: Split, length: Callable[[str], int], below: int | None, most: int
+) -> tuple[list[Sorted], list[str]]:
+    """Every row's captions, and notes on those that are cut.
 
     A column `long` is of long ones whatever their length; without it the captions in `text` are told apart by their length.
+
+    Args:
+        length: tokens of a text.
+        below: short ones have fewer tokens than this; None to call all of `text` short, and those of the column alone long.
+        most: tokens of a caption that are read.
 
     Raises:
         DataError: a row without any.
     """
     there, made = split.rows.column_names, []
-    columns = {name: split.rows[name] if name in there else [None] * len(split) for name in ("text", "long", "question", "answer")}  # fmt: skip
+    names = ("text", "long", "question", "answer")
+    columns = [split.rows[name] if name in there else [None] * len(split) for name in names]
+    apart = below is not None and "long" not in there and "question" not in there
     cut: list[int] = []
-    for i, (text, long, question, answer) in enumerate(zip(*columns.values(), strict=True)):
+    for i, (text, long, question, answer) in enumerate(zip(*columns, strict=True)):
         short, more = texts_of(text), texts_of(long)
-        if "long" not in there and "question" not in there:
+        # a token has a character at least
+        cut += [i] if any(len(one) > most and length(one) > most for one in (*short, *more)) else []
+        if apart:
             sizes = [length(one) for one in short]
-            more = [one for one, size in zip(short, sizes, strict=True) if size >= below]
-            short = [one for one, size in zip(short, sizes, strict=True) if size < below]
+            more = [one for one, size in zip(short, sizes, strict=True) if size >= (below or 0)]
+            short = [one for one, size in zip(short, sizes, strict=True) if size < (below or 0)]
         if not (short or more or answer):
             raise DataError(
                 f"{split.where(i)}: no caption. A row has `text`, short or long or a list of both, perhaps `long`; or `question` and `answer`."
             )
-        cut += [i] if any(len(one) > most and length(one) > most for one in more) else []
         made.append(Sorted(short, more, question, answer))
-    notes = []
-    if cut:
-        notes = [f"{len(cut)} of {len(made)} rows have captions of more than {most} tokens, which are cut there, the first of them {split.where(cut[0])}."]  # fmt: skip
-    return made, notes
+    if not cut:
+        return made, []
+    told = f"{len(cut)} of {len(made)} rows have captions of more than {most} tokens, which are cut there"
+    return made, [f"{told}, the first of them {split.where(cut[0])}."]
 
 
 class CaptionedRows:

@@ -98,7 +98,8 @@ class ImageTextRetrieval(Task):
                 made[name] = split.rows
                 continue
             Splits({name: split}).require("image")
-            captions, told = sorted_captions(split, self._rows.length, self.options.short, self.options.long)
+            short, most = self.options.short if name == "train" else None, self._rows.longest
+            captions, told = sorted_captions(split, self._rows.length, short, most)
             notes += told
             made[name] = CaptionedRows(
                 split, self._rows, captions, picture_of, name == "train", self.options.draw_seed
