@@ -18,12 +18,12 @@ from adaptome.report.shown import Shown
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
 from adaptome.tasks.captioned_rows import Asked, CaptionedRows, asked_of, is_composed, shaped, sorted_captions
 from adaptome.tasks.composites import load_around
-from adaptome.tasks.image_classification import to_rgb
 from adaptome.tasks.inference import chunks, evaluating, to_device
+from adaptome.tasks.picture_inputs import Text, is_picture, picture_of
 from adaptome.tasks.picture_processors import PARTS, PictureProcessor, load_picture_processor, source_of
 from adaptome.tasks.retrieval_scores import composed, recalls, unit
 from adaptome.tasks.showing import Given
-from adaptome.tasks.summaries import DualRows, LvlmRows
+from adaptome.tasks.summaries import Collator, DualRows, LvlmRows
 
 
 class ImageTextRetrievalOptions(TaskOptions):
@@ -228,7 +228,7 @@ class ImageTextRetrieval(Task):
         made: list[dict[str, Any]] = [{} for _ in inputs]
         compared = [i for i, one in enumerate(inputs) if one.texts]
         if compared:
-            flat = [each for i in compared for each in (*inputs[i].images, *map(_Text, inputs[i].texts))]
+            flat = [each for i in compared for each in (*inputs[i].images, *map(Text, inputs[i].texts))]
             vectors, start = self.embed(model, processor, flat, batch_size), 0
             for i in compared:
                 n, m = len(inputs[i].images), len(inputs[i].texts)
@@ -273,43 +273,6 @@ class ImageTextRetrieval(Task):
         ):
             lines.append(f"{value:.3f} {text}")
         return Shown("; ".join(lines), one.question or "", picture=picture)
-
-
-class _Text(str):
-    """A text that is one whatever it ends in."""
-
-
-def is_picture(one: Any) -> bool:
-    """Whether an input is a picture: a path with a picture's ending, or what is no text at all."""
-    if isinstance(one, _Text):
-        return False
-    return not isinstance(one, str) or Path(one).suffix.lower() in ENDINGS
-
-
-def picture_of(one: Any) -> Any:
-    """An RGB picture of what rows hold: also a file or its bytes, as tables name them."""
-    if isinstance(one, Mapping):
-        if one.get("bytes") is not None:
-            from io import BytesIO
-
-            from PIL import Image
-
-            return to_rgb(Image.open(BytesIO(one["bytes"])))
-        one = one["path"]
-    return to_rgb(one)
-
-
-class Collator:
-    """Rows -> a batch; texts are left out where a row has none."""
-
-    def __init__(self, rows: Any):
-        self.rows = rows
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.rows.pictures(rows)
-        if all(row["texts"] for row in rows):
-            batch |= self.rows.captions([row["texts"] for row in rows])
-        return {**batch, "captions": torch.tensor([row["captions"] for row in rows])}
 
 
 def _same(said: str, right: str) -> bool:

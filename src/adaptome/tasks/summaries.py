@@ -184,6 +184,19 @@ class DualRows:
         return {name: one.unflatten(0, (len(rows), count)) for name, one in made.items()}
 
 
+class Collator:
+    """Rows -> a batch; texts are left out where a row has none."""
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.rows.pictures(rows)
+        if all(row["texts"] for row in rows):
+            batch |= self.rows.captions([row["texts"] for row in rows])
+        return {**batch, "captions": torch.tensor([row["captions"] for row in rows])}
+
+
 def _filled(rows: Sequence[Sequence[Any]]) -> list[Any]:
     count = max(map(len, rows))
     return [one for row in rows for one in [*row, *[row[0]] * (count - len(row))]]

@@ -5,7 +5,8 @@
     o_c = model(part c) again      with them, and the same random numbers, one part after another: dL/do_c do_c/dtheta
 
 This is GradCache's two passes (Gao et al. 2021, arXiv:2101.06983) written as one checkpoint around each part: autograd runs a part again when its
-backward begins, and lets go of it before the next. Random states are drawn again by the checkpoint, so that dropout is the same in both.
+backward begins, and lets go of it before the next. Random states are drawn again by the checkpoint, so that dropout is the same in both. What a method adds to
+the loss by itself (`ad.penalty`) is of the last part alone where it looks at activations.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class TermedTrainer(StoredAdapters):
             with ad.steer(**facts) if facts else nullcontext():
                 yield {k: v for k, v in inputs.items() if k not in aside}
         finally:
-            self._extras = {}
+            self._extras, self._given = {}, {}
 
     def _set_signature_columns_if_needed(self) -> None:
         """The Trainer's, with the columns that stand aside, which it would take for unused."""
