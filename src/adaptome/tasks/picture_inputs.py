@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from adaptome.core.errors import DataError
 from adaptome.data.readers.images import ENDINGS
 from adaptome.tasks.image_classification import to_rgb
 
@@ -23,11 +24,18 @@ def is_picture(one: Any) -> bool:
 
 
 def picture_of(one: Any) -> Any:
-    """An RGB picture of what rows hold: also a file or its bytes, as tables name them."""
+    """An RGB picture of what rows hold: also a file or its bytes, as tables name them.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     if isinstance(one, Mapping):
         if one.get("bytes") is not None:
             from PIL import Image
 
-            return to_rgb(Image.open(BytesIO(one["bytes"])))
+            try:
+                return to_rgb(Image.open(BytesIO(one["bytes"])))
+            except OSError as error:
+                raise DataError(f"{one.get('path') or 'a picture'} cannot be read: {error}") from error
         one = one["path"]
     return to_rgb(one)
