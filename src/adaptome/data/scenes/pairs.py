@@ -1,4 +1,4 @@
-"""Scenes of two objects in a relation, told in two lengths: the short text drops the relation and the ground, the long one tells all.
+"""Scenes of two objects in a relation, told in two lengths: the short text drops the relation and the sizes, the long one tells all.
 
 a red circle and a blue square
 a red circle is left of a blue square on a white ground
@@ -15,7 +15,7 @@ from adaptome.data.scenes.drawing import COLOURS, FINE, SHAPES, inside
 
 #: the pictures' side in pixels
 SIDE = 24
-GROUNDS = ("white", "black")
+GROUND = "white"
 #: name -> which way the second object lies
 RELATIONS: dict[str, tuple[int, int]] = {
     "left of": (1, 0),
@@ -25,9 +25,9 @@ RELATIONS: dict[str, tuple[int, int]] = {
 }
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 #: half an object's width, of the picture's side
-SIZES = {"small": 0.14, "large": 0.22}
-#: an object's colours: all but those of the ground
-PAINTS = tuple(name for name in COLOURS if name not in GROUNDS)
+SIZES = {"small": 0.19, "large": 0.25}
+#: an object's colours
+PAINTS = ("red", "green", "blue", "yellow")
 
 
 class Thing(NamedTuple):
@@ -49,7 +49,6 @@ class PairScene:
     first: Thing
     second: Thing
     relation: str
-    ground: str
     shift: tuple[float, float] = (0.0, 0.0)
 
     def short(self) -> str:
@@ -57,23 +56,16 @@ class PairScene:
 
     def turned(self) -> PairScene:
         """The same scene, told from the other object."""
-        return PairScene(self.second, self.first, OPPOSITE[self.relation], self.ground, self.shift)
+        return PairScene(self.second, self.first, OPPOSITE[self.relation], self.shift)
 
     def long(self) -> str:
-        return f"{self.placed()} on a {self.ground} ground"
+        a, b = (f"a {t.size} {t.colour} {t.shape}" for t in (self.first, self.second))
+        return f"{a} is {self.relation} {b}"
 
     def swapped(self) -> str:
         """A short text that is wrong: the two colours have changed places."""
         a, b = self.first, self.second
         return f"{a._replace(colour=b.colour).named} and {b._replace(colour=a.colour).named}"
-
-    def misplaced(self) -> str:
-        """A text that is wrong: the relation is the opposite one."""
-        return f"{self.first.named} is {OPPOSITE[self.relation]} {self.second.named}"
-
-    def placed(self) -> str:
-        """The relation in words."""
-        return f"{self.first.named} is {self.relation} {self.second.named}"
 
 
 def pair_at_random(rng: np.random.Generator) -> PairScene:
@@ -83,16 +75,15 @@ def pair_at_random(rng: np.random.Generator) -> PairScene:
         Thing(str(c), str(s), str(rng.choice(list(SIZES)))) for c, s in zip(colours, shapes, strict=True)
     ]
     shift = rng.uniform(-0.04, 0.04, 2)
-    return PairScene(
-        things[0], things[1], str(rng.choice(["left of", "above"])), str(rng.choice(GROUNDS)), (float(shift[0]), float(shift[1])),
-    )  # fmt: skip
+    relation = str(rng.choice(["left of", "above"]))
+    return PairScene(things[0], things[1], relation, (float(shift[0]), float(shift[1])))
 
 
 def draw_pair(scene: PairScene, side: int = SIDE) -> np.ndarray:
     """The scene as RGB bytes [side, side, 3]."""
     at = (np.arange(side * FINE) + 0.5) / (side * FINE)
     picture = np.empty((side * FINE, side * FINE, 3))
-    picture[:] = COLOURS[scene.ground]
+    picture[:] = COLOURS[GROUND]
     way = np.array(RELATIONS[scene.relation]) * 0.25
     for thing, sign in ((scene.first, -1), (scene.second, 1)):
         x, y = np.array(scene.shift) + 0.5 + sign * way
