@@ -63,7 +63,16 @@ def scenes(tmp_path_factory) -> Path:
 def trained(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("run") / "vladva"
     made = run_stages(
-        load_recipe("vladva-demo", [*FEW, "data.limit=16", "training.device=cpu", f"output={out}"]),
+        load_recipe(
+            "vladva-demo",
+            [
+                *FEW,
+                "data.limit=16",
+                "stages.1.data={name: made:scene-captions, limit: 16}",
+                "training.device=cpu",
+                f"output={out}",
+            ],
+        ),
         callbacks=[],
     )
     told = made.last.metrics
@@ -103,7 +112,7 @@ def test_other_sets_files_are_scored(trained, scenes):
     )
     assert set(pairs) == {"text_score", "image_score", "group_score"}
     found = evaluate(trained, overrides=["data.name=null", f"data.test={scenes}/dataset.json", "data.paths=images/{filename}", "data.limit=null"])  # fmt: skip
-    assert found["i2t_recall_5"] == 1.0 and found["t2i_recall_5"] == 1.0
+    assert found["i2t_recall_10"] == 1.0 and found["t2i_recall_5"] == 1.0  # of 8 texts and 4 pictures
 
 
 def test_predict_and_embed_on_a_command_line(trained, scenes, tmp_path, capsys):

@@ -69,7 +69,7 @@ def embed(
         )
 
     def vectors(given: list[str]) -> np.ndarray:
-        found: np.ndarray = loaded.task.embed(loaded.model, loaded.processor, given, batch_size)  # type: ignore[attr-defined]
+        found: np.ndarray = loaded.task.embed(loaded.model, loaded.processor, given, batch_size)
         return found
 
     names, kept = _gathered(inputs)

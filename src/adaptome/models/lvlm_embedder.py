@@ -66,7 +66,7 @@ class LvlmEmbedder(CompositeModel):
         Raises:
             ModelError: those there are have been trained.
         """
-        if any(bool(table.weight.any()) for table in self.prompts.values()):  # type: ignore[union-attr]
+        if any(bool(weight.any()) for weight in self.prompts.parameters()):
             raise ModelError("the model's soft prompts were trained from other words. Give task.image_prompt and task.text_prompt as they were.")  # fmt: skip
         self.settings = self.settings.model_copy(
             update={"image_prompt": image_prompt, "text_prompt": text_prompt}
@@ -79,8 +79,8 @@ class LvlmEmbedder(CompositeModel):
     @property
     def table(self) -> nn.Embedding:
         """The frozen embeddings of the vocabulary."""
-        found: Any = self.lvlm.get_input_embeddings()  # type: ignore[operator]
-        return found  # type: ignore[no-any-return]
+        found: nn.Embedding = self.lvlm.get_input_embeddings()  # type: ignore[operator]
+        return found
 
     @contextmanager
     def prompted(self, name: str, slots: Tensor | None) -> Iterator[None]:
@@ -107,7 +107,8 @@ class LvlmEmbedder(CompositeModel):
         """The states after the last norm [batch, L, d]."""
         with self.prompted(name, slots):
             made: Any = self.lvlm.model(input_ids=ids, attention_mask=mask, use_cache=False, **flat(pixels))  # type: ignore[operator]
-        return made.last_hidden_state  # type: ignore[no-any-return]
+        states: Tensor = made.last_hidden_state
+        return states
 
     def texts(self, ids: Tensor, mask: Tensor, slots: Tensor) -> Tensor:
         """f_t [batch, d] of texts [batch, T], padded on the right."""
