@@ -21,7 +21,6 @@ from adaptome.data.readers.images import IMAGES
 from adaptome.data.splits import Table
 from adaptome.data.textfile import read_text
 
-
 #: what a table's keys mean; others are further columns
 KNOWN = ("file_name", "text", "condition", "image")
 
@@ -66,7 +65,9 @@ def _beside(
     for name in ("metadata.jsonl", "metadata.csv"):
         if (folder / name).is_file():
             rows = {folder / row["file_name"]: row for row in _rows(folder / name)}
-            conditions = {file: str(folder / r["condition"]) for file, r in rows.items() if r.get("condition")}
+            conditions = {
+                file: str(folder / r["condition"]) for file, r in rows.items() if r.get("condition")
+            }
             told = {file: {k: v for k, v in r.items() if k not in KNOWN} for file, r in rows.items()}
             return {file: row["text"] for file, row in rows.items()}, conditions, told
     beside = {file: file.with_suffix(".txt") for file in files}
