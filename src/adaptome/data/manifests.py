@@ -53,7 +53,10 @@ def _resolved(table: Table, column: str, pattern: str | None, source: str) -> Ta
     else:
         paths, source = _filled(table, pattern), column
     columns = {**table.columns, source: [str(folder / Path(path).expanduser()) for path in paths]}
-    return replace(table, columns=columns, files={**table.files, source: "sounds"})
+    files = (
+        table.files if column == "image" else {**table.files, source: "sounds"}
+    )  # pictures are opened by path
+    return replace(table, columns=columns, files=files)
 
 
 def _filled(table: Table, pattern: str) -> list[str]:

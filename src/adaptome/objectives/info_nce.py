@@ -72,7 +72,8 @@ class InfoNCE(Objective):
             if seen.second is None
             else features(seen.second, batch, left, asking)
         )
-        return u.float(), v.float()
+        wide = torch.promote_types(u.dtype, torch.float32)
+        return u.to(wide), v.to(wide)
 
 
 class Scale(nn.Module):

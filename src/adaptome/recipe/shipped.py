@@ -35,10 +35,7 @@ class ShippedRecipe:
     def about(self) -> dict[str, Any]:
         """Name, purpose, task, model and methods (those it compares, where it compares)."""
         content = yaml.safe_load(self.text)
-        parts = [content, *content.get("stages", ())]
-        own = [
-            method for part in parts for method in [part.get("method"), *part.get("methods", ())] if method
-        ]
+        own = [method for part in (content, *content.get("stages", ())) for method in _methods(part)]
         given = content["compare"]["methods"] if "compare" in content else own
         streams = any("continual" in part for part in (content, *content.get("stages", ())))
         # the last stage is what comes of it; a section of it without a name only changes the recipe's
@@ -52,6 +49,11 @@ class ShippedRecipe:
             "model": _name(ends["model"]),
             "methods": list(dict.fromkeys(map(_name, given))),
         }
+
+
+def _methods(part: dict[str, Any]) -> list[Any]:
+    """The methods of a recipe or a stage, written as one or as a list."""
+    return [part["method"]] if "method" in part else list(part.get("methods", ()))
 
 
 def _name(section: Any) -> str:

@@ -53,6 +53,11 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations: less memory, slower"
     )
+    gradient_cache: int | None = Field(
+        default=None,
+        ge=1,
+        description="run a batch in parts of so many examples, twice: its terms see all of it, memory holds a part",
+    )
     length_grouping: bool = Field(default=True, description="batches of examples of similar length")
     seed: int = Field(default=0, ge=0, description="set before adapters and head are initialised")
     logging_steps: int = Field(default=20, ge=1)

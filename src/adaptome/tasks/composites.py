@@ -21,11 +21,12 @@ def encoder_spec(model: ModelSpec) -> Any:
     return SimpleNamespace(tokenizer=model.tokenizer, **{key: part.get(key) for key in keys})
 
 
-def load_around(model: ModelSpec, kind: str, **own: Any) -> CompositeModel:
+def load_around(model: ModelSpec, kind: str, place: str = "encoder", **own: Any) -> CompositeModel:
     """The composite model of this kind: as the recipe names it, or around the encoder that it names.
 
     Args:
         kind: its registered name.
+        place: the part that the named model is.
         **own: settings that the task knows.
 
     Raises:
@@ -39,4 +40,4 @@ def load_around(model: ModelSpec, kind: str, **own: Any) -> CompositeModel:
         "name": model.name and resolve(model.name), "revision": model.revision, "from_config": model.from_config,
         "dtype": model.dtype, "attention": model.attention,
     }  # fmt: skip
-    return composite_models()[kind].from_settings(**{**settings, "encoder": part, **own})
+    return composite_models()[kind].from_settings(**{**settings, place: part, **own})

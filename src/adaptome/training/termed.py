@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 import adaptome as ad
 from adaptome.objectives.deferred import Seen, deferred_logits
 from adaptome.objectives.terms import SECOND, Terms
+from adaptome.training.caching import in_parts, require_cacheable
 from adaptome.training.state import read_state
 from adaptome.training.stored import StoredAdapters
 
@@ -43,6 +44,7 @@ class TermedTrainer(StoredAdapters):
         aside: columns of the batch that the model does not take: terms and `facts` read them.
         facts: the batch -> what its forward and backward are steered by (see `ad.steer`).
         counted: logits and labels of an evaluation batch -> what is kept of both (see `Task.counted`).
+        gradient_cache: rows that are run at a time in training, see `training.caching`; None for all of a batch.
     """
 
     _signature_columns: Any  # None to the type checker, where transformers fills it later
@@ -55,10 +57,15 @@ class TermedTrainer(StoredAdapters):
         aside: Sequence[str] = (),
         facts: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
         counted: Callable[[Any, Any], Tensor] | None = None,
+        gradient_cache: int | None = None,
         **kwargs: Any,
     ):
+        if gradient_cache is not None:
+            require_cacheable(terms)
+        self.gradient_cache = gradient_cache
         self.terms, self.aside, self.facts, self.counted = terms, tuple(aside), facts, counted
         self._extras: dict[str, Any] = {}
+        self._given: dict[str, Any] = {}
         self._sums: dict[str, list[Any]] = {}
         #: names of what the terms measured in the last evaluation
         self.measures: list[str] = []
@@ -73,12 +80,13 @@ class TermedTrainer(StoredAdapters):
         """What the model takes of a batch; within the block the adapters are steered by its facts."""
         aside = {k for k in inputs if k in self.aside or k.startswith(SECOND)}
         self._extras = self._prepare_inputs({k: inputs[k] for k in aside}) if aside else {}
-        facts = {} if self.facts is None else self.facts({**inputs, **self._extras})
+        self._given = {**inputs, **self._extras}
+        facts = {} if self.facts is None else self.facts(self._given)
         try:
             with ad.steer(**facts) if facts else nullcontext():
                 yield {k: v for k, v in inputs.items() if k not in aside}
         finally:
-            self._extras = {}
+            self._extras, self._given = {}, {}
 
     def _set_signature_columns_if_needed(self) -> None:
         """The Trainer's, with the columns that stand aside, which it would take for unused."""
@@ -160,7 +168,10 @@ class TermedTrainer(StoredAdapters):
         if not any(term.objective.name == "model" for term in self.terms.terms):
             # a decoder's input is made from the labels
             keep = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
-            return None, model(**{k: v for k, v in asked.items() if keep or k != "labels"})
+            taken = {k: v for k, v in asked.items() if keep or k != "labels"}
+            if self.gradient_cache is None or not self.model.training:
+                return None, model(**taken)
+            return None, in_parts(model, taken, self.gradient_cache, self._steered)
         if not self.captures_outputs:
             found: Any = super().compute_loss(model, asked, True, items)
             return found
@@ -171,6 +182,14 @@ class TermedTrainer(StoredAdapters):
         finally:
             hook.remove()
         return own, made[0]
+
+    def _steered(self, start: int, stop: int) -> AbstractContextManager[Any]:
+        """Steers the adapters by the facts of some rows of the batch, as `given` does by those of all."""
+        if self.facts is None:
+            return nullcontext()
+        rows = {k: v[start:stop] if isinstance(v, Tensor) and v.dim() else v for k, v in self._given.items()}
+        facts = self.facts(rows)
+        return ad.steer(**facts) if facts else nullcontext()
 
     # -- what is told of it --------------------------------------------------------------------------------------------
 

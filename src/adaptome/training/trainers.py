@@ -55,6 +55,7 @@ def trainer_of(
         "loraplus_ratio": recipe.training.loraplus_ratio,
         "base_eval": recipe.training.base_eval,
         "course": course_of(recipe),
+        "gradient_cache": recipe.training.gradient_cache,
         "terms": loss,
         "aside": data.aside,
         "facts": task.facts if type(task).facts is not Task.facts else None,

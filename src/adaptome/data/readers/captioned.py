@@ -4,7 +4,7 @@
     dog/metadata.jsonl  or  metadata.csv       {"file_name": "01.jpg", "text": "..."} a row (as the hub's image folders have it);
                                                with "condition": "01-edges.png" also what the picture is to be made by
 
-Without texts there is no column `text`: the task gives one for all.
+A JSON row's text may be a list of texts; its other keys are further columns, such as `long`. Without texts there is no column `text`: the task gives one for all.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 from adaptome.core.errors import DataError
 from adaptome.data.readers import ReadOptions, reader
 from adaptome.data.readers.images import IMAGES
 from adaptome.data.splits import Table
 from adaptome.data.textfile import read_text
+
+#: what a table's keys mean; others are further columns
+KNOWN = ("file_name", "text", "condition", "image")
 
 
 @reader("captioned", ".captioned", folders=True)
@@ -36,9 +40,9 @@ def read_captioned(path: Path, options: ReadOptions) -> Table:
     for file in files:
         assert IMAGES.check is not None
         IMAGES.check(file)
-    texts, conditions = _beside(path, files)
+    texts, conditions, others = _beside(path, files)
     files = [file for file in files if str(file) not in conditions.values()]
-    columns: dict[str, list[str]] = {"image": [str(file) for file in files]}
+    columns: dict[str, list[Any]] = {"image": [str(file) for file in files]}
     for name, told in (("text", texts), ("condition", conditions)):
         missing = [str(file) for file in files if file not in told]
         if told and missing:
@@ -47,25 +51,30 @@ def read_captioned(path: Path, options: ReadOptions) -> Table:
             )
         columns |= {name: [told[file] for file in files]} if told else {}
     kinds = {name: "images" for name in columns if name != "text"}
+    for name in dict.fromkeys(key for row in others.values() for key in row):
+        columns[name] = [others.get(file, {}).get(name) for file in files]
     return Table(
         str(path), columns, range(1, len(files) + 1), files=kinds, places=[str(f) for f in files]
     )  # fmt: skip
 
 
-def _beside(folder: Path, files: list[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Each picture's text, and the file of its condition, where there are such."""
+def _beside(
+    folder: Path, files: list[Path]
+) -> tuple[dict[Path, Any], dict[Path, str], dict[Path, dict[str, Any]]]:
+    """Each picture's text, the file of its condition, and what else a table tells of it, where there are such."""
     for name in ("metadata.jsonl", "metadata.csv"):
         if (folder / name).is_file():
-            rows = _rows(folder / name)
+            rows = {folder / row["file_name"]: row for row in _rows(folder / name)}
             conditions = {
-                folder / r["file_name"]: str(folder / r["condition"]) for r in rows if r.get("condition")
+                file: str(folder / r["condition"]) for file, r in rows.items() if r.get("condition")
             }
-            return {folder / row["file_name"]: row["text"] for row in rows}, conditions
+            told = {file: {k: v for k, v in r.items() if k not in KNOWN} for file, r in rows.items()}
+            return {file: row["text"] for file, row in rows.items()}, conditions, told
     beside = {file: file.with_suffix(".txt") for file in files}
-    return {file: read_text(text).strip() for file, text in beside.items() if text.is_file()}, {}
+    return {file: read_text(text).strip() for file, text in beside.items() if text.is_file()}, {}, {}
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
+def _rows(file: Path) -> list[dict[str, Any]]:
     text = read_text(file)
     try:
         if file.suffix == ".csv":

@@ -35,7 +35,7 @@ def read_jsonl(path: Path, options: ReadOptions) -> Table:
 
 @reader("json", ".json")
 def read_json(path: Path, options: ReadOptions) -> Table:
-    """A JSON list of objects, or an object whose only list holds them (e.g. {"data": [...]})."""
+    """A JSON list of objects, an object whose only list holds them (e.g. {"data": [...]}), or one of objects by their number (SugarCrepe's)."""
     try:
         content = _parsed(read_text(path, options.encoding), str(path))
     except json.JSONDecodeError as error:
@@ -45,6 +45,8 @@ def read_json(path: Path, options: ReadOptions) -> Table:
         ) from error
     if isinstance(content, dict):
         lists = [key for key, value in content.items() if isinstance(value, list)]
+        if content and all(isinstance(value, dict) for value in content.values()):
+            content, lists = {"rows": list(content.values())}, ["rows"]
         if len(lists) != 1:
             raise DataError(
                 f"{path}: expected a list of objects, found an object with the keys {', '.join(content)}."
