@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -84,18 +85,19 @@ def read_features(source: Any, one: Modality, where: str, frames: int) -> Tensor
 
 def _arrays(path: Path) -> dict[str, Any]:
     """The arrays of a file by name."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return {name: value.float().numpy() for name, value in load_file(path).items()}
         if path.suffix == ".npy":
             return {FEATURE: np.load(path, allow_pickle=False)}
         with np.load(path, allow_pickle=False) as opened:
             return {name: opened[name] for name in opened.files}
-    except Exception as error:  # each format has errors of its own, among them safetensors' bare Exception
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile, SafetensorError) as error:
         raise DataError(f"{path} cannot be read as features: {error}") from error
 
 
@@ -182,6 +184,9 @@ def in_batch(
     rows: Sequence[Mapping[str, Any]], modalities: Sequence[Modality]
 ) -> dict[str, dict[str, Tensor]]:
     """features, masks, raw and available of rows of {"features": {name: tensor}, "raw": {name: tensor}}, as the model takes them."""
+    mixed = [one.name for one in modalities if len({key for row in rows for key in ("features", "raw") if one.name in row[key]}) > 1]  # fmt: skip
+    if mixed:
+        raise DataError(f"{mixed[0]}: some rows have features, others the recording itself. Give one of the two in a split.")
     made: dict[str, dict[str, Tensor]] = {"features": {}, "masks": {}, "raw": {}, "available": {}}
     for one in modalities:
         for key in ("features", "raw"):
