@@ -41,21 +41,20 @@ def questions(rng: np.random.Generator, split: str, count: int) -> Table:
     rows: list[dict[str, Any]] = []
     for number in range(count):
         one = scene(rng)
-        asked = ask(one, number, rng)
+        asked = ask(one, number)
         rows.append({**asked, "rgb": squares(video(one, rng)), "audio": bands(sound(one.things[one.heard], rng)), "depth": squares(depth(one, rng))})  # fmt: skip
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in ("question", "options", "answer", "type")}  # fmt: skip
     columns |= {name: np.stack([row[name] for row in rows]) for name in ("rgb", "audio", "depth")}
     return Table("made:sounding-scenes", columns, range(1, count + 1), unit=f"{split} question")
 
 
-def ask(one: Scene, number: int, rng: np.random.Generator) -> dict[str, Any]:
+def ask(one: Scene, number: int) -> dict[str, Any]:
     """A question about a scene; the four kinds take turns."""
     kind = number % 4
     if kind == 0:
-        about = int(rng.integers(2))
-        return {"question": f"what colour is the {one.things[about]}?", "options": list(COLOURS), "answer": one.colours[about], "type": "look"}  # fmt: skip
+        return {"question": "what colour is the floor?", "options": list(COLOURS), "answer": one.floor, "type": "look"}  # fmt: skip
     question, which, type_ = (
-        ("which instrument moves?", one.moving, "look"),
+        ("which instrument is there twice?", one.twice, "look"),
         ("which instrument is heard?", one.heard, "listen"),
         ("which instrument is nearer?", one.nearer, "distance"),
     )[kind - 1]

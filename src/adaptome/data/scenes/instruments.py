@@ -1,12 +1,14 @@
-"""Drawn scenes with two instruments, of which one moves, one is nearer and one is heard: video, depth and sound of the same moment.
+"""Drawn scenes with two kinds of instruments, of which one is there twice, one is nearer and one is heard: video, depth and sound of one moment.
 
-A scene is 4 x 4 squares of 4 x 4 pixels. How large an instrument is drawn tells nothing of how far it is, and how it moves nothing of whether it is heard.
-Features are what a plain encoder would give: the pixels of each square with its place, and the loudness of 16 bands of the sound over time.
+A scene is 4 x 4 squares of 4 x 4 pixels, on a floor of one colour. How an instrument is drawn and moves tells nothing of how far it is or whether it is heard.
+Features are what a plain encoder would give: what stands out in each square, with its place, and the loudness of 16 bands of the sound over time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,35 +22,36 @@ SHAPES = {
     "whistle": ("####", "####", "..##", "...."),
 }
 THINGS = tuple(SHAPES)
-#: pixels of a square, with its row and column
-VIDEO_WIDTH, DEPTH_WIDTH = SIDE * SIDE * 3 + 2 * SQUARES, SIDE * SIDE + 2 * SQUARES
+#: of a square's features: its colour, its map, its row and column
+VIDEO_WIDTH, DEPTH_WIDTH = 3 + SIDE * SIDE + 2 * SQUARES, SIDE * SIDE + 2 * SQUARES
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Two instruments by name, and their colours; the rows and columns of their squares in each frame [frames, 2]; which moves, is nearer, is heard."""
+    """The colour of the floor; two instruments by name; which of them stands in each of three squares; the squares' rows and columns [3, frames, 2]; and
+    which is there twice, nearer, heard.
+    """
 
+    floor: str
     things: tuple[str, str]
-    colours: tuple[str, str]
-    places: tuple[np.ndarray, np.ndarray]
-    moving: int
+    which: tuple[int, int, int]
+    places: np.ndarray
+    twice: int
     nearer: int
     heard: int
 
 
 def scene(rng: np.random.Generator) -> Scene:
     """Drawn at random."""
-    things = [THINGS[i] for i in rng.choice(len(THINGS), 2, replace=False)]
-    colours = [list(COLOURS)[i] for i in rng.choice(len(COLOURS), 2, replace=False)]
-    rows, moving = rng.choice(SQUARES, 2, replace=False), int(rng.integers(2))
-    places = []
-    for number in range(2):
-        columns = np.full(FRAMES, rng.integers(SQUARES))
-        if number == moving:
-            columns = np.arange(FRAMES) if rng.random() < 0.5 else np.arange(FRAMES)[::-1]
-        places.append(np.stack([np.full(FRAMES, rows[number]), columns], 1))
-    nearer, heard = (int(rng.integers(2)) for _ in range(2))
-    return Scene((things[0], things[1]), (colours[0], colours[1]), (places[0], places[1]), moving, nearer, heard)  # fmt: skip
+    first, second = (THINGS[i] for i in rng.choice(len(THINGS), 2, replace=False))
+    twice, nearer, heard = (int(rng.integers(2)) for _ in range(3))
+    rows, places = rng.choice(SQUARES, 3, replace=False), []
+    for row in rows:  # each goes its own way along its row, or stands
+        column, step = int(rng.integers(SQUARES)), int(rng.integers(-1, 2))
+        columns = np.clip(column + step * np.arange(FRAMES), 0, SQUARES - 1)
+        places.append(np.stack([np.full(FRAMES, row), columns], 1))
+    floor = list(COLOURS)[rng.integers(len(COLOURS))]
+    return Scene(floor, (first, second), (twice, twice, 1 - twice), np.stack(places), twice, nearer, heard)
 
 
 def shape(thing: str) -> np.ndarray:
@@ -58,24 +61,26 @@ def shape(thing: str) -> np.ndarray:
 
 def video(one: Scene, rng: np.random.Generator) -> np.ndarray:
     """Colours from 0 to 1, [frames, height, width, 3]."""
-    side = SQUARES * SIDE
-    made = np.broadcast_to(rng.uniform(0.3, 0.6), (FRAMES, side, side, 3)).copy()
-    for thing, colour, places in zip(one.things, one.colours, one.places, strict=True):
-        tint = np.clip(np.array(COLOURS[colour]) * rng.uniform(0.85, 1.1), 0, 1)
-        for frame, (row, column) in enumerate(places):
-            made[frame, row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE][shape(thing)] = tint  # fmt: skip
+    floor = np.array(COLOURS[one.floor]) * rng.uniform(0.6, 0.9)
+    made = _drawn(np.broadcast_to(floor, (SQUARES * SIDE, SQUARES * SIDE, 3)), one, [rng.uniform(0.75, 1.0, 3), rng.uniform(0, 0.25, 3)])  # fmt: skip
     return np.clip(made + rng.normal(0, 0.05, made.shape), 0, 1)
 
 
 def depth(one: Scene, rng: np.random.Generator) -> np.ndarray:
     """Nearness from 0 to 1, [frames, height, width]."""
-    side = SQUARES * SIDE
-    made = np.broadcast_to(rng.uniform(0.0, 0.2), (FRAMES, side, side)).copy()
-    for number, (thing, places) in enumerate(zip(one.things, one.places, strict=True)):
-        near = rng.uniform(0.75, 1.0) if number == one.nearer else rng.uniform(0.3, 0.55)
-        for frame, (row, column) in enumerate(places):
-            made[frame, row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE][shape(thing)] = near  # fmt: skip
+    near = [rng.uniform(0.75, 1.0) if number == one.nearer else rng.uniform(0.3, 0.55) for number in range(2)]
+    made = _drawn(np.full((SQUARES * SIDE, SQUARES * SIDE), rng.uniform(0.0, 0.2)), one, near)
     return np.clip(made + rng.normal(0, 0.03, made.shape), 0, 1)
+
+
+def _drawn(ground: np.ndarray, one: Scene, values: Sequence[Any]) -> np.ndarray:
+    """The ground in every frame with both instruments in these values."""
+    made = np.broadcast_to(ground, (FRAMES, *ground.shape)).copy()
+    for number, places in zip(one.which, one.places, strict=True):
+        marks = shape(one.things[number])
+        for frame, (row, column) in enumerate(places):
+            made[frame, row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE][marks] = values[number]  # fmt: skip
+    return made
 
 
 def sound(thing: str, rng: np.random.Generator) -> np.ndarray:
@@ -96,13 +101,22 @@ def sound(thing: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def squares(pixels: np.ndarray) -> np.ndarray:
-    """Features [frames, 16, width] of pixels [frames, height, width(, 3)]: those of each square, with its row and column."""
+    """Features [frames, 16, width] of pixels [frames, height, width(, 3)], one of each square.
+
+    Of colours the floor's, and the map of how far each pixel stands out; of depth the pixels themselves. Then row and column.
+    """
     frames = len(pixels)
     cut = pixels.reshape(frames, SQUARES, SIDE, SQUARES, SIDE, -1).transpose(0, 1, 3, 2, 4, 5)
-    flat = cut.reshape(frames, SQUARES * SQUARES, -1) * 2 - 1
+    flat = cut.reshape(frames, SQUARES * SQUARES, SIDE * SIDE, -1)
+    if flat.shape[-1] == 3:
+        floor = np.median(pixels, (0, 1, 2))
+        found = [np.broadcast_to(2 * floor - 1, (*flat.shape[:2], 3)), 2 * np.linalg.norm(flat - floor, axis=-1)]  # fmt: skip
+    else:
+        found = [2 * flat[..., 0]]
     row, column = (one.reshape(-1) for one in np.indices((SQUARES, SQUARES)))
     place = np.concatenate([np.eye(SQUARES)[row], np.eye(SQUARES)[column]], 1)
-    return np.concatenate([flat, np.broadcast_to(place, (frames, *place.shape))], -1).astype(np.float32)
+    found.append(np.broadcast_to(place, (frames, *place.shape)))
+    return np.concatenate(found, -1).astype(np.float32)
 
 
 def bands(samples: np.ndarray) -> np.ndarray:
