@@ -46,7 +46,7 @@ def answer_logits(model: Any, embeddings: Tensor, mask: Tensor, labels: Tensor, 
         encoder = model.get_encoder()
         state = encoder(inputs_embeds=embeddings, attention_mask=mask, return_dict=True).last_hidden_state
         state, mask = (one.repeat_interleave(each, 0) for one in (state, mask))
-        found: Tensor = model(encoder_outputs=(state,), attention_mask=mask, labels=labels).logits
+        found: Tensor = model(encoder_outputs=(state,), attention_mask=mask, labels=labels.contiguous()).logits
         return found
     embeddings, mask = left_padded(embeddings, mask)
     embeddings, mask = (one.repeat_interleave(each, 0) for one in (embeddings, mask))
@@ -68,6 +68,15 @@ def generated(model: Any, embeddings: Tensor, mask: Tensor, **settings: Any) -> 
 
 def left_padded(embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The same with what is masked out moved to the front, the rest in its order."""
-    order = mask.long().argsort(dim=1, stable=True)
+    return _in_order(embeddings, mask, mask.long())
+
+
+def right_padded(embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with what is masked out moved to the end, so that a row reads as if nothing of it had been there."""
+    return (embeddings, mask) if bool(mask.all()) else _in_order(embeddings, mask, 1 - mask.long())
+
+
+def _in_order(embeddings: Tensor, mask: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
+    order = by.argsort(dim=1, stable=True)
     moved = embeddings.gather(1, order[..., None].expand_as(embeddings))
     return moved, mask.gather(1, order)

@@ -30,7 +30,7 @@ from typing_extensions import Self
 from adaptome.core.errors import ModelError, TornFileError, did_you_mean
 from adaptome.core.rows import running_only
 from adaptome.core.steer import steer
-from adaptome.models.answering import answer_loss, answer_scores, generated, greedy_hits
+from adaptome.models.answering import answer_loss, answer_scores, generated, greedy_hits, right_padded
 from adaptome.models.base import (
     CONFIG,
     WEIGHTS,
@@ -93,6 +93,7 @@ def load_base(part: Part, weights: bool) -> nn.Module:
     text = loaded.language_model.config
     if text.is_encoder_decoder and getattr(text, "decoder_start_token_id", None) is None:
         text.decoder_start_token_id = text.pad_token_id or 0
+        loaded.language_model.generation_config.decoder_start_token_id = text.decoder_start_token_id
     built: nn.Module = loaded
     return built
 
@@ -297,7 +298,7 @@ class ModularQA(CompositeModel):
                 blocks.append((side.flatten(1, 2), _seen(side, any_).flatten(1)))
         blocks.append((words(input_ids), attention_mask.bool()))
         embeddings = torch.cat([one.to(dtype) for one, _ in blocks], 1)
-        return embeddings, torch.cat([mask for _, mask in blocks], 1).long()
+        return right_padded(embeddings, torch.cat([mask for _, mask in blocks], 1).long())
 
     def forward(
         self,

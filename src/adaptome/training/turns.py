@@ -26,7 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 import adaptome as ad
 from adaptome.core.errors import TrainingError, did_you_mean
-from adaptome.core.state import Attachment
+from adaptome.core.state import Attachment, state_of
 from adaptome.training.termed import TermedTrainer
 
 
@@ -136,18 +136,29 @@ class TurnTaking(TermedTrainer):
             with self._only(name, taking):
                 losses.append(super().training_step(model, inputs, *args, **kwargs))
             self.turns.see(name, gradient_norm(taking[name]))
+            self._tell_reached(name, taking)
             if name != staying[-1]:
                 self._step_between()
         return torch.stack(losses).mean()
 
     def _step_between(self) -> None:
         """What the Trainer does after the last turn's backward, for one before it; the schedule goes on by batches."""
-        if self.state.global_step == 0:
-            ad.check_gradients(self.model)
         if self.args.max_grad_norm:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _tell_reached(self, name: str, taking: dict[str, Attachment]) -> None:
+        """Let the check of the first gradients, which looks after the last turn, know of those of this one; of who has left none are expected."""
+        state = state_of(self.model)
+        if not state.unsettled:
+            return
+        assert self.turns is not None
+        for path, one in taking[name].all().items():
+            if any(p.grad is not None for p in one.parameters()):
+                state.reached.add(f"{name}: {path}")
+        gone = [other for other in self.turns.left if other in taking]
+        state.reached |= {f"{other}: {path}" for other in gone for path in taking[other].all()}
 
     @contextmanager
     def _only(self, name: str, taking: dict[str, Attachment]) -> Iterator[None]:
