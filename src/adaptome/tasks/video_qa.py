@@ -169,8 +169,11 @@ class VideoQA(Task):
         """What is scored of each option."""
         return list(LETTERS[: len(options)]) if self.options.answers == "letters" else list(options)
 
-    def sources(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def sources(self, row: Mapping[str, Any], where: str, asked: bool = False) -> dict[str, Any]:
         """What a row has of each modality: a path or an array; without those it has not.
+
+        Args:
+            asked: a question on its own, which need not have the columns of the patterns.
 
         Raises:
             DataError: a pattern that names a column which is not there.
@@ -183,6 +186,8 @@ class VideoQA(Task):
                 try:
                     value = pattern.format_map(row)
                 except KeyError as error:
+                    if asked:
+                        continue
                     raise DataError(
                         f"{where}: task.features.{name} is {pattern!r}, and there is no column {error}. Columns: {', '.join(row)}."
                     ) from error
@@ -326,7 +331,7 @@ class VideoQA(Task):
 
     def _asked(self, one: Mapping[str, Any], processor: Any) -> dict[str, Any]:
         question = str(one["question"])
-        sources, options = self.sources(one, question), options_of(one.get("options"))
+        sources, options = self.sources(one, question, asked=True), options_of(one.get("options"))
         self.require_first(sources, f"the question {question!r}")
         read = self.read(sources, question, processor)
         ids = processor.ids(self.prompt(question, options))[: self.options.max_length]
@@ -408,6 +413,8 @@ class Questions:
             notes.append(f"{cut} of {len(kept)} questions of {name} exceed {task.options.max_length} tokens and were cut (task.max_length).")  # fmt: skip
         self.split, self.numbers = split, kept
         self.rows = split.rows.with_format("numpy", columns=held, output_all_columns=True)
+        # arrays are in memory with their data set, whose rows take longer to take apart than a small model to run on
+        self._taken: dict[int, Any] | None = {} if len(arrays) == len(held) and held else None
 
     def _row(self, row: Mapping[str, Any], where: str) -> tuple[dict[str, Any], bool]:
         """The words of a row as token numbers, and whether its question was cut."""
@@ -443,9 +450,14 @@ class Questions:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = self.numbers[int(index)]
-        row, where = self.rows[number], self.split.where(number)
-        plain = {key: str(value) if isinstance(value, np.str_) else value for key, value in row.items()}
-        return {**self.task.read(self.task.sources(plain, where), where, self.processor), **self.told[int(index)]}
+        found = None if self._taken is None else self._taken.get(number)
+        if found is None:
+            row, where = self.rows[number], self.split.where(number)
+            plain = {key: str(value) if isinstance(value, np.str_) else value for key, value in row.items()}
+            found = self.task.read(self.task.sources(plain, where), where, self.processor)
+            if self._taken is not None:
+                self._taken[number] = found
+        return {**found, **self.told[int(index)]}
 
 
 class QuestionCollator:

@@ -35,7 +35,7 @@ def questions_taken(split: Split) -> Split:
     plain = sorted(there & _READ)
     found = [layout(row, split.where(i)) for i, row in enumerate(split.rows.select_columns(plain))]
     names = [name for name in OWN if any(row.get(name) is not None for row in found)]
-    rows = split.rows.remove_columns([name for name in (*names, *plain) if name in there])
+    rows = split.rows.remove_columns(sorted({*names, *plain} & there))
     for name in names:
         rows = rows.add_column(name, [row.get(name) for row in found])
     return Split(rows, split.tables, split.origin)
