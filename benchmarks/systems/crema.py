@@ -22,17 +22,34 @@ from adaptome.recipe import load_recipe, stages_of
 from adaptome.training import load_run, run
 from adaptome.training.building import read
 
-DEMO, FROZEN, VIDEO, PRIOR = "crema-demo", "frozen, video alone", "LoRA on video alone", "most frequent answer"
+DEMO, FROZEN, VIDEO, PRIOR = (
+    "crema-demo",
+    "frozen, video alone",
+    "LoRA on video alone",
+    "most frequent answer",
+)
 TARGETS = r"re:base\.qformer\.encoder\.layer\.\d+\.attention\.attention\.(query|value)"
 WITHOUT = "without depth again"
 
 
 def measure(seed: int, folder: Path) -> dict[str, float]:
-    told = [f"data.split_seed={seed}", f"training.seed={seed}", "training.device=cpu", f"output={folder}/demo"]
+    told = [
+        f"data.split_seed={seed}",
+        f"training.seed={seed}",
+        "training.device=cpu",
+        f"output={folder}/demo",
+    ]
     recipe = load_recipe(DEMO, told)
     stages = [stage for _, stage in stages_of(recipe)]
     results = [run(stage, callbacks=[]) for stage in stages]
-    video = {"name": "lora", "adapter": "rgb", "targets": TARGETS, "r": 16, "alpha": 16, "train": ["streams.rgb"]}
+    video = {
+        "name": "lora",
+        "adapter": "rgb",
+        "targets": TARGETS,
+        "r": 16,
+        "alpha": 16,
+        "train": ["streams.rgb"],
+    }
     content = stages[1].model_dump(mode="json", exclude_defaults=True)
     content["model"]["modalities"], content["methods"] = {"rgb": {}}, [video]
     content["training"]["epochs"] = sum(stage.training.epochs for stage in stages[1:])

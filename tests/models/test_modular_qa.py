@@ -129,7 +129,12 @@ def test_recipes_train_what_the_paper_trains_and_no_unused_parameter(name):
         )
     for section in recipe.methods:
         ad.attach(
-            model, section.name, section.adapter, targets=section.targets, train=section.train, **section.settings
+            model,
+            section.name,
+            section.adapter,
+            targets=section.targets,
+            train=section.train,
+            **section.settings,
         )
     expected = {"crema-music-avqa": 21_358_208, "crema-sqa3d": 20_275_456, "crema-nextqa": 28_431_360}
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected[name]
@@ -247,7 +252,9 @@ def read_lengths(fusion: str, names: tuple[str, ...]) -> int:
     model, given = built(names, fusion=fusion), batch(names)
     tokens = model.all_tokens(given["features"], None, None)
     here = {name: torch.ones(2, dtype=torch.bool) for name in tokens}
-    return model.read(tokens, here, given["frame_ids"], given["input_ids"], given["attention_mask"])[0].shape[1]
+    return model.read(tokens, here, given["frame_ids"], given["input_ids"], given["attention_mask"])[0].shape[
+        1
+    ]
 
 
 def test_what_is_read_grows_with_the_modalities_only_where_nothing_is_fused():

@@ -199,7 +199,9 @@ def test_prediction_on_a_command_line(trained, folder, capsys):
     code, answer = said(video, sound, "What is heard?", "the cat|the dog")
     assert code == 0 and "(without depth) What is heard?" in answer
     code, told = said(sound, "What is heard?")
-    assert code and "there is no rgb, without which nothing can be answered; audio alone is not enough" in told
+    assert (
+        code and "there is no rgb, without which nothing can be answered; audio alone is not enough" in told
+    )
     code, told = said(video)
     assert code and "no question is given" in told
     picture = folder / "frame.png"

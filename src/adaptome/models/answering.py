@@ -46,7 +46,9 @@ def answer_logits(model: Any, embeddings: Tensor, mask: Tensor, labels: Tensor, 
         encoder = model.get_encoder()
         state = encoder(inputs_embeds=embeddings, attention_mask=mask, return_dict=True).last_hidden_state
         state, mask = (one.repeat_interleave(each, 0) for one in (state, mask))
-        found: Tensor = model(encoder_outputs=(state,), attention_mask=mask, labels=labels.contiguous()).logits
+        found: Tensor = model(
+            encoder_outputs=(state,), attention_mask=mask, labels=labels.contiguous()
+        ).logits
         return found
     embeddings, mask = left_padded(embeddings, mask)
     embeddings, mask = (one.repeat_interleave(each, 0) for one in (embeddings, mask))

@@ -49,7 +49,8 @@ class ModularQASettings(CompositeSettings):
         description="a BLIP-2: its Q-Former and language model, and its vision encoder for pictures"
     )
     audio_encoder: Part | None = Field(
-        default=None, description="of sounds where they come without features: an audio spectrogram transformer"
+        default=None,
+        description="of sounds where they come without features: an audio spectrogram transformer",
     )
     modalities: dict[str, StreamSettings] = Field(
         default_factory=lambda: {"rgb": StreamSettings()},
@@ -177,9 +178,7 @@ class ModularQA(CompositeModel):
         found: Any = self.streams[name]
         return found
 
-    def tokens(
-        self, name: str, features: Tensor, mask: Tensor | None = None, adapted: bool = True
-    ) -> Tensor:
+    def tokens(self, name: str, features: Tensor, mask: Tensor | None = None, adapted: bool = True) -> Tensor:
         """h_m [batch, T or 1, q, D] of a modality.
 
         Args:
@@ -237,7 +236,10 @@ class ModularQA(CompositeModel):
         return heard.unflatten(0, raw.shape[:2])
 
     def all_tokens(
-        self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None, raw: Mapping[str, Tensor] | None
+        self,
+        features: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None,
+        raw: Mapping[str, Tensor] | None,
     ) -> dict[str, Tensor]:
         """Tokens [batch, T, q, D] of every modality that is given, in the model's order; T that of the first."""
         given = dict(features)

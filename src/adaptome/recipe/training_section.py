@@ -13,7 +13,8 @@ class TurnsSection(Section):
     """Adapters that take turns on every batch, and leave when their gradients grow."""
 
     always: list[str] = Field(
-        default_factory=list, description="modules that train in every turn, of those the adapters train whole"
+        default_factory=list,
+        description="modules that train in every turn, of those the adapters train whole",
     )
     exit: float | None = Field(
         default=None,

@@ -60,4 +60,6 @@ def to_device(batch: Any, device: torch.device) -> dict[str, Any]:
 def moved(batch: Any, device: torch.device) -> dict[str, Any]:
     """As `to_device`, tensors in mappings too."""
     found = to_device(batch, device)
-    return {key: to_device(value, device) if isinstance(value, dict) else value for key, value in found.items()}
+    return {
+        key: to_device(value, device) if isinstance(value, dict) else value for key, value in found.items()
+    }

@@ -186,7 +186,9 @@ def in_batch(
     """features, masks, raw and available of rows of {"features": {name: tensor}, "raw": {name: tensor}}, as the model takes them."""
     mixed = [one.name for one in modalities if len({key for row in rows for key in ("features", "raw") if one.name in row[key]}) > 1]  # fmt: skip
     if mixed:
-        raise DataError(f"{mixed[0]}: some rows have features, others the recording itself. Give one of the two in a split.")
+        raise DataError(
+            f"{mixed[0]}: some rows have features, others the recording itself. Give one of the two in a split."
+        )
     made: dict[str, dict[str, Tensor]] = {"features": {}, "masks": {}, "raw": {}, "available": {}}
     for one in modalities:
         for key in ("features", "raw"):

@@ -4,39 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from adaptome.core.errors import DataError, RecipeError, did_you_mean
 from adaptome.data.splits import Split, Splits
-from adaptome.models import Part, is_composite, load_composite, part_config
-from adaptome.models.base import read_configuration
-from adaptome.models.modular_qa import ModularQA
 from adaptome.report.shown import Ranked, Shown
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
 from adaptome.tasks.inference import chunks, evaluating, moved
-from adaptome.tasks.models import load_feature_extractor, load_tokenizer, resolve
-from adaptome.tasks.pixels import load_pixel_processor
 from adaptome.tasks.showing import Given
-from adaptome.tasks.video_inputs import (
-    Modality,
-    QuestionProcessor,
-    in_batch,
-    is_raw,
-    is_sound,
-    read_features,
-)
-from adaptome.tasks.video_rows import normal, options_of, questions_taken
+from adaptome.tasks.video_inputs import Modality, QuestionProcessor, is_raw, is_sound, read_features
+from adaptome.tasks.video_models import load_modular, load_question_processor
+from adaptome.tasks.video_questions import LETTERS, QuestionCollator, Questions
+from adaptome.tasks.video_rows import options_of, questions_taken
 
-MODEL = "modular-qa"
-LETTERS = "ABCDEFGHIJ"
-#: what stands where nothing is to be learned or scored
-IGNORED = -100
 PROMPTS = {
     "letters": "Question: {question} {options} Considering the information presented in the frame, select the correct answer from the options.",
     "text": "Question: {question} Answer:",
@@ -92,24 +76,8 @@ class VideoQA(Task):
     # -- data ----------------------------------------------------------------------------------------------------------
 
     def load_processor(self, model: ModelSpec) -> QuestionProcessor:
-        settings = settings_of(model)
-        base = Part.model_validate(settings["base"])
-        if base.name is not None:
-            base = base.model_copy(update={"name": resolve(base.name)})
-        config = part_config(base)
-        self.modalities = known_modalities(settings, config.qformer_config.encoder_hidden_size)
-        source = SimpleNamespace(
-            name=model.name or base.name, revision=base.revision, tokenizer=None, from_config=base.from_config
-        )
-        words: Any = SimpleNamespace(name=source.name, revision=base.revision, tokenizer=model.tokenizer)
-        hearing, extractor = settings.get("audio_encoder"), None
-        if hearing is not None:
-            part = Part.model_validate(hearing)
-            named: Any = SimpleNamespace(name=part.name, revision=part.revision, from_config=part.from_config, tokenizer=None)  # fmt: skip
-            extractor = load_feature_extractor(named)
-        return QuestionProcessor(
-            load_tokenizer(words), int(config.vision_config.image_size), load_pixel_processor(source), extractor
-        )
+        processor, self.modalities = load_question_processor(model)
+        return processor
 
     def shaped(self, splits: Splits) -> Splits:
         return Splits({name: questions_taken(split) for name, split in splits.items()}, splits.notes)
@@ -128,9 +96,14 @@ class VideoQA(Task):
         if len(set(kinds.values())) > 1:
             told = ", ".join(f"{n} {'options' if k else 'none'}" for n, k in kinds.items())
             raise DataError(f"rows of some splits have options, those of others none: {told}.")
-        collator = QuestionCollator(processor, self.modalities, self.options)
+        collator = QuestionCollator(processor, self.modalities, self.options.prefix, self.options.frames)
         return Prepared(
-            made, collator, remove_unused_columns=False, notes=notes, aside=("answers",), label_names=("answers",)
+            made,
+            collator,
+            remove_unused_columns=False,
+            notes=notes,
+            aside=("answers",),
+            label_names=("answers",),
         )
 
     @property
@@ -221,25 +194,9 @@ class VideoQA(Task):
 
     def load_model(self, model: ModelSpec, processor: Any = None) -> nn.Module:
         """A `modular-qa`: as the recipe names it, or that of a folder with the modalities that the recipe adds."""
-        own: dict[str, Any] = dict(getattr(model, "settings", {}))
-        if model.name is not None and is_composite(model.name):
-            kept = {key: own[key] for key in ("modalities", "fusion", "fusion_start") if key in own}
-            found: Any = ModularQA.extended(Path(model.name), **kept)
-        else:
-            base = Part.model_validate(own.get("base") or {"name": "Salesforce/blip2-flan-t5-xl"})
-            told: dict[str, Any] = {"dtype": model.dtype} if base.dtype == "float32" else {}
-            if base.name is not None:
-                told["name"] = resolve(base.name)
-            section = SimpleNamespace(
-                composite=MODEL, name=None, settings={**own, "base": base.model_copy(update=told).model_dump()}
-            )
-            if getattr(model, "composite", None) != MODEL:
-                raise RecipeError(
-                    f"task video-qa works with model: {{composite: {MODEL}, base: Salesforce/blip2-flan-t5-xl, modalities: {{...}}}}, or a folder of one."
-                )
-            found = load_composite(section, MODEL)
+        found = load_modular(model)
         found.sets = self.sets()
-        return found  # type: ignore[no-any-return]
+        return found
 
     def save_base(self, model: nn.Module, processor: Any, folder: Path) -> None:
         whole: Any = model
@@ -315,7 +272,7 @@ class VideoQA(Task):
             DataError: the first modality is missing, or a file cannot be read.
         """
         whole: Any = model
-        collate = QuestionCollator(processor, self.modalities, self.options)
+        collate = QuestionCollator(processor, self.modalities, self.options.prefix, self.options.frames)
         made: list[Any] = []
         sets, whole.sets = whole.sets, ()
         try:
@@ -335,7 +292,7 @@ class VideoQA(Task):
         self.require_first(sources, f"the question {question!r}")
         read = self.read(sources, question, processor)
         ids = processor.ids(self.prompt(question, options))[: self.options.max_length]
-        wordings = [processor.ids(text) + [processor.end] for text in self.wordings(options or [])]
+        wordings = [[*processor.ids(text), processor.end] for text in self.wordings(options or [])]
         return {**read, "question": ids, "options": wordings, "texts": options}
 
     def require_first(self, sources: Mapping[str, Any], where: str) -> None:
@@ -345,7 +302,11 @@ class VideoQA(Task):
         others = [name for name in self.names[1:] if name in sources]
         raise DataError(
             f"{where}: there is no {self.names[0]}, without which nothing can be answered"
-            + (f"; {' and '.join(others)} alone {'are' if len(others) > 1 else 'is'} not enough" if others else "")
+            + (
+                f"; {' and '.join(others)} alone {'are' if len(others) > 1 else 'is'} not enough"
+                if others
+                else ""
+            )
             + f".\n  Give its features or file: {self.names[0]}=..., the column {self.names[0]!r}, or task.features.{self.names[0]}."
         )
 
@@ -370,165 +331,16 @@ class VideoQA(Task):
         without = f" (without {' and '.join(lacking)})" if lacking else ""
         ranked = sorted(prediction.get("scores", {}).items(), key=lambda pair: -pair[1])
         return Shown(
-            f"{prediction['label']}{without}", str(one["question"]), ranked=tuple(Ranked(*pair) for pair in ranked)
+            f"{prediction['label']}{without}",
+            str(one["question"]),
+            ranked=tuple(Ranked(*pair) for pair in ranked),
         )
-
-
-class Questions:
-    """Rows as token numbers, features and raw inputs; files are read when a row is asked for."""
-
-    def __init__(self, task: VideoQA, split: Split, name: str, processor: Any, notes: list[str]):
-        self.task, self.processor = task, processor
-        held = [n for n in task.names if n in split.rows.column_names]
-        kept, lacking, cut = [], dict.fromkeys(task.names[1:], 0), 0
-        self.told: list[dict[str, Any]] = []
-        self.chosen = False
-        arrays = {n: _empty(split, n) for n in held if not _is_text(split, n)}
-        for number, row in enumerate(split.rows.remove_columns(list(arrays))):
-            where = split.where(number)
-            sources = task.sources({**row, **{n: None if none[number] else () for n, none in arrays.items()}}, where)  # fmt: skip
-            task.require_first(sources, where)
-            absent = [n for n in task.names if n not in sources]
-            for one in absent:
-                lacking[one] += 1
-            if absent and task.options.missing == "error":
-                raise DataError(
-                    f"{where}: there is no {absent[0]}. Give it, or let such rows run without it: task.missing=without."
-                )
-            if absent and task.options.missing == "skip":
-                continue
-            told, over = self._row(row, where)
-            cut += over
-            kept.append(number)
-            self.told.append(told)
-        if {told["chosen"] for told in self.told} == {True, False}:
-            raise DataError(
-                f"{split.source}: some rows of {name} have options, others have none. Part them into data sets of their own."
-            )
-        self.chosen = any(told["chosen"] for told in self.told)
-        for one, count in lacking.items():
-            done = "they run without it" if task.options.missing == "without" else "they are left out"
-            notes += [f"{count} of {len(split)} rows of {name} have no {one}: {done}."] if count else []
-        if cut:
-            notes.append(f"{cut} of {len(kept)} questions of {name} exceed {task.options.max_length} tokens and were cut (task.max_length).")  # fmt: skip
-        self.split, self.numbers = split, kept
-        self.rows = split.rows.with_format("numpy", columns=held, output_all_columns=True)
-        # arrays are in memory with their data set, whose rows take longer to take apart than a small model to run on
-        self._taken: dict[int, Any] | None = {} if len(arrays) == len(held) and held else None
-
-    def _row(self, row: Mapping[str, Any], where: str) -> tuple[dict[str, Any], bool]:
-        """The words of a row as token numbers, and whether its question was cut."""
-        task, read = self.task, self.processor
-        options, answer = options_of(row.get("options")), str(row["answer"])
-        ids = read.ids(task.prompt(str(row["question"]), options))
-        kind = str(row.get("type") or "")
-        told = {
-            "question": ids[: task.options.max_length],
-            "kind": task.types.index(kind) if kind in task.types else -1,
-            "chosen": options is not None,
-            "options": [],
-        }
-        if options is None:
-            told["labels"], told["right"] = read.ids(normal(answer)) + [read.end], 1
-        else:
-            known = [normal(one) for one in options]
-            if normal(answer) not in known:
-                raise DataError(
-                    f"{where}: the answer {answer!r} is none of its options: {', '.join(options)}."
-                )
-            if task.options.answers == "letters" and len(options) > len(LETTERS):
-                raise DataError(
-                    f"{where}: {len(options)} options, and there are letters for {len(LETTERS)}. Take task.answers=text."
-                )
-            told["options"] = [read.ids(text) + [read.end] for text in task.wordings(options)]
-            told["right"] = known.index(normal(answer))
-            told["labels"] = told["options"][told["right"]]
-        return told, len(ids) > task.options.max_length
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        number = self.numbers[int(index)]
-        found = None if self._taken is None else self._taken.get(number)
-        if found is None:
-            row, where = self.rows[number], self.split.where(number)
-            plain = {key: str(value) if isinstance(value, np.str_) else value for key, value in row.items()}
-            found = self.task.read(self.task.sources(plain, where), where, self.processor)
-            if self._taken is not None:
-                self._taken[number] = found
-        return {**found, **self.told[int(index)]}
-
-
-class QuestionCollator:
-    """Rows of `Questions` -> a batch of `modular-qa`; answers [batch, 2]: the right option's number, and the type's."""
-
-    def __init__(self, processor: Any, modalities: Sequence[Modality], options: VideoQAOptions):
-        self.processor, self.modalities, self.options = processor, modalities, options
-        words = [processor.ids(options.prefix.format(n=n + 1)) for n in range(options.frames)]
-        self.prefix, self.prefix_mask = self._padded(words, self._pad), self._padded([[1] * len(one) for one in words], 0)  # fmt: skip
-
-    @property
-    def _pad(self) -> int:
-        return int(self.processor.tokenizer.pad_token_id or 0)
-
-    def _padded(self, rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-        width = max(map(len, rows), default=0)
-        made = [[*row, *[fill] * (width - len(row))] for row in rows]
-        return torch.tensor(made, dtype=torch.long).view(len(rows), width)
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        made: dict[str, Any] = dict(in_batch(rows, self.modalities))
-        count = len(rows)
-        made["frame_ids"] = self.prefix.expand(count, -1, -1).clone()
-        made["frame_mask"] = self.prefix_mask.expand(count, -1, -1).clone()
-        made["input_ids"] = self._padded([row["question"] for row in rows], self._pad)
-        made["attention_mask"] = self._padded([[1] * len(row["question"]) for row in rows], 0)
-        if "labels" in rows[0]:
-            made["labels"] = self._padded([row["labels"] for row in rows], IGNORED)
-            made["answers"] = torch.tensor([[row["right"], row["kind"]] for row in rows])
-        if rows[0]["options"]:
-            most = max(len(row["options"]) for row in rows)
-            flat = [one for row in rows for one in [*row["options"], *[[]] * (most - len(row["options"]))]]
-            made["options"] = self._padded(flat, IGNORED).view(count, most, -1)
-        return made
-
-
-def settings_of(model: ModelSpec) -> dict[str, Any]:
-    """A modular-qa's settings as a model section says them, over those of the folder that it names."""
-    own = {key: value for key, value in getattr(model, "settings", {}).items() if value is not None}
-    if model.name is None or not is_composite(model.name):
-        return {"base": "Salesforce/blip2-flan-t5-xl", **own}
-    _, stored = read_configuration(Path(model.name))
-    modalities = {**stored["modalities"], **(own.get("modalities") or {})}
-    return {**stored, "modalities": modalities}
-
-
-def known_modalities(settings: Mapping[str, Any], inner: int) -> list[Modality]:
-    """The modalities of a model's settings, in their order."""
-    given = settings.get("modalities") or {"rgb": {}}
-    return [
-        Modality(name, (one or {}).get("kind", "frames"), (one or {}).get("width") or inner)
-        for name, one in given.items()
-    ]
 
 
 def _put(found: dict[str, Any], name: str, value: Any) -> None:
     if name in found:
         raise DataError(f"two inputs for {name}: {found[name]} and {value}. Give one question at a time.")
     found[name] = value
-
-
-def _is_text(split: Split, column: str) -> bool:
-    """Whether a column holds paths, not arrays."""
-    feature: Any = split.rows.features[column]
-    return str(getattr(feature, "dtype", "")) in ("string", "large_string", "null")
-
-
-def _empty(split: Split, column: str) -> list[bool]:
-    """Which rows have nothing in a column."""
-    rows = split.rows.select_columns([column]).with_format("arrow")
-    return [bool(none) for none in rows[:].column(column).is_null().to_pylist()]
 
 
 def _column(split: Split, name: str) -> list[Any]:

@@ -1,6 +1,6 @@
 """A tokenizer without files, for small models that learn offline: one token for each of the words that a recipe names.
 
-    model.tokenizer: words what which colour is the bell ?        # after <pad>, </s> and <unk>; all else is one unknown
+model.tokenizer: words what which colour is the bell ?        # after <pad>, </s> and <unk>; all else is one unknown
 """
 
 from __future__ import annotations

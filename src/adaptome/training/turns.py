@@ -62,9 +62,9 @@ class Turns(TrainerCallback):
         leaving = []
         for name, norms in self.norms.items():
             mean, before = math.fsum(norms) / len(norms), self.history.setdefault(name, [])
-            if self.factor is not None and len(before) >= max(self.patience, 1):
-                if self.factor * math.fsum(before) / len(before) < mean:
-                    leaving.append(name)
+            judged = self.factor is not None and len(before) >= max(self.patience, 1)
+            if judged and float(self.factor or 0) * math.fsum(before) / len(before) < mean:
+                leaving.append(name)
             before.append(mean)
         self.norms = {}
         self.left += leaving

@@ -22,9 +22,7 @@ from adaptome.data.splits import Table
 
 
 @maker("sounding-scenes")
-def sounding_scenes(
-    seed: int, train: int = 1600, validation: int = 160, test: int = 480
-) -> dict[str, Table]:
+def sounding_scenes(seed: int, train: int = 1600, validation: int = 160, test: int = 480) -> dict[str, Table]:
     """Columns question, options, answer and type (look, listen, distance), and features rgb, audio and depth.
 
     Which instrument is heard, and which is nearer, can only be guessed from the video: it is one of the two in it.

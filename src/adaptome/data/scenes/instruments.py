@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -125,5 +126,5 @@ def bands(samples: np.ndarray) -> np.ndarray:
     power = np.abs(np.fft.rfft(pieces)) ** 2
     edges = np.geomspace(1, power.shape[1] - 1, BANDS + 1).round().astype(int)
     edges = np.maximum.accumulate(np.maximum(edges, np.arange(BANDS + 1)))
-    made = np.stack([power[:, a : max(b, a + 1)].mean(1) for a, b in zip(edges[:-1], edges[1:], strict=True)], 1)  # fmt: skip
+    made = np.stack([power[:, a : max(b, a + 1)].mean(1) for a, b in pairwise(edges)], 1)  # fmt: skip
     return np.log10(made + 1e-3).reshape(SEGMENTS, STEPS, BANDS).astype(np.float32)
