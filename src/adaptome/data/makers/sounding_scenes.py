@@ -9,6 +9,7 @@ import numpy as np
 from adaptome.data.makers import maker
 from adaptome.data.scenes.instruments import (
     COLOURS,
+    DISTANCES,
     THINGS,
     Scene,
     bands,
@@ -25,7 +26,7 @@ from adaptome.data.splits import Table
 def sounding_scenes(seed: int, train: int = 1600, validation: int = 160, test: int = 480) -> dict[str, Table]:
     """Columns question, options, answer and type (look, listen, distance), and features rgb, audio and depth.
 
-    Which instrument is heard, and which is nearer, can only be guessed from the video: it is one of the two in it.
+    Which instrument is heard can only be guessed from the video, as one of the two in it, and how far they are, as one of three.
     """
     rng = np.random.default_rng((seed, 5))
     return {
@@ -51,9 +52,10 @@ def ask(one: Scene, number: int) -> dict[str, Any]:
     kind = number % 4
     if kind == 0:
         return {"question": "what colour is the floor?", "options": list(COLOURS), "answer": one.floor, "type": "look"}  # fmt: skip
+    if kind == 3:
+        return {"question": "how far are the instruments?", "options": list(DISTANCES), "answer": list(DISTANCES)[one.distance], "type": "distance"}  # fmt: skip
     question, which, type_ = (
         ("which instrument is there twice?", one.twice, "look"),
         ("which instrument is heard?", one.heard, "listen"),
-        ("which instrument is nearer?", one.nearer, "distance"),
     )[kind - 1]
     return {"question": question, "options": list(THINGS), "answer": one.things[which], "type": type_}

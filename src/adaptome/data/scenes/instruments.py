@@ -1,4 +1,4 @@
-"""Drawn scenes with two kinds of instruments, of which one is there twice, one is nearer and one is heard: video, depth and sound of one moment.
+"""Drawn scenes with two kinds of instruments, one of them there twice, one of them heard, both near or far: video, depth and sound of one moment.
 
 A scene is 4 x 4 squares of 4 x 4 pixels, on a floor of one colour. How an instrument is drawn and moves tells nothing of how far it is or whether it is heard.
 Features are what a plain encoder would give: what stands out in each square, with its place, and the loudness of 16 bands of the sound over time.
@@ -23,6 +23,8 @@ SHAPES = {
     "whistle": ("####", "####", "..##", "...."),
 }
 THINGS = tuple(SHAPES)
+#: how near each is drawn in depth
+DISTANCES = {"near": 0.9, "middle": 0.6, "far": 0.3}
 #: of a square's features: its colour, its map, its row and column
 VIDEO_WIDTH, DEPTH_WIDTH = 3 + SIDE * SIDE + 2 * SQUARES, SIDE * SIDE + 2 * SQUARES
 
@@ -30,7 +32,7 @@ VIDEO_WIDTH, DEPTH_WIDTH = 3 + SIDE * SIDE + 2 * SQUARES, SIDE * SIDE + 2 * SQUA
 @dataclass(frozen=True)
 class Scene:
     """The colour of the floor; two instruments by name; which of them stands in each of three squares; the squares' rows and columns [3, frames, 2]; and
-    which is there twice, nearer, heard.
+    which is there twice, which is heard; and how far they are, a number of DISTANCES.
     """
 
     floor: str
@@ -38,21 +40,23 @@ class Scene:
     which: tuple[int, int, int]
     places: np.ndarray
     twice: int
-    nearer: int
     heard: int
+    distance: int
 
 
 def scene(rng: np.random.Generator) -> Scene:
     """Drawn at random."""
     first, second = (THINGS[i] for i in rng.choice(len(THINGS), 2, replace=False))
-    twice, nearer, heard = (int(rng.integers(2)) for _ in range(3))
+    twice, heard, distance = int(rng.integers(2)), int(rng.integers(2)), int(rng.integers(len(DISTANCES)))
     rows, places = rng.choice(SQUARES, 3, replace=False), []
     for row in rows:  # each goes its own way along its row, or stands
         column, step = int(rng.integers(SQUARES)), int(rng.integers(-1, 2))
         columns = np.clip(column + step * np.arange(FRAMES), 0, SQUARES - 1)
         places.append(np.stack([np.full(FRAMES, row), columns], 1))
     floor = list(COLOURS)[rng.integers(len(COLOURS))]
-    return Scene(floor, (first, second), (twice, twice, 1 - twice), np.stack(places), twice, nearer, heard)
+    return Scene(
+        floor, (first, second), (twice, twice, 1 - twice), np.stack(places), twice, heard, distance
+    )
 
 
 def shape(thing: str) -> np.ndarray:
@@ -69,8 +73,9 @@ def video(one: Scene, rng: np.random.Generator) -> np.ndarray:
 
 def depth(one: Scene, rng: np.random.Generator) -> np.ndarray:
     """Nearness from 0 to 1, [frames, height, width]."""
-    near = [rng.uniform(0.75, 1.0) if number == one.nearer else rng.uniform(0.3, 0.55) for number in range(2)]
-    made = _drawn(np.full((SQUARES * SIDE, SQUARES * SIDE), rng.uniform(0.0, 0.2)), one, near)
+    about = list(DISTANCES.values())[one.distance]
+    near = [about + rng.uniform(-0.1, 0.1) for _ in one.things]
+    made = _drawn(np.full((SQUARES * SIDE, SQUARES * SIDE), rng.uniform(0.0, 0.1)), one, near)
     return np.clip(made + rng.normal(0, 0.03, made.shape), 0, 1)
 
 
