@@ -54,9 +54,7 @@ def scene(rng: np.random.Generator) -> Scene:
         columns = np.clip(column + step * np.arange(FRAMES), 0, SQUARES - 1)
         places.append(np.stack([np.full(FRAMES, row), columns], 1))
     floor = list(COLOURS)[rng.integers(len(COLOURS))]
-    return Scene(
-        floor, (first, second), (twice, twice, 1 - twice), np.stack(places), twice, heard, distance
-    )
+    return Scene(floor, (first, second), (twice, twice, 1 - twice), np.stack(places), twice, heard, distance)
 
 
 def shape(thing: str) -> np.ndarray:
