@@ -26,7 +26,8 @@ from adaptome.data.splits import Table
 def sounding_scenes(seed: int, train: int = 1600, validation: int = 160, test: int = 480) -> dict[str, Table]:
     """Columns question, options, answer and type (look, listen, distance), and features rgb, audio and depth.
 
-    Which instrument is heard can only be guessed from the video, as one of the two in it, and how far they are, as one of three.
+    Which instrument is heard can only be guessed from the video, as one of the two in it, and how far they are
+    only where there is haze, in half of them.
     """
     rng = np.random.default_rng((seed, 5))
     return {

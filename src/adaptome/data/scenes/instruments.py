@@ -23,8 +23,10 @@ SHAPES = {
     "whistle": ("####", "####", "..##", "...."),
 }
 THINGS = tuple(SHAPES)
-#: how near each is drawn in depth
+#: how near each is in depth, the floor a little behind
 DISTANCES = {"near": 0.9, "middle": 0.6, "far": 0.3}
+#: how white haze makes what is so far
+HAZE = (0.0, 0.3, 0.6)
 #: of a square's features: its colour, its map, its row and column
 VIDEO_WIDTH, DEPTH_WIDTH = 3 + SIDE * SIDE + 2 * SQUARES, SIDE * SIDE + 2 * SQUARES
 
@@ -32,7 +34,8 @@ VIDEO_WIDTH, DEPTH_WIDTH = 3 + SIDE * SIDE + 2 * SQUARES, SIDE * SIDE + 2 * SQUA
 @dataclass(frozen=True)
 class Scene:
     """The colour of the floor; two instruments by name; which of them stands in each of three squares; the squares' rows and columns [3, frames, 2]; and
-    which is there twice, which is heard; and how far they are, a number of DISTANCES.
+    which is there twice, which is heard; how far they are, a number of DISTANCES; and whether there is
+    haze, by which one sees that.
     """
 
     floor: str
@@ -42,6 +45,7 @@ class Scene:
     twice: int
     heard: int
     distance: int
+    hazy: bool
 
 
 def scene(rng: np.random.Generator) -> Scene:
@@ -66,6 +70,7 @@ def video(one: Scene, rng: np.random.Generator) -> np.ndarray:
     """Colours from 0 to 1, [frames, height, width, 3]."""
     floor = np.array(COLOURS[one.floor]) * rng.uniform(0.6, 0.9)
     made = _drawn(np.broadcast_to(floor, (SQUARES * SIDE, SQUARES * SIDE, 3)), one, [rng.uniform(0.75, 1.0, 3), rng.uniform(0, 0.25, 3)])  # fmt: skip
+    made = made + (1 - made) * HAZE[one.distance] * one.hazy
     return np.clip(made + rng.normal(0, 0.05, made.shape), 0, 1)
 
 
@@ -73,7 +78,7 @@ def depth(one: Scene, rng: np.random.Generator) -> np.ndarray:
     """Nearness from 0 to 1, [frames, height, width]."""
     about = list(DISTANCES.values())[one.distance]
     near = [about + rng.uniform(-0.1, 0.1) for _ in one.things]
-    made = _drawn(np.full((SQUARES * SIDE, SQUARES * SIDE), rng.uniform(0.0, 0.1)), one, near)
+    made = _drawn(np.full((SQUARES * SIDE, SQUARES * SIDE), about - rng.uniform(0.1, 0.25)), one, near)
     return np.clip(made + rng.normal(0, 0.03, made.shape), 0, 1)
 
 
