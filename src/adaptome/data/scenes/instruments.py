@@ -58,7 +58,8 @@ def scene(rng: np.random.Generator) -> Scene:
         columns = np.clip(column + step * np.arange(FRAMES), 0, SQUARES - 1)
         places.append(np.stack([np.full(FRAMES, row), columns], 1))
     floor = list(COLOURS)[rng.integers(len(COLOURS))]
-    return Scene(floor, (first, second), (twice, twice, 1 - twice), np.stack(places), twice, heard, distance)
+    hazy, which = bool(rng.random() < 0.5), (twice, twice, 1 - twice)
+    return Scene(floor, (first, second), which, np.stack(places), twice, heard, distance, hazy)
 
 
 def shape(thing: str) -> np.ndarray:
