@@ -65,6 +65,7 @@ def test_every_recipe_is_run_by_a_test():
         "image-classification/",
         "image-text-classification/",
         "black-box/",
+        "video-qa/",
         "protein/",
         "self-supervised/",
         "speech-recognition/",

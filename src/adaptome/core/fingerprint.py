@@ -26,8 +26,9 @@ def fingerprint(model: nn.Module, without: tuple[str, ...] = ()) -> dict[str, An
 
     `structure` is a hash of parameter names and shapes; `sample` holds four numbers of up to 16 floating-point tensors; `packed` lists the
     types in which weights are stored quantised. Our own tensors and those under the module paths `without` (heads, which are new in every
-    model) are left out.
+    model) are left out, and so is what the model says may be added to it later (`grows`, module paths).
     """
+    without = (*without, *getattr(type(model), "grows", ()))
     own = [(n, p) for n, p in _parameters(model) if not any(n == w or n.startswith(f"{w}.") for w in without)]
     packed = sorted({type(p).__name__ for _, p in own if _is_packed(p)})
     # Packed weights have other shapes: names alone then tell the structure.

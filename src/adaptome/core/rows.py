@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from adaptome.core.adapter import ROWS, Adapted, Adapter, Frozen, WeightAdapter, arranged
 from adaptome.core.errors import HostError, StateError
 from adaptome.core.hosts import first_input
-from adaptome.core.state import Attachment, attachment_of, find_root
+from adaptome.core.state import STATE, Attachment, State, attachment_of, find_root
 from adaptome.core.steer import facts, steer, steered
 from adaptome.core.wrapper import caches, hidden, overrides_of, overriding, with_hidden
 
@@ -54,6 +54,41 @@ def per_row(model: nn.Module, names: Sequence[str | Sequence[str] | None]) -> It
         _check(attachment)
     _check_batch_first(root)
     own = {id(m): Placed(m, rows) for m in root.modules() if isinstance(m, Adapted)}
+    with steer(**{ROWS: {**(steered(ROWS) or {}), **own}}):
+        yield
+
+
+@contextmanager
+def running_only(model: nn.Module, part: nn.Module, keep: Callable[[str], bool]) -> Iterator[None]:
+    """Of the adapters that run now, let a part of the model run only some, for the time of the block and in this thread.
+
+    A part that is run once for each of several inputs, as a Q-Former that modalities share, so has other adapters each time; those elsewhere in
+    the model run as they do.
+
+    Args:
+        model: with adapters, or without.
+        part: of it.
+        keep: whether the adapter of a name runs.
+
+    Raises:
+        StateError: the adapters' state is on another module, so that what runs is not known here.
+    """
+    state: State | None = model.__dict__.get(STATE)
+    adapted = [m for m in part.modules() if isinstance(m, Adapted)]
+    if state is None:
+        if adapted:
+            raise StateError(
+                f"adapters are on a part of this {type(model).__name__}, but were attached to another module.\n  Attach them to the {type(model).__name__} itself."
+            )
+        yield
+        return
+    active = [] if state.disabled else [n for n in state.active if not state.attachments[n].merged]
+    names = tuple(name for name in active if keep(name))
+    if len(names) == len(active):
+        yield
+        return
+    rows = Rows((names,))
+    own = {id(m): Placed(m, rows) for m in adapted}
     with steer(**{ROWS: {**(steered(ROWS) or {}), **own}}):
         yield
 

@@ -79,6 +79,8 @@ class CompositeModel(nn.Module):
     Settings: ClassVar[type[CompositeSettings]] = CompositeSettings
     #: part -> auto class of transformers, or a function (Part, with weights?) -> module; a setting may hold several parts by name
     loaders: ClassVar[Mapping[str, str | Callable[[Part, bool], nn.Module]]] = {}
+    #: modules that may be added to the model later: adapters saved without them fit it with them
+    grows: ClassVar[tuple[str, ...]] = ()
     #: the Trainer would take a forward with **kwargs for one that scales its own loss
     accepts_loss_kwargs = False
 

@@ -9,6 +9,21 @@ from pydantic import Field
 from adaptome.recipe.section import Section
 
 
+class TurnsSection(Section):
+    """Adapters that take turns on every batch, and leave when their gradients grow."""
+
+    always: list[str] = Field(
+        default_factory=list,
+        description="modules that train in every turn, of those the adapters train whole",
+    )
+    exit: float | None = Field(
+        default=None,
+        gt=0,
+        description="one leaves when its gradients are so many times their mean so far; default: none does",
+    )
+    patience: int = Field(default=5, ge=1, description="epochs in which none leaves")
+
+
 class TrainingSection(Section):
     """The loop; transformers' Trainer runs it."""
 
@@ -48,6 +63,10 @@ class TrainingSection(Section):
         gt=0,
         lt=1,
         description="end with the running mean of what trains, of this decay (0.999)",
+    )
+    turns: TurnsSection | None = Field(
+        default=None,
+        description="train the adapters one after another on every batch, e.g. {always: [fusion], exit: 1.8}",
     )
     bf16: bool = Field(default=False, description="autocast to bfloat16")
     gradient_checkpointing: bool = Field(

@@ -55,3 +55,11 @@ def labelled(model: nn.Module, batches: Iterable[Any], names: Sequence[str]) -> 
 def to_device(batch: Any, device: torch.device) -> dict[str, Any]:
     """The batch with its tensors on `device`."""
     return {key: value.to(device) if hasattr(value, "to") else value for key, value in batch.items()}
+
+
+def moved(batch: Any, device: torch.device) -> dict[str, Any]:
+    """As `to_device`, tensors in mappings too."""
+    found = to_device(batch, device)
+    return {
+        key: to_device(value, device) if isinstance(value, dict) else value for key, value in found.items()
+    }

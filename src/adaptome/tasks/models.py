@@ -19,6 +19,7 @@ from adaptome.tasks.base import ModelSpec
 from adaptome.tasks.byte_tokenizer import byte_tokenizer
 from adaptome.tasks.characters import character_tokenizer
 from adaptome.tasks.scene_words import scene_words_tokenizer
+from adaptome.tasks.words import PREFIX, word_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,8 @@ def load_tokenizer(model: ModelSpec, **settings: Any) -> Any:
         )
     if name in WITHOUT_FILES:
         return WITHOUT_FILES[name]()
+    if name.startswith(PREFIX):
+        return word_tokenizer(name.split()[1:])
     revision = None if model.tokenizer else model.revision
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve(name), revision=revision, **settings)

@@ -40,6 +40,8 @@ APPLIED: dict[str, str] = {
     "training.loraplus_ratio": "holds from the next step on",
     "training.max_grad_norm": "holds from the next step on",
     "training.base_eval": "holds from the next step on",
+    "training.turns.exit": "holds from the next epoch on",
+    "training.turns.patience": "holds from the next epoch on",
     "training.bf16": "holds from the next step on",
     "training.gradient_checkpointing": "computes the same in less memory",
     "training.gradient_cache": "computes the same in less memory",
@@ -72,6 +74,7 @@ REFUSED: dict[str, str] = {
     "training.gradient_accumulation": "a step would be another number of rows, and the place in the data another",
     "training.length_grouping": "it draws the order of the rows",
     "training.seed": "it draws the order of the rows",
+    "training.turns": "the checkpoint holds what the adapters learned at their turns",
     "training.ema": "the checkpoint holds the mean so far",
     "training.metric": "the best checkpoint so far was chosen by the other one",
 }

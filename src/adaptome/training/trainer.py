@@ -43,19 +43,19 @@ from adaptome.training.frozen import hold_base
 from adaptome.training.quantized import accepted_quantized, kept_dtypes
 from adaptome.training.rng import set_random_state
 from adaptome.training.stored import TRAINER_STATE
-from adaptome.training.termed import TermedTrainer
+from adaptome.training.turns import TurnTaking
 
 logger = logging.getLogger(__name__)
 
 
-class AdapterCheckpoints(TermedTrainer):
+class AdapterCheckpoints(TurnTaking):
     """Mixin over `Trainer` and its subclasses; put it first among the bases.
 
     Args:
         loraplus_ratio: learning rate of LoRA's `B` over that of `A`; None for 1.
         base_eval: keep the frozen base in evaluation mode while training, see `training.frozen`.
         course: of the learning rate, in place of the arguments' scheduler.
-        terms, aside, facts: see `training.termed`.
+        terms, aside, facts: see `training.termed`; turns: see `training.turns`.
         *args, **kwargs: those of the Trainer. `model` has its adapters attached.
 
     Raises:

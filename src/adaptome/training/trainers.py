@@ -13,6 +13,7 @@ from adaptome.recipe import Recipe
 from adaptome.tasks import Prepared, Task
 from adaptome.training.arguments import course_of, training_arguments
 from adaptome.training.trainer import AdapterCheckpoints, AdaptomeTrainer
+from adaptome.training.turns import Turns
 
 
 def trainer_of(
@@ -61,6 +62,9 @@ def trainer_of(
         "facts": task.facts if type(task).facts is not Task.facts else None,
         "counted": task.counted if type(task).counted is not Task.counted else None,
     }
+    turns = recipe.training.turns
+    if turns is not None and only is None:
+        shared["turns"] = Turns(turns.always, turns.exit, turns.patience)
     trainer: AdapterCheckpoints
     if task.trainer == "sft":
         from adaptome.training.sft import AdaptomeSFTTrainer, SFTConfig
