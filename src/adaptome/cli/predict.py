@@ -30,6 +30,10 @@ adaptome predict runs/change before.tif after.tif --output found
 adaptome predict runs/entities notes/ letter.txt
 
 adaptome predict runs/pets photo.jpg "a red panda" "a raccoon"
+
+adaptome predict runs/faces a.png b.png
+
+adaptome predict runs/faces probe.png --gallery people/
 """
 
 
@@ -58,6 +62,13 @@ def predict(
             "--output", "-o", help="Write predictions.jsonl here, and the answers that are pictures."
         ),
     ] = None,
+    gallery: Annotated[
+        Path | None,
+        typer.Option(
+            help="Rank the pictures of this folder by their likeness to each input, for runs that recognise faces."
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Items of the gallery that are told of each input.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs run together.")] = 32,
     json: JsonOption = False,
 ) -> None:
@@ -68,10 +79,16 @@ def predict(
     from adaptome.tasks.showing import plain
     from adaptome.training import load_run
 
-    loaded = load_run(run)
-    task = loaded.task
-    given = task.given(words)
-    found = task.predict(loaded.model, loaded.processor, [one.value for one in given], batch_size)
+    if gallery is None:
+        loaded = load_run(run)
+        task = loaded.task
+        given = task.given(words)
+        found = task.predict(loaded.model, loaded.processor, [one.value for one in given], batch_size)
+    else:
+        from adaptome.training.ranking import ranked
+
+        loaded, given, found = ranked(run, words, gallery, top, batch_size)
+        task = loaded.task
     told = [plain(prediction) for prediction in found]
     names = [one.name for one in given]
     shown = [task.shown(one.value, made) for one, made in zip(given, found, strict=True)]
