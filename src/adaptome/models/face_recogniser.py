@@ -48,9 +48,13 @@ class FaceRecogniserSettings(CompositeSettings):
     feature: Literal["tokens", "mean", "first"] = Field(
         default="tokens", description="what is embedded: all tokens in a row, their mean, or the first one"
     )
-    norm: Literal["batch", "none"] = Field(default="batch", description="batch norms around the embedding's linear layer")
+    norm: Literal["batch", "none"] = Field(
+        default="batch", description="batch norms around the embedding's linear layer"
+    )
     dropout: float = Field(default=0.25, ge=0, lt=1, description="before the embedding's linear layer")
-    sample: float = Field(default=1.0, gt=0, le=1, description="share of the people that a batch is compared to in training")
+    sample: float = Field(
+        default=1.0, gt=0, le=1, description="share of the people that a batch is compared to in training"
+    )
     mirrored: bool = Field(default=True, description="outside training, add the mirror image's embedding")
 
 
@@ -84,7 +88,9 @@ class FaceRecogniser(CompositeModel):
         like, mode = next(self.encoder.parameters()), self.encoder.training
         self.encoder.eval()
         with torch.no_grad():
-            count = self._tokens(torch.zeros(1, 3, self.side, self.side, device=like.device, dtype=like.dtype)).shape[1]
+            count = self._tokens(
+                torch.zeros(1, 3, self.side, self.side, device=like.device, dtype=like.dtype)
+            ).shape[1]
         self.encoder.train(mode)
         return int(count)
 

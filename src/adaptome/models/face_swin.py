@@ -31,13 +31,17 @@ class FaceSwinConfig(BaseModel):
     model_type: Literal["face-swin"] = KIND
     image_size: int = Field(default=120, ge=1, description="side of the pictures in pixels")
     patch_size: int = Field(default=6, ge=1, description="side of a patch in pixels")
-    embed_dim: int = Field(default=384, ge=1, description="width of the first stage; each next has twice the one before")
+    embed_dim: int = Field(
+        default=384, ge=1, description="width of the first stage; each next has twice the one before"
+    )
     depths: list[int] = Field(default=[2, 18, 2], min_length=1, description="blocks of each stage")
     num_heads: list[int] = Field(default=[8, 16, 16], description="attention heads of each stage's blocks")
     window_size: int = Field(default=5, ge=1, description="side of a window in tokens")
     mlp_ratio: float = Field(default=4.0, gt=0, description="width of the MLPs, of the stage's")
     drop_path_rate: float = Field(default=0.05, ge=0, lt=1, description="of the last block; the first has 0")
-    shift_mask: bool = Field(default=False, description="keep the two sides of a shifted window apart, as Swin does")
+    shift_mask: bool = Field(
+        default=False, description="keep the two sides of a shifted window apart, as Swin does"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> FaceSwinConfig:
@@ -46,7 +50,9 @@ class FaceSwinConfig(BaseModel):
         side = self.image_size // self.patch_size
         for stage, heads in enumerate(self.num_heads):
             if (self.embed_dim * 2**stage) % heads:
-                raise ValueError(f"stage {stage}: {heads} heads do not divide the width {self.embed_dim * 2**stage}")
+                raise ValueError(
+                    f"stage {stage}: {heads} heads do not divide the width {self.embed_dim * 2**stage}"
+                )
             if side % min(side, self.window_size) or (stage + 1 < len(self.depths) and side % 2):
                 raise ValueError(
                     f"stage {stage} has {side} x {side} tokens, which windows of {self.window_size} or the merging of 2 x 2 do not divide; "
@@ -130,7 +136,15 @@ class Block(nn.Module):
     """Attention in windows, and an MLP, each beside the tokens as they were."""
 
     def __init__(
-        self, width: int, heads: int, side: int, window: int, shift: int, inner: int, drop: float, masked: bool
+        self,
+        width: int,
+        heads: int,
+        side: int,
+        window: int,
+        shift: int,
+        inner: int,
+        drop: float,
+        masked: bool,
     ):
         super().__init__()
         self.side, self.window, self.shift, self.drop = side, window, shift, drop
@@ -164,7 +178,9 @@ class Attention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         at = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
         apart = at[:, :, None] - at[:, None, :] + window - 1
-        self.register_buffer("relative_position_index", apart[0] * (2 * window - 1) + apart[1], persistent=False)
+        self.register_buffer(
+            "relative_position_index", apart[0] * (2 * window - 1) + apart[1], persistent=False
+        )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         rows, count, width = x.shape

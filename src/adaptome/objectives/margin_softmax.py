@@ -45,7 +45,8 @@ class MarginSoftmaxSettings(TermSettings):
     norms: str = Field(default="norms", description="adaface: output with the features' norms [batch]")
     labels: str = Field(default="labels", description="the batch's column of class numbers")
     targets: str = Field(
-        default="targets", description="output with the right columns, of a model whose cosines are to some classes only"
+        default="targets",
+        description="output with the right columns, of a model whose cosines are to some classes only",
     )
 
 
