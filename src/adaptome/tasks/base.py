@@ -203,7 +203,7 @@ class Task(ABC):
         """What would have been right for each row of a split; None leaves it to the names of the columns."""
         return None
 
-    def learned(self, result: Mapping[str, Any]) -> None:
+    def learned(self, result: Mapping[str, Any]) -> None:  # noqa: B027  # most take nothing
         """Take from a finished run's result (its metrics and history) what predictions go by, such as a threshold."""
 
     def ranked(

@@ -172,7 +172,8 @@ def _pairs(path: Path, options: ReadOptions) -> Table:
             if file is None:
                 raise DataError(f"{path}, line {line}: no picture {count} of {name!r} in {root}.")
             files.append(file)
-        if not all([rows.readable(file) for file in files]):
+        readable = [rows.readable(file) for file in files]
+        if not all(readable):
             continue
         for (name, _), file in zip(members, files, strict=True):
             of.setdefault(file, (name, line, []))[2].append(f"{number // (2 * each)}:{taken}")
