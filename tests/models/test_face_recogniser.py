@@ -20,7 +20,9 @@ VIT = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_atte
 
 def recogniser(people=10, encoder=SWIN, **own):
     torch.manual_seed(0)
-    return FaceRecogniser.from_settings(encoder={"from_config": encoder}, people=people, width=24, **own).eval()
+    return FaceRecogniser.from_settings(
+        encoder={"from_config": encoder}, people=people, width=24, **own
+    ).eval()
 
 
 def faces(count=3):
@@ -30,7 +32,9 @@ def faces(count=3):
 def test_counts_of_the_papers_recipe():
     recipe = load_recipe("petalface-tinyface")
     with torch.device("meta"):
-        model = FaceRecogniser.from_settings(encoder={"from_config": {"model_type": "face-swin"}}, people=2570)
+        model = FaceRecogniser.from_settings(
+            encoder={"from_config": {"model_type": "face-swin"}}, people=2570
+        )
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     assert sizes["encoder"] + sizes["embedding"] == 213_666_768 and sizes["head"] == 1_315_840
     counts = [ad.plan(model, m.name, targets=m.targets, **m.settings).trainable for m in recipe.methods]
@@ -86,7 +90,9 @@ def test_a_batch_of_several_qualities_is_its_faces_run_singly():
             together = model(x)["embeddings"]
         for i, score in enumerate(scores.tolist()):
             with ad.steer(quality=score):
-                torch.testing.assert_close(together[i], model(x[i : i + 1])["embeddings"][0], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    together[i], model(x[i : i + 1])["embeddings"][0], rtol=1e-4, atol=1e-5
+                )
         with ad.steer(quality=scores.flip(0)):
             assert not torch.allclose(model(x)["embeddings"], together)
 
