@@ -27,18 +27,20 @@ TIMES = (1, 2, 4)
 
 
 @maker("sharp-people")
-def sharp_people(seed: int, people: int = 400, each: int = 10) -> dict[str, Table]:
+def sharp_people(seed: int, people: int = 300, each: int = 10, held: int = 60) -> dict[str, Table]:
     """Columns of `data.readers.faces`; pictures [32, 32, 3], none of them small. Validation is of 60 others, by everybody against everybody."""
     rng = np.random.default_rng((seed, 10))
     train = _faces(rng, "s", people, [(1, "")] * each)
-    return _tables("sharp-people", {"train": train, "validation": _faces(rng, "v", 60, [(1, "")] * 6)})
+    return _tables("sharp-people", {"train": train, "validation": _faces(rng, "v", held, [(1, "")] * 6)})
 
 
 @maker("small-people")
-def small_people(seed: int, people: int = 240, each: int = 12, tested: int = 200) -> dict[str, Table]:
+def small_people(
+    seed: int, people: int = 200, each: int = 9, tested: int = 200, held: int = 80, strangers: int = 60
+) -> dict[str, Table]:
     """The same columns, and other people.
 
-    train       240 people by 12 pictures, which are large, half as large, or a quarter as large
+    train       200 people by 9 pictures, which are large, half as large, or a quarter as large
     validation  80 others: one large picture each in the gallery, four small ones as probes
     test        200 others likewise, with 200 distractors, and probes of 60 strangers
     """
@@ -47,11 +49,11 @@ def small_people(seed: int, people: int = 240, each: int = 12, tested: int = 200
     known = [(1, "gallery"), *probes]
     made = {
         "train": _faces(rng, "t", people, [(TIMES[i % 3], "") for i in range(each)]),
-        "validation": _faces(rng, "v", 80, known),
+        "validation": _faces(rng, "v", held, known),
         "test": [
             *_faces(rng, "p", tested, known),
             *_faces(rng, "d", tested, [(1, "distractor")]),
-            *_faces(rng, "x", 60, probes[:2]),
+            *_faces(rng, "x", strangers, probes[:2]),
         ],
     }
     return _tables("small-people", made)
