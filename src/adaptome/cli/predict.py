@@ -106,12 +106,12 @@ def predict(
 
 
 def _print(name: str, shown: Any) -> None:
-    """A prediction for people: the answer and the input in a line; a ranking without an answer below its input."""
+    """A prediction for people: the answer and the input in a line; a ranking of what was retrieved, or without an answer, below it."""
     pictures = "" if shown.answer or not shown.made else ", ".join(shown.made)
-    if shown.answer or pictures:
-        print(f"{_one_line(shown.answer) or pictures}\t{_one_line(name)}")
+    told = bool(shown.answer or pictures)
+    print(f"{_one_line(shown.answer) or pictures}\t{_one_line(name)}" if told else _one_line(name))
+    if told and shown.bounded:  # labels, of which the answer is the likeliest
         return
-    print(_one_line(name))
     for answer, score, note in shown.ranked:
         print(f"  {score:.3f}  {_one_line(answer)}{'  ' * bool(note)}{note}")
 

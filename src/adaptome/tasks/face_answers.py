@@ -122,16 +122,18 @@ class FaceAnswers(Task):
         given, left = gathered(words, self.takes), list[str]()
 
         def embed(files: Sequence[str]) -> tuple[np.ndarray, list[int]]:
-            good = []
-            for number, file in enumerate(files):
-                try:
-                    self.reader(file, find=True)
-                    good.append(number)
-                except DataError as error:
-                    left.append(str(error))
-            if not good:
-                return np.zeros((0, 1)), []
-            return unit(self.embedded(model, processor, [files[n] for n in good], batch_size)[0]), good
+            made, good = list[np.ndarray](), list[int]()
+            for part in chunks(list(enumerate(files)), batch_size):
+                seen = []
+                for number, file in part:
+                    try:
+                        seen.append(self.reader(file, find=True))
+                        good.append(number)
+                    except DataError as error:
+                        left.append(str(error))
+                if seen:
+                    made.append(unit(self.embedded(model, processor, seen, batch_size)[0]))
+            return (np.concatenate(made), good) if made else (np.zeros((0, 1)), [])
 
         index = indexed(gallery, embed)
         if left:

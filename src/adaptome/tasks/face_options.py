@@ -42,7 +42,10 @@ class FaceRecognitionOptions(TaskOptions):
         description="decode every picture first, and leave out those that are cut short, counted and named",
     )
     sample: float = Field(
-        default=1.0, gt=0, le=1, description="share of the people that a training batch is compared to (Partial FC)"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the people that a training batch is compared to (Partial FC)",
     )
     mirror: bool = Field(
         default=True, description="mirror half of the training pictures, drawn anew in every epoch"

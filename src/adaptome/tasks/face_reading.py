@@ -149,13 +149,13 @@ class Quality:
 
 
 class FaceCollator:
-    """Rows -> pixel_values [batch, 3, side, side], quality [batch], and of what they have people, labels, rows and parts [batch]."""
+    """Rows, or faces that are read already -> pixel_values [batch, 3, side, side], quality [batch], and of what they have people, labels, rows and parts [batch]."""
 
     def __init__(self, processor: Any, reader: FaceReader, quality: Quality, find: bool = False):
         self.processor, self.reader, self.quality, self.find = processor, reader, quality, find
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
-        seen = [self.reader(row, self.find) for row in rows]
+        seen = [row if isinstance(row, Seen) else self.reader(row, self.find) for row in rows]
         pictures = [
             mirror(one.picture) if isinstance(row, Mapping) and row.get("mirrored") else one.picture
             for row, one in zip(rows, seen, strict=True)

@@ -78,7 +78,10 @@ class FaceRecognition(FaceAnswers):
         if config.get("model_type") != KIND:
             return load_image_processor(source, size)
         side = size or config.get("image_size", 120)
-        like = {"model_type": "vit", "image_size": side}  # pixels from -1 to 1, as the recogniser was trained on
+        like = {
+            "model_type": "vit",
+            "image_size": side,
+        }  # pixels from -1 to 1, as the recogniser was trained on
         return load_image_processor(
             SimpleNamespace(name=None, tokenizer=None, revision=None, from_config=like)
         )
@@ -95,7 +98,9 @@ class FaceRecognition(FaceAnswers):
         if self.options.quality == "column":
             splits.require("quality")
         if self.options.quality != "none" and self.options.quality_scale is None:
-            self.options.quality_scale = scale_on(splits["train"], self.reader, self.quality)
+            self.options.quality_scale = scale_on(
+                splits.get("train") or next(iter(splits.values())), self.reader, self.quality
+            )
             self.quality.scale = self.options.quality_scale
         made: dict[str, Any] = {}
         for name, split in splits.items():
