@@ -174,7 +174,7 @@ class Head(nn.Module):
             z: embeddings [batch, D]. people: [batch].
             share: of the people that are compared to; all of the batch's own are among them.
         """
-        weight = self.weight
+        weight: Tensor = self.weight
         if share < 1:
             chosen, people = sampled(people, len(weight), share)
             weight = weight[chosen]

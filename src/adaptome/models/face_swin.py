@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-KIND = "face-swin"
+KIND: Literal["face-swin"] = "face-swin"
 
 
 class FaceSwinConfig(BaseModel):

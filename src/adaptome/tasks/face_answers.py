@@ -103,7 +103,7 @@ class FaceAnswers(Task):
         self, model: nn.Module, processor: Any, faces: Sequence[Any], batch_size: int = 32
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Embeddings [n, D] of faces, and their qualities [n] where these are measured."""
-        collate, features, quality = self.collator(processor, find=True), [], []
+        collate, features, quality = self.collator(processor, find=True), list[np.ndarray](), list[float]()
         with evaluating(model) as device:
             for part in chunks(list(faces), batch_size):
                 batch = to_device(collate([_alone(face) for face in part]), device)

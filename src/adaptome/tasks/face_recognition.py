@@ -151,7 +151,8 @@ class FaceRecognition(FaceAnswers):
         self._embeds_anew = not started
         if started:
             made.renew_head(people)
-        return made  # type: ignore[no-any-return]
+        built: nn.Module = made
+        return built
 
     def head_patterns(self, model: nn.Module) -> list[str]:
         """The head; the embedding too where no recogniser was loaded, since it is as new."""

@@ -37,9 +37,10 @@ def usable(splits: Splits, reader: FaceReader, skip: bool, check: bool) -> tuple
             _refuse(name, split, reader, faceless)
         if faceless:
             where = ", ".join(split.where(row) for row in faceless[:NAMED])
+            file = reader.landmarks.path if reader.landmarks else "no file"
             notes.append(
-                f"{name}: {len(faceless)} pictures of whose face {reader.landmarks.path} does not tell are left out: {where}."
-            )  # type: ignore[union-attr]
+                f"{name}: {len(faceless)} pictures of whose face {file} does not tell are left out: {where}."
+            )
             split = split.select(np.setdiff1d(np.arange(len(split)), faceless))
         broken = broken_rows(split.rows, reader) if check and len(split) else {}
         if broken:
