@@ -27,7 +27,7 @@ TIMES = (1, 2, 4)
 
 
 @maker("sharp-people")
-def sharp_people(seed: int, people: int = 400, each: int = 7, held: int = 60) -> dict[str, Table]:
+def sharp_people(seed: int, people: int = 300, each: int = 10, held: int = 60) -> dict[str, Table]:
     """Columns of `data.readers.faces`; pictures [32, 32, 3], none of them small. Validation is of 60 others, by everybody against everybody."""
     rng = np.random.default_rng((seed, 10))
     train = _faces(rng, "s", people, [(1, "")] * each)
@@ -36,11 +36,11 @@ def sharp_people(seed: int, people: int = 400, each: int = 7, held: int = 60) ->
 
 @maker("small-people")
 def small_people(
-    seed: int, people: int = 450, each: int = 6, tested: int = 200, held: int = 80, strangers: int = 60
+    seed: int, people: int = 200, each: int = 9, tested: int = 200, held: int = 80, strangers: int = 60
 ) -> dict[str, Table]:
     """The same columns, and other people.
 
-    train       450 people by 6 pictures, which are large, half as large, or a quarter as large
+    train       200 people by 9 pictures, which are large, half as large, or a quarter as large
     validation  80 others: one large picture each in the gallery, four small ones as probes
     test        200 others likewise, with 200 distractors, and probes of 60 strangers
     """
@@ -90,7 +90,7 @@ def reduced(picture: Picture, times: int, rng: np.random.Generator) -> Picture:
 
     side = SIDE // times
     small = picture.reshape(side, times, side, times, 3).mean((1, 3))
-    small = stored(np.clip(small + rng.normal(0, 0.01, small.shape), 0, 1))
+    small = stored(np.clip(small + rng.normal(0, 0.02, small.shape), 0, 1))
     large = Image.fromarray(small).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.asarray(large, float) / 255.0
 
