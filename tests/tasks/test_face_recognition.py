@@ -313,3 +313,33 @@ def test_the_demonstration_takes_its_steps_and_answers(tmp_path, monkeypatch):
     )
     assert answers[0]["label"] in ("same", "different")
     assert result.stages["2-small"].trainable_parameters < result.stages["1-large"].trainable_parameters / 5
+
+
+def test_the_papers_recipe_takes_its_steps_on_small_stand_ins(tmp_path, monkeypatch):
+    from adaptome.models.face_recogniser import FaceRecogniser
+
+    monkeypatch.chdir(tmp_path)
+    FaceRecogniser.from_settings(encoder={"from_config": SWIN}, width=16).save_pretrained(
+        "petalface-webface4m"
+    )
+    root = tmp_path / "data" / "tinyface"
+    write(root / "Training_Set", "1 2 3")
+    for part, names, first in (("Gallery_Match", "1 2", 0), ("Probe", "1 2", 3)):
+        write(root / "Testing_Set" / part, names, 2, first=first)
+    write(root / "Testing_Set" / "Gallery_Distractor", "0", 2, seed=5)
+    files = [f for f in root.rglob("*.png") if "Distractor" not in f.parts]
+    points = "".join(f"{f.relative_to(root)} 10 10 22 10 16 16 11 22 21 22\n" for f in files)
+    (root / "points.csv").write_text(points)
+    told = [
+        "training.max_steps=2",
+        "training.batch_size=4",
+        "training.device=cpu",
+        "training.workers=0",
+        "training.bf16=false",
+    ]
+    result = run(load_recipe("petalface-tinyface", told), callbacks=[])
+    assert result.method == "petalface+lora" and {"rank_1", "rank_5", "rank_20"} <= set(result.metrics)
+    assert any("4 people: 6 in the gallery and 4 probes" in note for note in result.notes), result.notes
+    # 2 r (in + 3 in) of both blocks, r (in + out) of the embedding, and three people: nothing of the recogniser itself
+    widths, tokens = (16, 32), 4 * 32
+    assert result.trainable_parameters == sum(2 * 8 * 4 * w for w in widths) + 8 * (tokens + 16) + 3 * 16
