@@ -83,7 +83,9 @@ def test_a_batch_of_several_qualities_is_its_faces_run_singly():
     before = model(x)["embeddings"]
     ad.attach(model, "petalface", targets="encoder.qkv", r=2)
     with ad.steer(quality=0.8):
-        torch.testing.assert_close(model(x)["embeddings"], before)  # adapters begin at the recogniser as it came
+        torch.testing.assert_close(
+            model(x)["embeddings"], before
+        )  # adapters begin at the recogniser as it came
     for name, parameter in model.named_parameters():
         if ".B." in name:
             torch.nn.init.normal_(parameter, std=0.3)

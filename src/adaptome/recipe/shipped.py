@@ -36,7 +36,9 @@ class ShippedRecipe:
         """Name, purpose, task, model and methods (those it compares, where it compares)."""
         content = yaml.safe_load(self.text)
         stages = [stage["method"] for stage in content.get("stages", ()) if "method" in stage]
-        own = content["methods"] if "methods" in content else [content["method"]] if "method" in content else []
+        own = (
+            content["methods"] if "methods" in content else [content["method"]] if "method" in content else []
+        )
         given = content["compare"]["methods"] if "compare" in content else [*own, *stages]
         streams = any("continual" in part for part in (content, *content.get("stages", ())))
         # the last stage is what comes of it; a section of it without a name only changes the recipe's
