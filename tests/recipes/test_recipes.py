@@ -50,6 +50,7 @@ def test_every_recipe_is_run_by_a_test():
         "causal-lm/",
         "deepfake-detection/",
         "expression-recognition/",
+        "face-recognition/",
         "change-detection/",
         "dense-multitask/",
         "multimodal-segmentation/",

@@ -119,6 +119,7 @@ def test_bars_grow_with_their_values():
         (0.31, 0.82, [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
         (5, 5, None),
         (-3e-9, 2e-9, None),
+        (0.625, 0.625 + 1e-15, None),
     ],
 )
 def test_ticks_are_round_and_cover_the_range(low, high, expected):

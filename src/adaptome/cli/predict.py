@@ -32,6 +32,10 @@ adaptome predict runs/speech clip.mp4 --set task.recognise=audio --set task.audi
 adaptome predict runs/entities notes/ letter.txt
 
 adaptome predict runs/pets photo.jpg "a red panda" "a raccoon"
+
+adaptome predict runs/faces a.png b.png
+
+adaptome predict runs/faces probe.png --gallery people/
 """
 
 
@@ -64,6 +68,13 @@ def predict(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A change to its recipe, as task.num_beams=4."),
     ] = None,
+    gallery: Annotated[
+        Path | None,
+        typer.Option(
+            help="Rank the pictures of this folder by their likeness to each input, for runs that recognise faces."
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Items of the gallery that are told of each input.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs run together.")] = 32,
     json: JsonOption = False,
 ) -> None:
@@ -74,10 +85,16 @@ def predict(
     from adaptome.tasks.showing import plain
     from adaptome.training import load_run
 
-    loaded = load_run(run, changes or [])
-    task = loaded.task
-    given = task.given(words)
-    found = task.predict(loaded.model, loaded.processor, [one.value for one in given], batch_size)
+    if gallery is None:
+        loaded = load_run(run, changes or [])
+        task = loaded.task
+        given = task.given(words)
+        found = task.predict(loaded.model, loaded.processor, [one.value for one in given], batch_size)
+    else:
+        from adaptome.training.ranking import ranked
+
+        loaded, given, found = ranked(run, words, gallery, top, batch_size, changes or [])
+        task = loaded.task
     told = [plain(prediction) for prediction in found]
     names = [one.name for one in given]
     shown = [task.shown(one.value, made) for one, made in zip(given, found, strict=True)]
@@ -95,12 +112,12 @@ def predict(
 
 
 def _print(name: str, shown: Any) -> None:
-    """A prediction for people: the answer and the input in a line; a ranking without an answer below its input."""
+    """A prediction for people: the answer and the input in a line; a ranking of what was retrieved, or without an answer, below it."""
     pictures = "" if shown.answer or not shown.made else ", ".join(shown.made)
-    if shown.answer or pictures:
-        print(f"{_one_line(shown.answer) or pictures}\t{_one_line(name)}")
+    told = bool(shown.answer or pictures)
+    print(f"{_one_line(shown.answer) or pictures}\t{_one_line(name)}" if told else _one_line(name))
+    if told and shown.bounded:  # labels, of which the answer is the likeliest
         return
-    print(_one_line(name))
     for answer, score, note in shown.ranked:
         print(f"  {score:.3f}  {_one_line(answer)}{'  ' * bool(note)}{note}")
 

@@ -7,7 +7,8 @@ r"""margin-softmax: cross-entropy over cosines, the right class handicapped by a
     adaface   m = cos(theta + g) - (m q + m),  g = -m q,                                      Kim et al. 2022, arXiv:2204.00964
               q = clip((|z| - mu) h / sigma, -1, 1), mu and sigma running over batches, h = 0.333
 
-The model's logits are the cosines: a head of normalised rows on normalised features. AdaFace reads the features' norms too.
+The model's logits are the cosines: a head of normalised rows on normalised features. AdaFace reads the features' norms too. A head that gives
+the cosines to some of the classes only says itself which of its columns is a row's own.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class MarginSoftmaxSettings(TermSettings):
     cosines: str = Field(default="logits", description="output with the cosines [batch, classes]")
     norms: str = Field(default="norms", description="adaface: output with the features' norms [batch]")
     labels: str = Field(default="labels", description="the batch's column of class numbers")
+    targets: str = Field(
+        default="targets",
+        description="output with the right columns, of a model whose cosines are to some classes only",
+    )
 
 
 @register_objective("margin-softmax")
@@ -66,7 +71,7 @@ class MarginSoftmax(Objective):
                 f"{asking} needs cosines, and {settings.cosines!r} reaches {float(cosines.detach().abs().max()):.3g}.\n"
                 "  Give the model a head of normalised rows on normalised features, or use cross-entropy."
             )
-        labels = column(batch, settings.labels, asking).to(cosines.device)
+        labels = self.targets(outputs, batch, asking).to(cosines.device)
         row = torch.arange(len(labels), device=labels.device)
         right = cosines[row, labels].clamp(-1 + EPS, 1 - EPS)
         quality = None
@@ -77,6 +82,13 @@ class MarginSoftmax(Objective):
         margined = with_margin(right, self.margin, settings.kind, quality)
         logits = cosines.index_put((row, labels), margined.to(cosines.dtype))
         return nn.functional.cross_entropy(settings.scale * logits, labels)
+
+    def targets(self, outputs: Any, batch: Mapping[str, Any], asking: str) -> Tensor:
+        """The right classes' columns [batch]: the model's own where it gives them, else the batch's labels."""
+        name = self.settings.targets
+        own = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        found: Tensor = column(batch, self.settings.labels, asking) if own is None else own
+        return found
 
 
 def with_margin(right: Tensor, m: float, kind: str, quality: Tensor | None = None) -> Tensor:

@@ -79,8 +79,10 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
     >>> ticks(0.02, 0.02)
     [0.01, 0.015, 0.02, 0.025, 0.03]
+    >>> ticks(0.5, 0.5 + 1e-15) == ticks(0.5, 0.5)
+    True
     """
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # values that differ by rounding alone are one
         low, high = (low - abs(low) / 2, low + abs(low) / 2) if low else (0.0, 1.0)
     power = 10.0 ** math.floor(math.log10((high - low) / about))
     step = next(s * power for s in (1, 2, 5, 10) if (high - low) / (s * power) <= about + 1)

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from adaptome.core.errors import MergeError
+from adaptome.core.errors import DataError, MergeError
 from adaptome.core.parts import Parts, checked
 from adaptome.report.shown import Shown
 from adaptome.tasks.scores import Scores
@@ -44,6 +44,19 @@ class TaskOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+@dataclass(frozen=True)
+class Gallery:
+    """What inputs are ranked against.
+
+    folder: its files. kept: where what the model made of them is kept between calls. stamp: says which model made it. top: items told of each.
+    """
+
+    folder: Path
+    kept: Path
+    stamp: str
+    top: int = 5
+
+
 @dataclass
 class Prepared:
     """A task's data, ready for the Trainer.
@@ -55,6 +68,7 @@ class Prepared:
     label_names: the batch's columns that `Task.metrics` gets as label_ids; None for what the model calls labels.
     in_order: train on the rows as they stand, without shuffling them.
     only_asked: splits that have no loss: what `predict` gives for their rows is judged, and nothing else.
+    lossless: splits that the model runs on and that have no loss: their labels are not those of train.
     """
 
     splits: dict[str, Any]
@@ -67,6 +81,7 @@ class Prepared:
     label_names: tuple[str, ...] | None = None
     in_order: bool = False
     only_asked: frozenset[str] = frozenset()
+    lossless: frozenset[str] = frozenset()
 
     def __getitem__(self, split: str) -> Any:
         return self.splits[split]
@@ -187,6 +202,19 @@ class Task(ABC):
     def truths(self, rows: Any) -> list[Any] | None:
         """What would have been right for each row of a split; None leaves it to the names of the columns."""
         return None
+
+    def learned(self, result: Mapping[str, Any]) -> None:  # noqa: B027  # most take nothing
+        """Take from a finished run's result (its metrics and history) what predictions go by, such as a threshold."""
+
+    def ranked(
+        self, model: nn.Module, processor: Any, words: Sequence[str], gallery: Gallery, batch_size: int = 32
+    ) -> tuple[list[Given], list[Any]]:
+        """The inputs that words name, and for each the gallery's items in the order of their likeness to it.
+
+        Raises:
+            DataError: the task ranks nothing.
+        """
+        raise DataError(f"a run of {self.name} ranks no gallery: leave --gallery out.")
 
     def given(self, words: Sequence[str]) -> list[Given]:
         """What `predict` takes, from the words of a command line: texts, files or folders of them.

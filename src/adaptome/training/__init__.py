@@ -28,6 +28,7 @@ _HOME = {
     "load_run": "runs",
     "plans": "runs",
     "predict": "runs",
+    "ranked": "ranking",
     "run": "runs",
     "run_continual": "continual",
     "run_folds": "folds",

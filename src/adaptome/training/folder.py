@@ -13,11 +13,13 @@
   predictions.jsonl   where the recipe asks for them
   merged/             base and adapters as one model, where a later run started from it
   generated.jsonl     texts that `augmentation` had written, and what became of each
+  galleries/          what the model made of folders that inputs were ranked against
   checkpoints/        see `training.checkpoint`
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -30,7 +32,7 @@ ADAPTER, METRICS, RECIPE, TASK = "adapter", "metrics.json", "recipe.yaml", "task
 PREDICTIONS, CHECKPOINTS, MERGED = "predictions.jsonl", "checkpoints", "merged"
 STAGES, DATA, GENERATED = "stages.json", "data.json", "generated.jsonl"
 EXAMPLES, PICTURES, SCORES, REPORT = "examples.json", "examples", "scores.json", "report.html"
-SAMPLES = "samples"
+SAMPLES, GALLERIES = "samples", "galleries"
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
@@ -46,6 +48,17 @@ def last_stage(folder: Path) -> Path:
     told = json.loads((folder / STAGES).read_text(encoding="utf-8"))
     last: str = told.get("chosen") or told["stages"][-1]["name"]
     return folder / last
+
+
+def stamp(folder: Path) -> str:
+    """A digest of a folder's files, which tells whether they are still the same."""
+    digest = hashlib.sha256()
+    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+        digest.update(f"{file.relative_to(folder).as_posix()}\0".encode())
+        with file.open("rb") as opened:
+            while part := opened.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()
 
 
 def check_room(recipe: Recipe, folder: Path) -> None:
@@ -67,7 +80,7 @@ def make_room(recipe: Recipe, folder: Path) -> None:
     """Remove an earlier run that is to be overwritten: late, so that a mistake in the recipe does not cost it."""
     if not recipe.output.overwrite or recipe.training.resume:
         return
-    for name in (ADAPTER, CHECKPOINTS, MERGED, PICTURES, SAMPLES):
+    for name in (ADAPTER, CHECKPOINTS, MERGED, PICTURES, SAMPLES, GALLERIES):
         if (folder / name).is_dir():
             remove_folder(folder / name)
     for name in (METRICS, RECIPE, TASK, DATA, PREDICTIONS, EXAMPLES, SCORES, REPORT):

@@ -268,6 +268,8 @@ def load_run(folder: str | Path, overrides: Sequence[str] = (), single: bool = F
     if recipe.task.name != saved["name"]:
         raise RecipeError(f"task.name={recipe.task.name!r}: the run in {folder} learned {saved['name']}.")
     task = task_from_dict({**saved, "options": {**saved["options"], **recipe.task.settings}})
+    if (folder / METRICS).is_file():
+        task.learned(json.loads((folder / METRICS).read_text(encoding="utf-8")))
     processor = task.load_processor(spec(recipe))
     model, _, _ = base_model(recipe, task, processor)
     load_adapters(folder / ADAPTER, recipe, model)

@@ -45,6 +45,7 @@ class TermedTrainer(StoredAdapters):
         facts: the batch -> what its forward and backward are steered by (see `ad.steer`).
         counted: logits and labels of an evaluation batch -> what is kept of both (see `Task.counted`).
         gradient_cache: rows that are run at a time in training, see `training.caching`; None for all of a batch.
+        lossless: the rows that are evaluated have no loss, and none is told.
     """
 
     _signature_columns: Any  # None to the type checker, where transformers fills it later
@@ -58,12 +59,14 @@ class TermedTrainer(StoredAdapters):
         facts: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None,
         counted: Callable[[Any, Any], Tensor] | None = None,
         gradient_cache: int | None = None,
+        lossless: bool = False,
         **kwargs: Any,
     ):
         if gradient_cache is not None:
             require_cacheable(terms)
         self.gradient_cache = gradient_cache
         self.terms, self.aside, self.facts, self.counted = terms, tuple(aside), facts, counted
+        self.lossless = lossless
         self._extras: dict[str, Any] = {}
         self._given: dict[str, Any] = {}
         self._sums: dict[str, list[Any]] = {}
@@ -131,6 +134,10 @@ class TermedTrainer(StoredAdapters):
     ) -> Any:
         """The sum of the terms, or the Trainer's loss where there are none."""
         inputs = {k: v for k, v in inputs.items() if k not in self.aside}
+        if self.lossless and not self.model.training:
+            made: Any = model(**{k: v for k, v in inputs.items() if k != "labels"})
+            none = torch.zeros((), device=self.args.device)
+            return (none, made) if return_outputs else none
         if self.terms is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         training = self.model.training
@@ -225,6 +232,9 @@ class TermedTrainer(StoredAdapters):
             self.measures = list(measured)
             result.metrics.update({f"{prefix}_loss/{name}": mean for name, mean in values.items()})
             result.metrics.update({f"{prefix}_{name}": mean for name, mean in measured.items()})
+        if self.lossless and result.metrics is not None:
+            for name in [n for n in result.metrics if n.startswith(f"{prefix}_loss")]:
+                del result.metrics[name]
         return result
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------

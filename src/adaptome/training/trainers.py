@@ -61,6 +61,7 @@ def trainer_of(
         "aside": data.aside,
         "facts": task.facts if type(task).facts is not Task.facts else None,
         "counted": task.counted if type(task).counted is not Task.counted else None,
+        "lossless": (only or "validation") in data.lossless,
     }
     turns = recipe.training.turns
     if turns is not None and only is None:
