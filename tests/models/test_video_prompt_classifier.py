@@ -192,3 +192,11 @@ def test_memory_grows_with_frames_and_streams():
 def test_weights():
     told = masked_softmax(torch.tensor([[1.0, 5.0, 1.0]]), torch.tensor([[True, False, True]]))
     torch.testing.assert_close(told, torch.tensor([[0.5, 0.0, 0.5]]))
+
+
+def test_logits_are_told_finely_under_autocast():
+    model = built(streams=["frames"], fusion="learned")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, texts = model(clips(streams=1)), model.classes()
+    plus, minus = (found["stream_vectors"][:, 0] @ one.T / 0.01 for one in texts)
+    torch.testing.assert_close(found["logits"], plus - minus, atol=1e-4, rtol=1e-5)

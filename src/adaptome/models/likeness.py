@@ -1,0 +1,20 @@
+"""Products of vectors in one space, as scores of which small differences matter."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from adaptome.core.hosts import autocasting
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T [..., n, m] of a [..., n, d] and b [..., m, d], in float32 or wider under autocast too.
+
+    In bfloat16 a logit near 30, as CLIP's are, is told to an eighth: classes tie, and their loss is coarse.
+    """
+    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    with torch.autocast(a.device.type, enabled=False) if autocasting(a) else nullcontext():
+        return a.to(wide) @ b.to(wide).mT
