@@ -50,7 +50,7 @@ def load_modular(model: ModelSpec) -> ModularQA:
     if model.name is not None and is_composite(model.name):
         kept = {key: own[key] for key in ("modalities", "fusion", "fusion_start") if key in own}
         found = ModularQA.extended(Path(model.name), **kept)
-        return found  # type: ignore[no-any-return]
+        return found
     if getattr(model, "composite", None) != MODEL:
         raise RecipeError(
             f"task video-qa works with model: {{composite: {MODEL}, base: {BASE}, modalities: {{...}}}}, or a folder of one."
@@ -60,7 +60,7 @@ def load_modular(model: ModelSpec) -> ModularQA:
         base = base.model_copy(update={"name": resolve(base.name)})
     section = SimpleNamespace(composite=MODEL, name=None, settings={**own, "base": base.model_dump()})
     found = load_composite(section, MODEL)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def settings_of(model: ModelSpec) -> dict[str, Any]:
