@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import adaptome as ad
 from adaptome.core.errors import ModelError
 from adaptome.models import composite_models
-from adaptome.models.class_prompts import is_cut, prompt_ids, text_vectors
+from adaptome.models.context_words import is_cut, prompt_ids, text_vectors
 from adaptome.models.video_prompt_classifier import log_odds, masked_softmax
 from adaptome.tasks.byte_tokenizer import byte_tokenizer
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from adaptome.core.errors import ModelError
 from adaptome.core.steer import steer, steered
 from adaptome.models.base import CompositeModel, CompositeSettings, Part, register_model
-from adaptome.models.class_prompts import text_vectors
+from adaptome.models.context_words import text_vectors
 from adaptome.models.likeness import products
 
 #: the stream of words, of which the others are pictures

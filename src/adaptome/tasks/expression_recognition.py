@@ -19,7 +19,7 @@ from adaptome.data.video import ENDINGS as VIDEOS
 from adaptome.data.video import is_video
 from adaptome.report.shown import Ranked, Shown, side_by_side
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, argmax, register_task
-from adaptome.tasks.class_texts import NEGATIVE, POSITIVE, class_texts
+from adaptome.tasks.class_texts import NEGATIVE, POSITIVE, class_texts, spoken
 from adaptome.tasks.clip_processor import load_clip_processor
 from adaptome.tasks.clip_rows import ClipRows, Words, based
 from adaptome.tasks.clips import DESCRIPTION, ClipCollator, Clipping, Sources, without_words
@@ -71,7 +71,7 @@ class ExpressionRecognitionOptions(TaskOptions):
     )
     hide: list[str] | None = Field(
         default=None,
-        description="words to take out of descriptions; default: the classes' names, which would tell the answer",
+        description="words to take out of descriptions; default: the classes' names and their other forms (happy), which would tell the answer",
     )
     unreadable: Literal["skip", "error"] = Field(
         default="skip", description="clips without a frame that can be read: left out and told, or refused"
@@ -250,7 +250,7 @@ class ExpressionRecognition(Task):
     @property
     def hidden(self) -> list[str]:
         """Words that descriptions must not have."""
-        return self.classes if self.options.hide is None else self.options.hide
+        return spoken(self.classes) if self.options.hide is None else self.options.hide
 
     def shown(self, one: Any, prediction: Any) -> Shown:
         """All classes with their probabilities, and the frames side by side."""
