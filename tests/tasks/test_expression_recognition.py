@@ -206,7 +206,8 @@ def test_texts_of_classes():
         and "no lifted cheeks" in negative[0]
     )
     assert positive[1] == "an expression of wonder: big eyes, an open mouth"
-    assert negative[1] == "not an expression of wonder: no big eyes, no an open mouth"
+    assert negative[1] == "not an expression of wonder: no big eyes, no open mouth"
+    assert class_texts(["neutral"])[1] == ["not an expression of neutral: no relaxed brows, no calm eyes, no closed relaxed mouth, muscle in tension"]  # fmt: skip
     assert class_texts(["x"])[0] == ["an expression of x"]
     assert class_texts(["mixed_joy"])[0] == ["an expression of mixed joy"]
     with pytest.raises(DataError, match="'wnder' is no label. Did you mean 'wonder'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from adaptome.core.errors import DataError, did_you_mean
@@ -53,7 +54,7 @@ def class_texts(
 
     Args:
         texts: label -> what is seen, in parts; the others have those of `EXPRESSIONS` where they are among them.
-        positive, negative: of the text, with {label}, {shown} (the parts) and {denied} ('no ' before each).
+        positive, negative: of the text, with {label}, {shown} (the parts) and {denied} (see `denied`).
 
     Raises:
         DataError: texts of a label that there is not, or a pattern with another name in it.
@@ -66,10 +67,17 @@ def class_texts(
     for label in labels:
         name = written(label).lower()
         parts = given.get(label, EXPRESSIONS.get(ALIASES.get(name, name), ()))
-        words = {"label": written(label), "shown": ", ".join(parts), "denied": ", ".join(f"no {part}" for part in parts)}  # fmt: skip
+        words = {"label": written(label), "shown": ", ".join(parts), "denied": ", ".join(map(denied, parts))}  # fmt: skip
         for kind, pattern in zip(made, (positive, negative), strict=True):
             kind.append(_filled(pattern, words))
     return made
+
+
+def denied(part: str) -> str:
+    """What is seen, denied: 'no open mouth' of 'an open mouth', 'muscle in tension' of 'no muscle in tension'."""
+    if part.startswith("no "):
+        return part.removeprefix("no ")
+    return f"no {re.sub('^(a|an|the) ', '', part)}"
 
 
 def _filled(pattern: str, words: Mapping[str, str]) -> str:

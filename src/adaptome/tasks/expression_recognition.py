@@ -225,11 +225,11 @@ class ExpressionRecognition(Task):
         Raises:
             DataError: a clip that cannot be read, or in which no face is found; names it.
         """
-        clipping, made = self.clipping(processor), list[Any]()
+        clipping, sources, made = self.clipping(processor), self._sources(), list[Any]()
         collate, names = ClipCollator(processor, self.options.streams), self.classes
         with evaluating(model) as device:
             for part in chunks(inputs, batch_size):
-                seen = [clipping.seen(self._found(one)) for one in part]
+                seen = [clipping.seen(self._found(one, sources)) for one in part]
                 outputs = model(**to_device(collate(seen), device))
                 shares, weights = outputs["logits"].float().softmax(-1).cpu(), outputs["stream_weights"].cpu()
                 for row, weight, one in zip(shares, weights, seen, strict=True):
@@ -237,12 +237,12 @@ class ExpressionRecognition(Task):
                     made.append({**readable(names, row), "streams": told, "frames": len(one["strip"])})
         return made
 
-    def _found(self, one: Any) -> dict[str, Any]:
+    def _found(self, one: Any, sources: Sources) -> dict[str, Any]:
         """What there is of a user's clip."""
         row = dict(one) if isinstance(one, Mapping) else {"video": one}
         if "frames" in row:
             row["video"] = row.pop("frames")
-        found = self._sources().find(row)
+        found = sources.find(row)
         if DESCRIPTION in found:
             found[DESCRIPTION] = without_words(found[DESCRIPTION], self.hidden)
         return found
@@ -258,6 +258,6 @@ class ExpressionRecognition(Task):
         answer = ", ".join(f"{label} {share:.1%}" for label, share in ranked).replace("%", " %")
         own = self.options
         clipping = Clipping(("frames",), own.frames, 1, self._finder())
-        frames = clipping.seen(self._found(one))["strip"]
+        frames = clipping.seen(self._found(one, self._sources()))["strip"]
         made = {"strip": side_by_side(frames)} if frames else {}
         return Shown(answer, made=made, picture=made.get("strip"), ranked=tuple(Ranked(*each) for each in ranked))  # fmt: skip
