@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from adaptome.core.adapter import Adapted
 from adaptome.core.errors import ModelError
 from adaptome.models.base import CompositeModel, CompositeSettings, Part, load_part, register_model
-from adaptome.models.likeness import products
+from adaptome.models.likeness import products, uncast
 from adaptome.models.open_clip import load_open_clip, open_clip_source
 
 #: the largest scale that CLIP is trained with
@@ -167,7 +167,8 @@ class PromptedClassifier(CompositeModel):
         if classes is not None and classes.several and groups is not None:
             of = classes.groups.to(f.device)  # type: ignore[union-attr]
         if self.head is not None:
-            logits = self.head(f.to(self.head.weight.dtype))
+            with uncast(f):
+                logits = self.head(f.to(self.head.weight.dtype))
         elif classes is None:
             raise ModelError("there are no classes to tell pictures among: give them, or fix them first.")
         else:
