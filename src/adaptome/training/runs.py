@@ -182,7 +182,7 @@ def run(
         loss,
     )
     # the Trainer has put the model where it trains
-    notes += fill(trainer.model, adapter_names(recipe), data)
+    notes += fill(model, adapter_names(recipe), data)
     if trainer.args.should_save:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / RECIPE, recipe.to_yaml(full=True))
