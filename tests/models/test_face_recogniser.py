@@ -121,6 +121,15 @@ def test_only_adapters_and_head_train_and_batch_norms_keep_their_statistics():
     assert all(torch.equal(after[name], value) for name, value in before.items() if "running" in name)
 
 
+def test_cosines_are_told_finely_under_autocast():
+    model = recogniser()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        made = model(faces(), people=torch.tensor([0, 1, 2]))
+    exact = F.normalize(made["embeddings"], dim=-1) @ F.normalize(model.head.weight, dim=-1).T
+    assert made["logits"].dtype == torch.float32
+    torch.testing.assert_close(made["logits"], exact.detach(), atol=1e-6, rtol=1e-6)
+
+
 def test_a_sampled_head_compares_to_the_batchs_own_people_and_some_others():
     torch.manual_seed(0)
     people = torch.tensor([7, 2, 7, 90])

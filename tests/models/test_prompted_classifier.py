@@ -127,3 +127,18 @@ def test_the_papers_counts_from_the_recipe():
             model = composite_models()["prompted-classifier"].from_settings(encoder={"from_config": config})
         method = recipe.methods[0]
         assert ad.plan(model, method.name, targets=method.targets).trainable == count
+
+
+def test_logits_are_told_finely_under_autocast():
+    model, x = made("clip"), torch.randn(3, 3, 16, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = model(x, classes=classes())
+        pairs = model(x, input_ids=classes().ids)
+    f, t = pairs["image_embeds"].float(), pairs["text_embeds"].float()
+    assert found["logits"].dtype == torch.float32 and pairs["loss"].dtype == torch.float32
+    torch.testing.assert_close(found["logits"], model.scale().detach() * f @ t.T, atol=1e-5, rtol=1e-5)
+    model.fix(classes())
+    ad.attach(model, "tip-adapter", targets="head", alpha=0.0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        fixed = model(x)
+    torch.testing.assert_close(fixed["logits"], fixed["image_embeds"].float() @ model.head.weight.T, atol=1e-5, rtol=1e-5)  # fmt: skip

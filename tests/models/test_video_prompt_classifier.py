@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import adaptome as ad
 from adaptome.core.errors import ModelError
 from adaptome.models import composite_models
-from adaptome.models.class_prompts import is_cut, prompt_ids, text_vectors
+from adaptome.models.context_words import is_cut, prompt_ids, text_vectors
 from adaptome.models.video_prompt_classifier import log_odds, masked_softmax
 from adaptome.tasks.byte_tokenizer import byte_tokenizer
 
@@ -192,3 +192,11 @@ def test_memory_grows_with_frames_and_streams():
 def test_weights():
     told = masked_softmax(torch.tensor([[1.0, 5.0, 1.0]]), torch.tensor([[True, False, True]]))
     torch.testing.assert_close(told, torch.tensor([[0.5, 0.0, 0.5]]))
+
+
+def test_logits_are_told_finely_under_autocast():
+    model = built(streams=["frames"], fusion="learned")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, texts = model(clips(streams=1)), model.classes()
+    plus, minus = (found["stream_vectors"][:, 0] @ one.T / 0.01 for one in texts)
+    torch.testing.assert_close(found["logits"], plus - minus, atol=1e-4, rtol=1e-5)

@@ -12,9 +12,11 @@ from PIL import Image
 from adaptome.core.errors import DataError
 from adaptome.data.faces.expressions import MOTIONS, still
 from adaptome.data.makers.expressions import clip
+from adaptome.data.splits import Splits, Table, to_split
 from adaptome.recipe import load_recipe
 from adaptome.tasks import get_task
-from adaptome.tasks.class_texts import class_texts
+from adaptome.tasks.class_texts import class_texts, spoken
+from adaptome.tasks.clip_rows import based
 from adaptome.tasks.clips import without_words
 from adaptome.tasks.metrics import recall_metrics
 from adaptome.training import evaluate, load_run, predict, run, run_stages
@@ -204,13 +206,24 @@ def test_texts_of_classes():
         and "no lifted cheeks" in negative[0]
     )
     assert positive[1] == "an expression of wonder: big eyes, an open mouth"
-    assert negative[1] == "not an expression of wonder: no big eyes, no an open mouth"
+    assert negative[1] == "not an expression of wonder: no big eyes, no open mouth"
+    assert class_texts(["neutral"])[1] == ["not an expression of neutral: no relaxed brows, no calm eyes, no closed relaxed mouth, muscle in tension"]  # fmt: skip
     assert class_texts(["x"])[0] == ["an expression of x"]
+    assert class_texts(["mixed_joy"])[0] == ["an expression of mixed joy"]
     with pytest.raises(DataError, match="'wnder' is no label. Did you mean 'wonder'"):
         class_texts(["wonder"], {"wnder": []})
     with pytest.raises(DataError, match="may have {label}"):
         class_texts(["x"], positive="{name}")
     assert without_words("She is Happy, very happily", ["happy"]) == "She is, very happily"
+    assert spoken(["Happiness", "sad", "calm"]) == [
+        "Happiness",
+        "sad",
+        "calm",
+        "happiness",
+        "sadness",
+        "happy",
+    ]
+    assert without_words("A happy man, not sad", spoken(["happiness", "sadness"])) == "A man, not"
 
 
 def test_numbers_of_classes_from_0_and_1(tmp_path, folder):
@@ -224,6 +237,19 @@ def test_numbers_of_classes_from_0_and_1(tmp_path, folder):
         splits = load_splits(train=str(tmp_path / "list.txt"), validation_fraction=0, prefer=task.prefer, files="video")  # fmt: skip
         made = task.prepare(splits, task.load_processor(one.model))
         assert made["train"].labels == told
+
+
+def test_numbers_that_may_count_from_0_or_1_are_asked_about():
+    def based_on(split, labels, names):
+        found = to_split([Table("clips.txt", {"video": ["a"] * len(labels), "label": labels}, range(len(labels)))], split)  # fmt: skip
+        return based(Splits({split: found}, []), names, None)
+
+    with pytest.raises(
+        DataError, match=r"from 1 to 2, of 3 classes: is happiness 0 or 1\? Say so: task.first_label"
+    ):
+        based_on("test", [1, 2], KINDS)
+    splits, notes = based_on("test", [1, 2, 3], ["1", "2", "3"])  # a run whose classes are called by numbers
+    assert list(splits["test"].rows["label"]) == [1, 2, 3] and notes == []
 
 
 def test_the_demo_takes_two_steps(tmp_path, monkeypatch):

@@ -131,6 +131,13 @@ def test_stored_scores_steer_as_measured_ones(folder, tmp_path):
     assert float(every.mean()) == pytest.approx(0.5, abs=1e-5)
 
 
+def test_a_quality_that_is_no_number_is_refused(folder, tmp_path):
+    task = get_task("face-recognition", quality="column", quality_scale=[1, 0])
+    one = {"image": str(folder / "train/anna/0.png"), "quality": float("nan")}
+    with pytest.raises(DataError, match=r"0.png: its quality is nan; expected a finite number"):
+        task.quality(one, task.reader(one))
+
+
 def prepared(task, folder, only_train=False):
     named = {part: f"{folder}/{part}" for part in ("train",) if only_train} or {
         part: f"{folder}/{part}" for part in ("train", "validation", "test")
@@ -237,6 +244,12 @@ def test_the_command_line_compares_and_ranks(folder, trained, tmp_path, capsys):
     assert scores == sorted(scores, reverse=True)
     answer, first, second = asked(capsys, trained, a, "--gallery", people, "--top", 2).splitlines()
     assert answer.startswith("gus (1.000)") and first.split()[:2] == ["1.000", "gus"]
+    place = next((trained / "galleries").iterdir())
+    before = place.read_bytes()
+    asked(capsys, trained, a, "--gallery", people, "--set", "task.quality_scale=[0,0]")
+    changed = place.read_bytes()
+    asked(capsys, trained, a, "--gallery", people)
+    assert changed != before == place.read_bytes()  # by another recipe, embedded anew
     assert float(second.split()[0]) <= 1 and second.split()[1] in ("hal", "ivy")
 
 

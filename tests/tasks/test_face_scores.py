@@ -5,13 +5,16 @@ import pytest
 
 from adaptome.core.errors import DataError
 from adaptome.data.splits import Table, to_split
+from adaptome.tasks import face_scores
 from adaptome.tasks.face_protocols import protocol_of, scored
 from adaptome.tasks.face_scores import (
     all_pairs,
     best_threshold,
+    crossed_pairs,
     fold_accuracy,
     identification,
     pooled,
+    searched,
     threshold_at,
     unit,
     verification,
@@ -112,3 +115,30 @@ def test_too_many_pairs_are_drawn_from():
     few = all_pairs(people, most=500)
     same = people[few[:, 0]] == people[few[:, 1]]
     assert same.sum() == 30 * 6 and 400 < (~same).sum() <= 500
+
+
+def test_a_large_gallery_is_searched_in_parts_and_its_pairs_are_drawn(monkeypatch):
+    rng = np.random.default_rng(0)
+    who, whose = rng.integers(0, 12, 40), np.concatenate([np.arange(8), 100 + np.arange(30)])
+    probes, gallery = (unit(rng.normal(size=(n, 6))) for n in (40, 38))
+    whole = identification(probes @ gallery.T, who, whose, [1, 5], [0.5])
+    monkeypatch.setattr(face_scores, "PROBES", 7)
+    assert searched(probes, gallery, who, whose, [1, 5], [0.5]) == whole and "tpir_at_0.5" in whole
+    a, b = crossed_pairs(who, whose)
+    assert len(set(zip(a, b, strict=True))) == 40 * 38
+    drawn_a, drawn_b = crossed_pairs(who, whose, most=500)
+    own = {(i, j) for i, j in zip(a, b, strict=True) if who[i] == whose[j]}
+    drawn = list(zip(drawn_a, drawn_b, strict=True))
+    assert {pair for pair in drawn if who[pair[0]] == whose[pair[1]]} == own and set(drawn[: len(own)]) == own
+    assert 400 < len(drawn) - len(own) <= 500
+
+
+def test_every_file_of_pairs_numbers_its_own():
+    one = Table(
+        "a",
+        {"image": ["1", "2", "3"], "label": ["x", "x", "y"], "pairs": ["0:0 0:1", "0:0", "0:1"]},
+        range(3),
+    )
+    two = Table("b", {"image": ["4", "5"], "label": ["z", "w"], "pairs": ["0:0", "0:0"]}, range(2))
+    made = protocol_of(to_split([one, two], "test"))
+    assert made.pairs.tolist() == [[0, 1], [0, 2], [3, 4]] and made.folds.tolist() == [0, 0, 1]

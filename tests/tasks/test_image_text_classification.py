@@ -172,6 +172,15 @@ def test_the_cache_holds_the_shots_and_zero_steps_train_nothing(pets, trained, t
     assert torch.allclose(adapter.K, keys, atol=1e-5) and adapter.labels.tolist() == batch["labels"].tolist()
     trains = run(recipe(pets, tmp_path / "tip-f", "tip-adapter", classifier="head"), callbacks=[])
     assert trains.trainable_parameters == 8 * 8 and trains.steps == 2
+    other = split_file(tmp_path / "eurosat", "EuroSAT", ["forest", "river"])
+    sets = {"train": str(pets), "test": [str(pets), str(other)], "shots": 2}
+    with pytest.raises(DataError, match="its rows are the classes of oxford_pets, and there are oxford_pets, eurosat"):  # fmt: skip
+        run(recipe(sets, tmp_path / "two", plain, 0, classifier="head"), callbacks=[])
+    adapter.begin_taking()
+    with torch.no_grad(), ad.steer(labels=batch["labels"][:1]):
+        loaded.model(batch["pixel_values"][:1])
+    adapter.end_taking(whole=False)  # of examples that could not all be read the cache takes none
+    assert torch.allclose(adapter.K, keys, atol=1e-5) and adapter._taken is None
     with pytest.raises(DataError, match="no others can be asked for"):
         predict(tmp_path / "tip", [{"image": np.zeros((16, 16, 3), np.uint8), "classes": ["x", "y"]}])
 

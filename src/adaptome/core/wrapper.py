@@ -68,8 +68,8 @@ class Adapter(nn.Module):
     def begin_taking(self) -> None:
         """From here on take up examples."""
 
-    def end_taking(self) -> None:
-        """Make what follows from the examples that were taken."""
+    def end_taking(self, whole: bool = True) -> None:
+        """Make what follows from the examples that were taken; where not all could be (`whole`), forget them."""
 
     def derive(self) -> None:
         """Make again what follows from tensors that were set from outside."""

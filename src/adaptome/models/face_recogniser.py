@@ -24,6 +24,7 @@ from adaptome.core.parts import checked
 from adaptome.models.base import CompositeModel, CompositeSettings, Part, register_model
 from adaptome.models.encoders import load_encoder
 from adaptome.models.face_swin import KIND, FaceSwin, FaceSwinConfig
+from adaptome.models.likeness import products
 
 #: how long the model's own loss makes the cosines: the usual scale of margin losses
 SCALE = 64.0
@@ -178,7 +179,7 @@ class Head(nn.Module):
         if share < 1:
             chosen, people = sampled(people, len(weight), share)
             weight = weight[chosen]
-        return F.linear(F.normalize(z, dim=-1), F.normalize(weight.to(z.dtype), dim=-1)), people
+        return products(F.normalize(z, dim=-1), F.normalize(weight.to(z.dtype), dim=-1)), people
 
 
 def sampled(people: Tensor, count: int, share: float) -> tuple[Tensor, Tensor]:

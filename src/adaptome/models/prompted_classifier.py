@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from adaptome.core.adapter import Adapted
 from adaptome.core.errors import ModelError
 from adaptome.models.base import CompositeModel, CompositeSettings, Part, load_part, register_model
+from adaptome.models.likeness import products, uncast
 from adaptome.models.open_clip import load_open_clip, open_clip_source
 
 #: the largest scale that CLIP is trained with
@@ -166,13 +167,14 @@ class PromptedClassifier(CompositeModel):
         if classes is not None and classes.several and groups is not None:
             of = classes.groups.to(f.device)  # type: ignore[union-attr]
         if self.head is not None:
-            logits = self.head(f.to(self.head.weight.dtype))
+            with uncast(f):
+                logits = self.head(f.to(self.head.weight.dtype))
         elif classes is None:
             raise ModelError("there are no classes to tell pictures among: give them, or fix them first.")
         else:
             kept = None if of is None else torch.isin(of, groups)  # type: ignore[arg-type]
             kept = None if kept is None or bool(kept.all()) else kept
-            logits = self.scale().detach().to(f) * f @ self.class_features(classes, kept).T
+            logits = self._scaled(self.scale().detach(), f, self.class_features(classes, kept))
             if kept is not None:
                 whole = logits.new_full((len(f), len(kept)), -torch.inf)
                 logits = whole.index_copy(1, kept.nonzero()[:, 0], logits)
@@ -182,10 +184,15 @@ class PromptedClassifier(CompositeModel):
         return made if labels is None else {"loss": F.cross_entropy(logits.float(), labels), **made}
 
     def _pairs(self, f: Tensor, t: Tensor) -> dict[str, Tensor]:
-        logits = self.scale().to(f) * f @ t.T
+        logits = self._scaled(self.scale(), f, t)
         own = torch.arange(len(f), device=f.device)
-        loss = (F.cross_entropy(logits.float(), own) + F.cross_entropy(logits.T.float(), own)) / 2
+        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         return {"loss": loss, "image_embeds": f, "text_embeds": t}
+
+    @staticmethod
+    def _scaled(scale: Tensor, f: Tensor, t: Tensor) -> Tensor:
+        likeness = products(f, t)
+        return scale.to(likeness) * likeness
 
 
 def _unit(features: Any) -> Tensor:

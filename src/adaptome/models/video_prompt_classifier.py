@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from adaptome.core.errors import ModelError
 from adaptome.core.steer import steer, steered
 from adaptome.models.base import CompositeModel, CompositeSettings, Part, register_model
-from adaptome.models.class_prompts import text_vectors
+from adaptome.models.context_words import text_vectors
+from adaptome.models.likeness import products
 
 #: the stream of words, of which the others are pictures
 DESCRIPTION = "description"
@@ -150,7 +151,7 @@ class VideoPromptClassifier(CompositeModel):
 
     def scores(self, vectors: Tensor, texts: Tensor) -> Tensor:
         """l [..., classes] of vectors [..., d]."""
-        return log_odds(vectors @ texts.mT.unsqueeze(1) if vectors.dim() > 2 else vectors @ texts.mT) / self.settings.temperature  # fmt: skip
+        return log_odds(products(vectors, texts.unsqueeze(1) if vectors.dim() > 2 else texts)) / self.settings.temperature  # fmt: skip
 
     def fused(self, vectors: Tensor, logits: Tensor, available: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
         """l [batch, classes] and w [batch, streams] of each stream's vectors and logits."""

@@ -145,7 +145,7 @@ def read_names(file: str) -> dict[str, str]:
     return {str(label): str(name) for label, name in content.items()}
 
 
-def class_texts(
+def prompts_of(
     tokenizer: Any, texts: Sequence[tuple[str, str]], context: ContextOptions | None = None
 ) -> Classes:
     """The prompts of classes as a dual encoder takes them.

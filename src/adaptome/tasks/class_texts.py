@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from adaptome.core.errors import DataError, did_you_mean
+from adaptome.tasks.class_prompts import written
 
 #: what faces do, by expression: facial actions as atlases of them tell (Ekman and Friesen 1978)
 EXPRESSIONS: dict[str, tuple[str, ...]] = {
@@ -30,6 +32,18 @@ POSITIVE = "an expression of {label}: {shown}"
 NEGATIVE = "not an expression of {label}: {denied}"
 
 
+def spoken(labels: Sequence[str]) -> list[str]:
+    """The labels, and what else known expressions among them are called: words that tell the answer."""
+    names = [written(label).lower() for label in labels]
+    known = {ALIASES.get(name, name) for name in names}
+    others = [name for name in EXPRESSIONS if name in known]
+    return list(
+        dict.fromkeys(
+            [*labels, *map(written, labels), *others, *(a for a, name in ALIASES.items() if name in known)]
+        )
+    )
+
+
 def class_texts(
     labels: Sequence[str],
     texts: Mapping[str, Sequence[str]] | None = None,
@@ -40,7 +54,7 @@ def class_texts(
 
     Args:
         texts: label -> what is seen, in parts; the others have those of `EXPRESSIONS` where they are among them.
-        positive, negative: of the text, with {label}, {shown} (the parts) and {denied} ('no ' before each).
+        positive, negative: of the text, with {label}, {shown} (the parts) and {denied} (see `denied`).
 
     Raises:
         DataError: texts of a label that there is not, or a pattern with another name in it.
@@ -51,12 +65,19 @@ def class_texts(
             raise DataError(f"task.texts: {label!r} is no label.{did_you_mean(label, labels)} Labels: {', '.join(labels)}.")  # fmt: skip
     made: tuple[list[str], list[str]] = ([], [])
     for label in labels:
-        name = label.lower()
+        name = written(label).lower()
         parts = given.get(label, EXPRESSIONS.get(ALIASES.get(name, name), ()))
-        words = {"label": label, "shown": ", ".join(parts), "denied": ", ".join(f"no {part}" for part in parts)}  # fmt: skip
+        words = {"label": written(label), "shown": ", ".join(parts), "denied": ", ".join(map(denied, parts))}  # fmt: skip
         for kind, pattern in zip(made, (positive, negative), strict=True):
             kind.append(_filled(pattern, words))
     return made
+
+
+def denied(part: str) -> str:
+    """What is seen, denied: 'no open mouth' of 'an open mouth', 'muscle in tension' of 'no muscle in tension'."""
+    if part.startswith("no "):
+        return part.removeprefix("no ")
+    return f"no {re.sub('^(a|an|the) ', '', part)}"
 
 
 def _filled(pattern: str, words: Mapping[str, str]) -> str:

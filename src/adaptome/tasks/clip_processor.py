@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptome.models.class_prompts import prompt_ids
+from adaptome.models.context_words import prompt_ids
 from adaptome.tasks.models import load_config, load_image_processor, load_tokenizer
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from adaptome.core.errors import DataError
 from adaptome.data.splits import Split, Splits
 from adaptome.data.video import pictures_in, taken
-from adaptome.models.class_prompts import is_cut
+from adaptome.models.context_words import is_cut
 from adaptome.tasks.clips import DESCRIPTION, FRAMES, Clipping, Sources, without_words
 
 
@@ -156,11 +156,21 @@ def based(splits: Splits, names: Sequence[str], first: int | None) -> tuple[Spli
     Args:
         names: of the classes; empty where the data tells them.
         first: the number of the first class; None to find it.
+
+    Raises:
+        DataError: without train, neither 0 nor the last class's number is there, so that both counts fit.
     """
     values = [v for split in splits.values() for v in split.rows.with_format(None)["label"]]
     if not names or not values or not all(isinstance(value, int) for value in values):
         return splits, []
+    if all(name.isdigit() for name in names):  # the data's own numbers are the names
+        return splits, []
     found = first if first is not None else int(min(values) >= 1 and max(values) == len(names))
+    if first is None and "train" not in splits and 1 <= min(values) and max(values) < len(names):
+        raise DataError(
+            f"{next(iter(splits.values())).source}: labels are numbers from {min(values)} to {max(values)}, of {len(names)} classes: "
+            f"is {names[0]} 0 or 1? Say so: task.first_label."
+        )
     if not found:
         return splits, []
     made = Splits(splits, splits.notes)

@@ -105,7 +105,8 @@ class Clipping:
         if not pictures:
             count = _length(found)
             numbers = segments(count, self.frames, rng)
-        frame = pictures[0].size if pictures else None
+        # of a frame that was cropped here, points in its own pixels lie elsewhere
+        frame = pictures[0].size if pictures and not self.find.looks else None
         drawn = GEOMETRY.draw(rng, self.size, self.size) if rng is not None and change else None
         made: dict[str, Any] = dict.fromkeys(self.streams)
         if pictures and FRAMES in self.streams:

@@ -19,7 +19,7 @@ from adaptome.data.video import ENDINGS as VIDEOS
 from adaptome.data.video import is_video
 from adaptome.report.shown import Ranked, Shown, side_by_side
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, argmax, register_task
-from adaptome.tasks.class_texts import NEGATIVE, POSITIVE, class_texts
+from adaptome.tasks.class_texts import NEGATIVE, POSITIVE, class_texts, spoken
 from adaptome.tasks.clip_processor import load_clip_processor
 from adaptome.tasks.clip_rows import ClipRows, Words, based
 from adaptome.tasks.clips import DESCRIPTION, ClipCollator, Clipping, Sources, without_words
@@ -71,7 +71,7 @@ class ExpressionRecognitionOptions(TaskOptions):
     )
     hide: list[str] | None = Field(
         default=None,
-        description="words to take out of descriptions; default: the classes' names, which would tell the answer",
+        description="words to take out of descriptions; default: the classes' names and their other forms (happy), which would tell the answer",
     )
     unreadable: Literal["skip", "error"] = Field(
         default="skip", description="clips without a frame that can be read: left out and told, or refused"
@@ -225,11 +225,11 @@ class ExpressionRecognition(Task):
         Raises:
             DataError: a clip that cannot be read, or in which no face is found; names it.
         """
-        clipping, made = self.clipping(processor), list[Any]()
+        clipping, sources, made = self.clipping(processor), self._sources(), list[Any]()
         collate, names = ClipCollator(processor, self.options.streams), self.classes
         with evaluating(model) as device:
             for part in chunks(inputs, batch_size):
-                seen = [clipping.seen(self._found(one)) for one in part]
+                seen = [clipping.seen(self._found(one, sources)) for one in part]
                 outputs = model(**to_device(collate(seen), device))
                 shares, weights = outputs["logits"].float().softmax(-1).cpu(), outputs["stream_weights"].cpu()
                 for row, weight, one in zip(shares, weights, seen, strict=True):
@@ -237,12 +237,12 @@ class ExpressionRecognition(Task):
                     made.append({**readable(names, row), "streams": told, "frames": len(one["strip"])})
         return made
 
-    def _found(self, one: Any) -> dict[str, Any]:
+    def _found(self, one: Any, sources: Sources) -> dict[str, Any]:
         """What there is of a user's clip."""
         row = dict(one) if isinstance(one, Mapping) else {"video": one}
         if "frames" in row:
             row["video"] = row.pop("frames")
-        found = self._sources().find(row)
+        found = sources.find(row)
         if DESCRIPTION in found:
             found[DESCRIPTION] = without_words(found[DESCRIPTION], self.hidden)
         return found
@@ -250,7 +250,7 @@ class ExpressionRecognition(Task):
     @property
     def hidden(self) -> list[str]:
         """Words that descriptions must not have."""
-        return self.classes if self.options.hide is None else self.options.hide
+        return spoken(self.classes) if self.options.hide is None else self.options.hide
 
     def shown(self, one: Any, prediction: Any) -> Shown:
         """All classes with their probabilities, and the frames side by side."""
@@ -258,6 +258,6 @@ class ExpressionRecognition(Task):
         answer = ", ".join(f"{label} {share:.1%}" for label, share in ranked).replace("%", " %")
         own = self.options
         clipping = Clipping(("frames",), own.frames, 1, self._finder())
-        frames = clipping.seen(self._found(one))["strip"]
+        frames = clipping.seen(self._found(one, self._sources()))["strip"]
         made = {"strip": side_by_side(frames)} if frames else {}
         return Shown(answer, made=made, picture=made.get("strip"), ranked=tuple(Ranked(*each) for each in ranked))  # fmt: skip

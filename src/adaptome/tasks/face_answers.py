@@ -13,7 +13,7 @@ from torch import nn
 from adaptome.core.errors import DataError
 from adaptome.core.steer import steer
 from adaptome.data.readers.images import ENDINGS
-from adaptome.report.shown import Ranked, Shown
+from adaptome.report.shown import Ranked, Shown, side_by_side
 from adaptome.tasks.base import Gallery, Task
 from adaptome.tasks.face_gallery import indexed
 from adaptome.tasks.face_reading import FaceReader, opened
@@ -22,6 +22,8 @@ from adaptome.tasks.inference import chunks, evaluating, to_device
 from adaptome.tasks.showing import Given, gathered, shown
 
 logger = logging.getLogger(__name__)
+#: most pixels of height that two faces are shown at
+SIDE = 512
 
 
 class FaceAnswers(Task):
@@ -160,7 +162,8 @@ class FaceAnswers(Task):
             return shown(one, {"quality": prediction["quality"]}, pictures[0])
         edge = f", same above {prediction['threshold']:.3f}" if "threshold" in prediction else ""
         return Shown(
-            f"{prediction.get('label', 'alike')} ({prediction['score']:.3f}{edge})", picture=beside(*pictures)
+            f"{prediction.get('label', 'alike')} ({prediction['score']:.3f}{edge})",
+            picture=side_by_side(pictures, SIDE),
         )
 
 
@@ -175,15 +178,3 @@ def _alone(face: Any) -> Any:
         if isinstance(face, Mapping) and "image" in face
         else face
     )
-
-
-def beside(a: Any, b: Any) -> Any:
-    """Two PIL pictures side by side, as high as the higher one."""
-    from PIL import Image
-
-    high = max(a.height, b.height)
-    a, b = (p.resize((max(1, round(p.width * high / p.height)), high)) for p in (a, b))
-    made = Image.new("RGB", (a.width + b.width, high))
-    made.paste(a, (0, 0))
-    made.paste(b, (a.width, 0))
-    return made

@@ -11,10 +11,12 @@ import numpy as np
 from adaptome.core.errors import DataError
 from adaptome.data.splits import Split
 from adaptome.tasks.face_scores import (
+    alike,
     all_pairs,
+    crossed_pairs,
     fold_accuracy,
-    identification,
     pooled,
+    searched,
     unit,
     verification,
 )
@@ -88,7 +90,7 @@ def protocol_of(split: Split, by_person: bool = False) -> Protocol:
                 f"{split.where(row)}: the template {given[row]!r} is {people[row]!r} here and {people[first[number]]!r} in {split.where(int(first[number]))}. A template is of one person."
             )
     names, whose = np.unique([people[row] for row in first], return_inverse=True)
-    pairs, folds = _pairs(column(split, "pairs"), members)
+    pairs, folds = _pairs(column(split, "pairs"), members, split.origin[:, 0])
     made = Protocol(members, whose.reshape(-1), np.array([str(roles[row] or "") for row in first]), pairs, folds, tuple(map(str, names)))  # fmt: skip
     _check(split, made)
     return made
@@ -100,16 +102,19 @@ def _key(row: int, who: str, role: str, template: Any, by_person: bool) -> Any:
     return ("template", str(role), str(template)) if template not in ("", None) else row
 
 
-def _pairs(told: Sequence[str], members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rows: dict[int, list[int]] = {}
-    folds: dict[int, int] = {}
+def _pairs(told: Sequence[str], members: np.ndarray, files: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Templates and fold of each pair; every file numbers its own pairs and folds."""
+    rows: dict[tuple[int, int], list[int]] = {}
+    of: dict[tuple[int, int], int] = {}
+    folds: dict[tuple[int, int], int] = {}
     for row, text in enumerate(told):
         for part in str(text or "").split():
             fold, _, number = part.partition(":")
-            rows.setdefault(int(number), []).append(int(members[row]))
-            folds[int(number)] = int(fold)
+            file = int(files[row])
+            rows.setdefault((file, int(number)), []).append(int(members[row]))
+            of[file, int(number)] = folds.setdefault((file, int(fold)), len(folds))
     whole = [n for n, both in sorted(rows.items()) if len(both) == 2]
-    return np.array([rows[n] for n in whole], int).reshape(-1, 2), np.array([folds[n] for n in whole], int)
+    return np.array([rows[n] for n in whole], int).reshape(-1, 2), np.array([of[n] for n in whole], int)
 
 
 def _check(split: Split, made: Protocol) -> None:
@@ -151,7 +156,7 @@ def scored(
         unit(features)[np.argsort(made.members)] if plain else pooled(features, made.members, pool, quality)
     )
     if len(made.pairs):
-        likeness = (templates[made.pairs[:, 0]] * templates[made.pairs[:, 1]]).sum(1)
+        likeness = alike(templates, templates, *made.pairs.T)
         same = made.people[made.pairs[:, 0]] == made.people[made.pairs[:, 1]]
         told = verification(likeness, same, fars)
         return told | (
@@ -160,12 +165,11 @@ def scored(
             else {}
         )
     gallery, probes = made.gallery, made.probes
-    likeness = templates[probes] @ templates[gallery].T
     who, whose = made.people[probes], made.people[gallery]
     if made.has_roles:
-        told = verification(likeness.reshape(-1), (who[:, None] == whose[None]).reshape(-1), fars)
+        a, b = crossed_pairs(who, whose)
+        a, b = probes[a], gallery[b]
     else:
-        pairs = all_pairs(made.people)
-        same = made.people[pairs[:, 0]] == made.people[pairs[:, 1]]
-        told = verification((templates[pairs[:, 0]] * templates[pairs[:, 1]]).sum(1), same, fars)
-    return told | identification(likeness, who, whose, ranks, fprs)
+        a, b = all_pairs(made.people).T
+    told = verification(alike(templates, templates, a, b), made.people[a] == made.people[b], fars)
+    return told | searched(templates[probes], templates[gallery], who, whose, ranks, fprs)

@@ -144,8 +144,15 @@ class Quality:
         return float(value)
 
     def __call__(self, one: Any, seen: Seen) -> float:
-        """The score on the scale."""
-        return self.scale[0] * self.raw(one, seen) + self.scale[1]
+        """The score on the scale.
+
+        Raises:
+            DataError: there is none of this picture, or it is no number.
+        """
+        score = self.scale[0] * self.raw(one, seen) + self.scale[1]
+        if not np.isfinite(score):
+            raise DataError(f"{seen.name or 'a picture'}: its quality is {score}; expected a finite number.")
+        return score
 
 
 class FaceCollator:

@@ -24,8 +24,8 @@ from adaptome.tasks.class_prompts import (
     DEFAULT,
     ContextOptions,
     checked_template,
-    class_texts,
     pictures_and_texts,
+    prompts_of,
     read_names,
     template_of,
 )
@@ -148,6 +148,10 @@ class ImageTextClassification(Task):
         if len(known) < 2:
             raise DataError(f"only one class, {known[0]!r}: two or more are needed. Give them: task.classes.")
         self.labels, self._trained = list(known), own
+        if self.options.classifier == "head" and len(found) > 1:
+            raise DataError(
+                f"task.classifier=head: its rows are the classes of {own}, and there are {', '.join(found)}. Take task.classifier=texts."
+            )
         if self.options.protocol == "few-shot":
             return [Group(dataset, dataset, tuple(classes)) for dataset, classes in found.items()]
         if len(found) > 1:
@@ -165,7 +169,7 @@ class ImageTextClassification(Task):
 
     def _texts(self, processor: Any) -> Classes:
         pairs = [(self._template(group.dataset), label) for group in self.groups for label in group.classes]
-        return class_texts(processor, pairs, self.options.context)
+        return prompts_of(processor, pairs, self.options.context)
 
     _trained: str = ONE
 
@@ -181,7 +185,7 @@ class ImageTextClassification(Task):
         """A `prompted-classifier`: as the recipe names it, or around the encoder that it names."""
         made: Any = load_around(model, MODEL)
         if self.options.classifier == "head":
-            made.fix(class_texts(processor, [(self._own_template(), label) for label in self._known()]))
+            made.fix(prompts_of(processor, [(self._own_template(), label) for label in self._known()]))
         return made
 
     def _own_template(self) -> str:
@@ -268,7 +272,7 @@ class ImageTextClassification(Task):
             raise DataError(
                 "task.context.own: each class of this run has words of its own, and others have none. Train with own: false."
             )
-        return class_texts(processor, [(self._own_template(), name) for name in names], context)
+        return prompts_of(processor, [(self._own_template(), name) for name in names], context)
 
     def shown(self, one: Any, prediction: Any) -> Shown:
         picture = one["image"] if isinstance(one, Mapping) else one

@@ -97,13 +97,18 @@ class ImageTextPairs(Task):
     ) -> list[Any]:
         """The nearest text of each picture: {"label", "score", "scores"}, scores being cosines."""
         own: Any = model
-        made = []
+        made = list[Any]()
+        texts: Any = None
+        t: Any = None
         with evaluating(model) as device:
             for part in chunks(list(inputs), batch_size):
                 pixels = processor.images([to_rgb(one["image"]) for one in part]).to(device)
                 for f, one in zip(own.image_features(pixels), part, strict=True):
-                    told = {k: v.to(device) for k, v in processor(one["texts"]).items()}
-                    cosines = (own.text_features(told["ids"], told.get("mask")) @ f).tolist()
+                    if texts != one["texts"]:  # most often all pictures have the same
+                        texts = one["texts"]
+                        told = {k: v.to(device) for k, v in processor(texts).items()}
+                        t = own.text_features(told["ids"], told.get("mask"))
+                    cosines = (t @ f).tolist()
                     scores = {t: round(c, 6) for t, c in zip(one["texts"], cosines, strict=True)}
                     best = max(scores, key=lambda text: scores[text])
                     made.append({"label": best, "score": scores[best], "scores": scores})

@@ -44,15 +44,17 @@ def fill(model: nn.Module, names: list[str], data: Prepared, size: int = 64) -> 
         )
     for adapter in found:
         adapter.begin_taking()
+    whole = False
     try:
         with evaluating(model) as device:
             for part in chunks(range(len(rows)), size):
                 batch = to_device(data.collator([rows[i] for i in part]), device)
                 with ad.steer(labels=batch.get("labels")):
                     model(**{key: value for key, value in batch.items() if key not in data.aside})
+        whole = True
     finally:
         for adapter in found:
-            adapter.end_taking()
+            adapter.end_taking(whole)
     return [
         f"{len(rows)} training examples were taken up by {', '.join(sorted({a.host.name for a in found}))}."
     ]

@@ -22,7 +22,7 @@ def ranked(
 ) -> tuple[Loaded, list[Given], list[Any]]:
     """A finished run, its inputs, and for each the items of a gallery in the order of their likeness to it.
 
-    What the model made of the gallery is kept in the run's folder, and made again only where its files, or the adapters, have changed.
+    What the model made of the gallery is kept in the run's folder, and made again only where its files, the adapters, or the overrides have changed.
 
     Args:
         words: names of the inputs, as on a command line.
@@ -33,6 +33,8 @@ def ranked(
         DataError: the run's task ranks nothing, or there is no such folder.
     """
     loaded, place = load_run(folder, overrides), last_stage(Path(folder))
-    against = Gallery(Path(gallery), place / GALLERIES, stamp(place / ADAPTER), top)
+    # a change to the recipe may change what a picture is embedded to
+    made_by = "\n".join([stamp(place / ADAPTER), *sorted(overrides)])
+    against = Gallery(Path(gallery), place / GALLERIES, made_by, top)
     given, found = loaded.task.ranked(loaded.model, loaded.processor, words, against, batch_size)
     return loaded, given, found

@@ -165,7 +165,6 @@ def run(
         *resumed,
         *attach(recipe, task, model, also, processor, data.get("train")),
     ]
-    notes += fill(model, adapter_names(recipe), data)
     loss = assembled(recipe, task, processor, model, terms)
     make_room(recipe, folder)
     trainer = trainer_of(
@@ -182,6 +181,8 @@ def run(
         ],
         loss,
     )
+    # the Trainer has put the model where it trains
+    notes += fill(model, adapter_names(recipe), data)
     if trainer.args.should_save:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / RECIPE, recipe.to_yaml(full=True))

@@ -48,6 +48,9 @@ def test_a_table_of_scores_names_what_it_lacks(tmp_path):
     (tmp_path / "scores.csv").write_text("file,score\na.png,0.25\nb.png 31\n")
     scores = Scores(tmp_path / "scores.csv")
     assert scores.of(tmp_path / "a.png") == 0.25
+    (tmp_path / "spaced.csv").write_text("a b/c d.png,0.5\na  b.png 0.75\ne.png, 1, x\n")
+    spaced = Scores(tmp_path / "spaced.csv")
+    assert [spaced.of(name) for name in ("a b/c d.png", "a  b.png", "e.png")] == [0.5, 0.75, 1.0]
     with pytest.raises(DataError, match=r"ab.png: .*scores.csv has no score of it. Did you mean"):
         scores.of(tmp_path / "ab.png")
     (tmp_path / "scores.csv").write_text("a.png,0.25\nb.png,good\n")
@@ -69,6 +72,18 @@ def test_cnn_iqa_takes_pictures_in_0_to_1_and_is_read_from_its_weights(tmp_path)
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(DataError, match="does not hold CNN-IQA's weights"):
         CNNIQA.from_file(tmp_path / "other.safetensors")
+
+
+def test_cnn_iqa_of_three_channels_judges_the_whole_picture(tmp_path):
+    torch.manual_seed(0)
+    network = CNNIQA(channels=3).eval()
+    assert sum(p.numel() for p in network.parameters()) == 729_801
+    save_file(network.state_dict(), tmp_path / "iqa.safetensors")
+    x = torch.rand(2, 3, 64, 40)
+    maps = network.conv1(x)
+    m = torch.cat([maps.amax((2, 3)), maps.amin((2, 3))], 1)
+    q = network.fc3(torch.relu(network.fc2(torch.relu(network.fc1(m)))))[:, 0]
+    torch.testing.assert_close(CNNIQA.from_file(tmp_path / "iqa.safetensors")(x), q)
 
 
 def test_five_points_turn_a_face_upright(tmp_path):

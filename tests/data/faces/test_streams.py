@@ -94,6 +94,17 @@ def test_all_streams_of_a_clip_are_changed_alike(monkeypatch):
         assert (lit != coloured).mean() < 0.06
 
 
+def test_points_in_pixels_are_not_those_of_a_cropped_face(monkeypatch):
+    from adaptome.data.faces.finding import FaceFinder
+
+    found = {"frames": np.zeros((2, 20, 20, 3), np.uint8), "landmarks": np.full((2, 3, 2), 10.0)}
+    clipping = Clipping(("frames", "landmarks"), 2, 16, FaceFinder())
+    assert clipping.seen(found)["landmarks"][0, 8, 8].all()
+    monkeypatch.setattr(FaceFinder, "looks", True)
+    with pytest.raises(DataError, match="points in pixels, and no frames as they were"):
+        clipping.seen(found)
+
+
 def test_drawn_faces_have_parts_and_points_where_they_are_seen():
     rng = np.random.default_rng(0)
     for _ in range(5):

@@ -50,7 +50,7 @@ def test_gallery_probes_and_distractors(tmp_path):
     picture(tmp_path / "Gallery_Match" / "2_18.jpg")
     picture(tmp_path / "Gallery_Match" / "3_1.jpg")
     picture(tmp_path / "Gallery_Distractor" / "2.jpg")
-    picture(tmp_path / "Probe" / "2" / "a.jpg")
+    picture(tmp_path / "Probe" / "2" / "day_1" / "a.jpg")
     table = read(tmp_path)
     rows = list(zip(table.columns["label"], table.columns["role"], strict=True))
     assert rows == [("distractor 2.jpg", "distractor"), ("2", "gallery"), ("3", "gallery"), ("2", "probe")]
@@ -93,6 +93,7 @@ def test_lfws_pairs(tmp_path):
         ("1\nAnn_Lee 1 2\n", r"1 pairs, and its first line tells of 1 x 2 x 1 = 2"),
         ("1\nAnn_Lee 1 2\nAnn_Lee 1 Bo\n", "line 3: no picture Bo of 'Ann_Lee'"),
         ("1\nAnn_Lee 1 2\nAnn_Lee 1\n", "line 3: 'Ann_Lee 1'; expected 'name 1 4'"),
+        ("1\nAnn_Lee\nAnn_Lee 1 Bo 1\n", "no folder of people beside it has Ann_Lee's picture"),
         ("1\nNobody 1 2\nAnn_Lee 1 Bo 1\n", "no folder of people beside it has Nobody's picture"),
     ],
 )
@@ -125,6 +126,9 @@ def test_templates_of_ijb_with_boxes(tmp_path):
     assert rows["box"] == ["1 2 5 7", "0 0 8 8", ""]
     (tmp_path / "probe.csv").write_text("TEMPLATE_ID,SUBJECT_ID,FILENAME\n6,12,img/9.png\n")
     with pytest.raises(DataError, match=r"probe.csv, line 2: no file 'img/9.png'"):
+        read(tmp_path / "probe.csv")
+    (tmp_path / "probe.csv").write_text("TEMPLATE_ID,SUBJECT_ID,FILENAME\n6,12\n")
+    with pytest.raises(DataError, match=r"probe.csv, line 2: 2 values for 3 columns"):
         read(tmp_path / "probe.csv")
     (tmp_path / "probe.csv").write_text("TEMPLATE_ID,FILENAME\n6,img/2.png\n")
     with pytest.raises(DataError, match="no column SUBJECT_ID"):

@@ -5,6 +5,7 @@ resolution    the shorter side in pixels
 scores        of a file: `file,score` lines, from whatever judges pictures
 cnn-iqa       m = [max, min](conv_7x7(x) [50, 26, 26]),  q = W_3 relu(W_2 relu(W_1 m)):  the mean over patches x of 32 x 32 pixels in [0, 1],
               each grey value less its neighbourhood's mean, over the neighbourhood's spread; 724,901 numbers. Kang et al. 2014
+              Weights of three channels, as IQA-PyTorch's that PETALface takes, judge the whole picture x in its colours; 729,801 numbers
 """
 
 from __future__ import annotations
@@ -57,11 +58,13 @@ class Scores:
     def __init__(self, path: Path):
         self.path, self._of = path, dict[str, float]()
         for number, line in enumerate(lines_of(path), 1):
-            words = [w for w in re.split(r"[,;\t ]+", line.strip()) if w]
-            if not words:
+            if not line.strip():
                 continue
+            # a name may have blanks in it
+            marked = re.search("[,;\t]", line.strip())
+            words = re.split(r"[,;\t]+", line.strip()) if marked else line.strip().rsplit(None, 1)
             try:
-                name, score = words[0], float(words[1])
+                name, score = words[0].strip(), float(words[1])
             except (IndexError, ValueError) as error:
                 if number == 1:
                     continue
@@ -87,9 +90,9 @@ class Scores:
 class CNNIQA(nn.Module):
     """A network that judges pictures without a reference; higher is better. See above."""
 
-    def __init__(self, filters: int = 50, width: int = 800):
+    def __init__(self, filters: int = 50, width: int = 800, channels: int = 1):
         super().__init__()
-        self.conv1 = nn.Conv2d(1, filters, 7)
+        self.conv1 = nn.Conv2d(channels, filters, 7)
         self.fc1, self.fc2, self.fc3 = (
             nn.Linear(2 * filters, width),
             nn.Linear(width, width),
@@ -107,11 +110,7 @@ class CNNIQA(nn.Module):
             raise DataError(
                 f"CNN-IQA takes pictures in [0, 1]; these reach from {low:.3g} to {high:.3g}. Undo what was done to them for a model."
             )
-        x = normalised(
-            (pictures * pictures.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-        )
-        patches = F.unfold(x, PATCH, stride=PATCH).transpose(1, 2)  # [batch, n, 1024]
-        maps = self.conv1(patches.reshape(-1, 1, PATCH, PATCH)).flatten(2)
+        maps = self.conv1(pictures if self.conv1.in_channels == 3 else grey_patches(pictures)).flatten(2)
         m = torch.cat([maps.amax(-1), maps.amin(-1)], 1)
         q = self.fc3(F.relu(self.fc2(F.relu(self.fc1(m)))))
         return q.view(len(pictures), -1).mean(1)
@@ -128,10 +127,10 @@ class CNNIQA(nn.Module):
 
         try:
             tensors = load_file(path)
-            filters, width = tensors["conv1.weight"].shape[0], tensors["fc1.weight"].shape[0]
-            made = cls(filters, width)
+            (filters, channels), width = tensors["conv1.weight"].shape[:2], tensors["fc1.weight"].shape[0]
+            made = cls(filters, width, 3 if channels == 3 else 1)
             made.load_state_dict(tensors)
-        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise DataError(
                 f"{path} does not hold CNN-IQA's weights (conv1, fc1, fc2, fc3): {error}"
             ) from error
@@ -146,6 +145,13 @@ class CNNIQA(nn.Module):
             picture = picture.resize((max(PATCH, round(wide * scale)), max(PATCH, round(high * scale))))
         x = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255.0)
         return float(self(x.permute(2, 0, 1)[None])[0])
+
+
+def grey_patches(pictures: Tensor) -> Tensor:
+    """The normalised grey patches [batch n, 1, 32, 32] of pictures [batch, 3, height, width]."""
+    weights = pictures.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    x = normalised((pictures * weights).sum(1, keepdim=True))
+    return F.unfold(x, PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 1, PATCH, PATCH)
 
 
 def normalised(x: Tensor, reach: int = 3, floor: float = 1.0 / 255) -> Tensor:

@@ -109,7 +109,7 @@ def landmarks_of(given: Any, numbers: Sequence[int], frame: tuple[int, int] | No
     """Points [n, 2] from 0 to 1, or drawn pictures [h, w, 3], of these frames; the last one stands for what lies behind it.
 
     Args:
-        frame: width and height of a frame, by which points in pixels are told; None: not known.
+        frame: width and height of a frame, by which points in pixels are told; None: not known, or cropped.
 
     Raises:
         DataError: points in pixels of frames whose size is not known, or of another form.
@@ -125,7 +125,7 @@ def landmarks_of(given: Any, numbers: Sequence[int], frame: tuple[int, int] | No
     if points.max() > 2:  # shares of a frame hardly lie beyond it
         if frame is None:
             raise DataError(
-                f"{where}: points in pixels, and no frames that tell the size. Give them from 0 to 1."
+                f"{where}: points in pixels, and no frames as they were that tell the size. Give them from 0 to 1, of the face's picture."
             )
         points = points / np.asarray(frame, float)
     return [points[min(n, len(points) - 1)] for n in numbers]

@@ -121,8 +121,9 @@ def _protocol(folder: Path, parts: Mapping[Path, str]) -> Table:
     rows = Rows()
     for part, role in parts.items():
         for file in pictures(part):
-            own = file.parent.name if file.parent != part else file.stem.partition("_")[0]
-            label = f"distractor {file.relative_to(part).as_posix()}" if role == "distractor" else own
+            inside = file.relative_to(part)
+            own = inside.parts[0] if len(inside.parts) > 1 else file.stem.partition("_")[0]
+            label = f"distractor {inside.as_posix()}" if role == "distractor" else own
             rows.add(file, label, len(rows.lines) + 1, role=role)
     missing = {"gallery", "probe"} - {row["role"] for row in rows.found}
     if missing:
@@ -149,10 +150,11 @@ def _pairs(path: Path, options: ReadOptions) -> Table:
         )
     head = [int(word) for word in lines[0][1]]
     folds, each = (head[0], head[1]) if len(head) == 2 else (1, head[0])
-    root = next((r for r in _roots(path) if _picture(r, lines[1][1][0], lines[1][1][1])), None) if len(lines) > 1 else None  # fmt: skip
+    first = lines[1][1] if len(lines) > 1 else []
+    root = next((r for r in _roots(path) if _picture(r, *first[:2])), None) if len(first) > 1 else None
     if root is None:
         raise DataError(
-            f"{path}: no folder of people beside it has {lines[1][1][0] if len(lines) > 1 else 'a pair'}'s picture; expected <person>/<person>_0001.jpg."
+            f"{path}: no folder of people beside it has {first[0] if first else 'a pair'}'s picture; expected <person>/<person>_0001.jpg."
         )
     expected = 2 * folds * each
     if len(lines) - 1 != expected:
@@ -218,6 +220,8 @@ def _templates(path: Path, options: ReadOptions) -> Table:
     for line, values in enumerate(csv.reader(text.splitlines()[1:]), 2):
         if not values:
             continue
+        if len(values) < len(names):
+            raise DataError(f"{path}, line {line}: {len(values)} values for {len(names)} columns.")
         one = dict(zip(names, (v.strip() for v in values), strict=False))
         file = next((p for p in (path.parent / one["filename"], Path(one["filename"])) if p.is_file()), None)
         if file is None:

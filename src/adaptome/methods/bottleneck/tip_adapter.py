@@ -91,9 +91,9 @@ class TipAdapterAdapter(Adapter):
     def begin_taking(self) -> None:
         self._taken = []
 
-    def end_taking(self) -> None:
+    def end_taking(self, whole: bool = True) -> None:
         taken, self._taken = self._taken or [], None
-        if not taken:
+        if not taken or not whole:
             return
         features, labels = (torch.cat(column) for column in zip(*taken, strict=True))
         self.put(features.clone(), labels.clone())

@@ -1,4 +1,4 @@
-"""Class prompts: texts that stand for classes, as vectors of CLIP's text encoder, with trained context before their words.
+"""Context words: texts that stand for classes, as vectors of CLIP's text encoder, with trained context before their words.
 
     [start] c_1 .. c_M  the class's words [end]  ->  text encoder  ->  projection  ->  t [d]
 
