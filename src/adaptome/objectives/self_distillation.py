@@ -138,18 +138,22 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def taught(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Within it the model has the teacher's tensors in place of those that train, runs in evaluation mode and makes no graph.
 
-    The frozen tensors are the model's own: no second trunk is held.
+    The frozen tensors are the model's own: no second trunk is held. Autocast keeps copies of weights in half precision by parameter: within it
+    they are made anew, for those of the model would stand for the teacher's.
     """
     own = trained(model)
     kept = {name: value.data for name, value in own.items()}
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
     try:
         for name, value in own.items():
             value.data = values[name]
         with torch.no_grad():
             yield
     finally:
+        torch.set_autocast_cache_enabled(cached)
         for name, value in own.items():
             value.data = kept[name]
         for module, mode in modes:
