@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -239,6 +240,8 @@ def read_features(source: Any, width: int, where: str) -> np.ndarray:
 
 def _arrays(source: Any, where: str) -> dict[str, Any]:
     """The arrays of a file of numbers; never a pickle."""
+    from safetensors import SafetensorError
+
     name, path = named(source, where), require_file(source, where)
     ending = ".npz" if path is None else path.suffix.lower()
     try:
@@ -256,7 +259,7 @@ def _arrays(source: Any, where: str) -> dict[str, Any]:
             content = source["bytes"] if path is None else path.read_bytes()
             held = np.load(io.BytesIO(content), allow_pickle=False)
             return {"features": held} if isinstance(held, np.ndarray) else {key: held[key] for key in held.files}  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, SafetensorError) as error:
         raise DataError(f"{name} cannot be read as arrays: {error}") from error
     raise DataError(f"{name}: arrays are read from .npz, .npy, .safetensors, .json and .csv.")
 
