@@ -218,12 +218,6 @@ def _within(box: np.ndarray, width: int, height: int) -> tuple[float, float, flo
 # -- features, and files of arrays -----------------------------------------------------------------------------------
 
 
-def is_features(source: Any) -> bool:
-    """Whether a source is a file of features by its ending; an .npz of pictures is told by what it holds."""
-    path = source.get("path") if isinstance(source, Mapping) else source
-    return isinstance(path, str | Path) and Path(path).suffix.lower() in FEATURES
-
-
 def read_features(source: Any, width: int, where: str) -> np.ndarray:
     """Features [time, width] as float32.
 
