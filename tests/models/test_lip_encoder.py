@@ -87,3 +87,14 @@ def test_frames_after_a_clips_end_change_nothing():
 def test_another_kind_of_configuration_is_refused():
     with pytest.raises(ModelError, match="a hubert's"):
         load_lip_encoder(Part(from_config={"model_type": "vit"}), True)
+
+
+def test_batch_norms_that_do_not_train_keep_their_statistics():
+    made = load_lip_encoder(Part(from_config=CONFIG), True).train()
+    frames, mask = torch.randn(1, 3, 16, 16), torch.ones(1, 3, dtype=torch.bool)
+    made(frames, mask)
+    assert made.frontend[1].num_batches_tracked == 1  # all of it trains here
+    made.requires_grad_(False).train()
+    before = {name: value.clone() for name, value in made.named_buffers()}
+    made(frames, mask)
+    assert all(torch.equal(value, before[name]) for name, value in made.named_buffers())

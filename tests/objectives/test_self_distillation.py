@@ -146,6 +146,27 @@ def test_the_teacher_follows_what_trains_and_shares_what_is_frozen():
     assert all(torch.equal(p, parts.values()[n]) for n, p in trained(model).items())
 
 
+def test_the_teacher_follows_in_small_steps_what_is_of_half_precision():
+    layer, parts = torch.nn.Linear(2, 2, bias=False, dtype=torch.bfloat16), Distilled(4, 4, 3, 5, apart=False)
+    layer.weight.data.fill_(1.0)
+    parts.begin(layer)
+    layer.weight.data.fill_(2.0)
+    for _ in range(400):
+        parts.follow(layer, 0.992)
+    torch.testing.assert_close(parts.values()["weight"], torch.full((2, 2), 2 - 0.992**400))
+    with taught(layer, parts.values()):
+        assert layer.weight.dtype == torch.bfloat16 and (layer.weight < 2).all()
+
+
+def test_the_teacher_is_the_teacher_under_autocast_too():
+    layer, x = torch.nn.Linear(4, 4, bias=False), torch.randn(2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        own = layer(x)  # leaves a copy of the weight in half precision behind
+        with taught(layer, {"weight": torch.zeros(4, 4)}):
+            assert not layer(x).any()
+        assert torch.equal(layer(x), own) and torch.is_autocast_cache_enabled()
+
+
 def test_the_model_has_gradients_and_the_teacher_none():
     model, terms, parts = made()
     loss_of(model.train(), terms, batch()).backward()

@@ -115,6 +115,7 @@ def test_pictures_are_generated_by_conditions(finished, tmp_path):
     for wrong, said in (
         (["--condition", "sketch"], "KIND:FILE"),
         (["--condition", f"scetch:{file}"], "sketch"),
+        (["--ready"], "how --condition is taken"),
     ):
         result = CliRunner().invoke(build(), [*common, *wrong])
         assert result.exit_code != 0 and said in result.output + str(result.exception)

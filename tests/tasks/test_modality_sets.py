@@ -121,6 +121,7 @@ def test_words_say_of_which_modality_they_are(tmp_path):
     own = options()
     found = given_by_name(["rgb=a.png", "depth=b.png", "depth=c.png"], own)
     assert [one.value for one in found] == [{"rgb": "a.png", "depth": "b.png"}, {"depth": "c.png"}]
+    assert given_by_name(["rgb=" + "x" * 300], own)[0].value == {"rgb": "x" * 300}  # no file has such a name
     for folder, files in (("one", ("a", "b")), ("two", ("b", "c"))):
         (tmp_path / folder).mkdir()
         for file in files:

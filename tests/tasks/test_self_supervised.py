@@ -271,6 +271,7 @@ def test_probes_tell_what_features_tell():
         ({"task": {"name": "self-supervised", "image_size": 36}}, r"task\.image_size=36: patches of 8 pixels"),
         ({"training": {"max_steps": 1, "device": "cpu"}, "data": {"name": "grounds.npz", "validation_fraction": 0.2}}, r"training\.keep_best=false"),
         ({"training": {"max_steps": 1, "device": "cpu", "keep_best": False, "fsdp": True}}, r"leave training\.fsdp out"),
+        ({"training": {"max_steps": 1, "device": "cpu", "keep_best": False, "ema": 0.9}}, r"leave training\.ema out"),
         ({"model": {"composite": "view-encoder", "encoder": {"from_config": {"model_type": "swin"}}, "bands": {"groups": [[0]]}}}, r"give task\.bands"),
         ({"model": {"composite": "view-encoder", "encoder": {"from_config": {"model_type": "bert"}}}}, "has no patches"),
     ],

@@ -23,6 +23,8 @@ def test_a_folder_stands_for_its_files(tmp_path):
         gathered([str(tmp_path)], frozenset({".png"}))
     with pytest.raises(DataError, match="no such file or folder: none.png"):
         gathered(["none.png"], frozenset({".png"}))
+    words = "a sentence that is longer than the name of a file can be " * 6
+    assert gathered([words], frozenset())[0].value == words
 
 
 def test_entities_are_marked_by_characters_or_by_words():

@@ -93,15 +93,19 @@ def _gathered(words: list[str]) -> tuple[list[str], dict[str, Any]]:
     """What is to be embedded, by name, and the vectors that files bring."""
     from adaptome.data.readers.images import ENDINGS as PICTURES
     from adaptome.data.textfile import read_text
+    from adaptome.tasks.showing import path_of
 
     names: list[str] = []
     kept: dict[str, Any] = {}
     for word in words:
-        path = Path(word) if len(word) < 1024 and "\0" not in word else Path()
-        if path.suffix in ENDINGS:
-            kept |= _read(path)
-            names += list(kept)
-        elif word and path.is_dir():
+        path = path_of(word) if word else None
+        if path is None:
+            names.append(word)
+        elif path.suffix in ENDINGS:
+            read = _read(path)
+            kept |= read
+            names += list(read)
+        elif path.is_dir():
             inside = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in PICTURES)
             if not inside:
                 raise DataError(
@@ -121,6 +125,8 @@ def _gathered(words: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     """Name -> vector of a file that `_write` wrote."""
+    from zipfile import BadZipFile
+
     import numpy as np
 
     try:
@@ -132,9 +138,9 @@ def _read(path: Path) -> dict[str, Any]:
 
             table = pq.read_table(path)
             names, vectors = table["name"].to_pylist(), np.asarray(table["vector"].to_pylist(), np.float32)
-    except (OSError, ValueError, KeyError) as error:
+        return dict(zip(names, vectors, strict=True))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DataError(f"{path} holds no vectors of adaptome embed: {error}.") from error
-    return dict(zip(names, vectors, strict=True))
 
 
 def _write(path: Path, names: list[str], vectors: np.ndarray) -> None:

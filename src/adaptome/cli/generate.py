@@ -109,6 +109,8 @@ def generate(
     from adaptome.tasks.image_generation import grid as one_picture
     from adaptome.tasks.image_generation import made, png, told
 
+    if not condition and (ready or instruction is not None):
+        raise typer.BadParameter("it says how --condition is taken: give one.", param_hint="--ready" if ready else "--instruction")  # fmt: skip
     columns, rows = _pair(grid, "--grid") if grid else (0, 0)
     count = columns * rows if grid else count
     model, how, known = _opened(run, base, adapter)

@@ -12,14 +12,16 @@ source    AV-HuBERT (Shi et al.), arXiv:2201.02184: large is {do_stable_layer_no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from adaptome.core.errors import ModelError
 from adaptome.models.base import Part, part_config
+from adaptome.models.modalities import keep_statistics
 
 WEIGHTS = "model.safetensors"
 #: names in the authors' checkpoint -> ours, after `encoder.layers.3.` and the like are the same
@@ -71,6 +73,12 @@ class LipEncoder(nn.Module):
         self.join = nn.Linear(hidden * 2, hidden) if self.fused else None
         kind = "HubertEncoderStableLayerNorm" if config.do_stable_layer_norm else "HubertEncoder"
         self.encoder = getattr(hubert, kind)(config)
+
+    def train(self, mode: bool = True) -> Self:
+        """Batch norms that do not train keep their statistics, which no adapter's file holds."""
+        super().train(mode)
+        keep_statistics(self)
+        return self
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         """Features of every frame.
@@ -162,8 +170,3 @@ def ours(key: str) -> str:
 
 def _renamed(key: str, names: Iterable[tuple[str, str]]) -> str:
     return next((new + key.removeprefix(old) for old, new in names if key.startswith(old)), key)
-
-
-def theirs_of(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """A state of ours under the authors' names, which are given."""
-    return {name: state[ours(name)] for name in names}

@@ -100,7 +100,9 @@ class Distilled(nn.Module):
                     "the teacher follows whole tensors, which a sharded run has not: leave fsdp out."
                 )
             self._names[name] = f"t{number}"
-            self.teacher.register_buffer(f"t{number}", value.detach().clone())
+            # steps of a mean are too small for half precision
+            wide = torch.promote_types(value.dtype, torch.float32)
+            self.teacher.register_buffer(f"t{number}", value.detach().to(wide, copy=True))
 
     def values(self) -> dict[str, Tensor]:
         """The teacher's tensors by the names of those that they follow."""
@@ -110,7 +112,8 @@ class Distilled(nn.Module):
     def follow(self, model: nn.Module, momentum: float) -> None:
         """One step towards the model."""
         for name, value in trained(model).items():
-            self.teacher.get_buffer(self._names[name]).lerp_(value.detach(), 1 - momentum)
+            mean = self.teacher.get_buffer(self._names[name])
+            mean.lerp_(value.detach().to(mean.dtype), 1 - momentum)
 
     @torch.no_grad()
     def take_over(self, model: nn.Module) -> None:
@@ -138,18 +141,22 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def taught(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Within it the model has the teacher's tensors in place of those that train, runs in evaluation mode and makes no graph.
 
-    The frozen tensors are the model's own: no second trunk is held.
+    The frozen tensors are the model's own: no second trunk is held. Autocast keeps copies of weights in half precision by parameter: within it
+    they are made anew, for those of the model would stand for the teacher's.
     """
     own = trained(model)
     kept = {name: value.data for name, value in own.items()}
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
     try:
         for name, value in own.items():
-            value.data = values[name]
+            value.data = values[name].to(value.dtype)
         with torch.no_grad():
             yield
     finally:
+        torch.set_autocast_cache_enabled(cached)
         for name, value in own.items():
             value.data = kept[name]
         for module, mode in modes:

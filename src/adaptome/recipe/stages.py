@@ -99,8 +99,6 @@ def _over(below: Any, above: Any) -> Any:
         return above
     if any(key in above and above[key] != below.get(key) for key in ("name", "composite")):
         return above
-    if "composite" in above and above["composite"] != below.get("composite"):  # another model
-        return above
     if "from_config" in above and "composite" in below:  # a plain one in its place
         return above
     return {**below, **above}

@@ -23,7 +23,7 @@ from torch import Tensor
 from adaptome.core.errors import DataError, did_you_mean
 from adaptome.data.splits import Split
 from adaptome.tasks.base import TaskOptions
-from adaptome.tasks.showing import Given
+from adaptome.tasks.showing import Given, path_of
 
 AVAILABLE = "available"
 Set = frozenset[str]
@@ -269,7 +269,8 @@ def given_by_name(words: Sequence[str], options: SetOptions) -> list[Given]:
     found: list[Given] = []
     for group in groups:
         options.check_given(group, " ".join(words))
-        folders = {m: Path(v) for m, v in group.items() if len(v) < 1024 and Path(v).is_dir()}
+        paths = {m: path_of(v) for m, v in group.items()}
+        folders = {m: path for m, path in paths.items() if path is not None and path.is_dir()}
         found += _of_folders(folders, options) if len(folders) == len(group) else [_named(group)]
     return found
 

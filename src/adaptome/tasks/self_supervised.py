@@ -147,7 +147,7 @@ class SelfSupervised(Task):
 
     def counted(self, logits: Any, labels: Any) -> Tensor:
         """Nothing is kept of a batch but its loss."""
-        return torch.zeros(len(labels), 1)
+        return torch.zeros(len(labels), 1, device=labels.device)
 
     def metrics(self, result: Any) -> dict[str, float]:
         return {}

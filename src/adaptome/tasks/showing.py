@@ -35,7 +35,7 @@ def gathered(words: Sequence[str], endings: frozenset[str]) -> list[Given]:
     """
     found: list[Given] = []
     for word in words:
-        folder = _path(word)
+        folder = path_of(word)
         if folder is not None and folder.is_dir():
             wanted = endings or TEXTS
             files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in wanted and f.is_file())
@@ -51,9 +51,16 @@ def gathered(words: Sequence[str], endings: frozenset[str]) -> list[Given]:
     return found
 
 
-def _path(word: str) -> Path | None:
-    """The word as a path, where it can be one: a long text or one of several lines cannot."""
-    return Path(word) if len(word) < 1024 and "\n" not in word and "\0" not in word else None
+def path_of(word: str) -> Path | None:
+    """The word as a path, where it can be one: a long text or one of several lines cannot.
+
+    >>> [path_of(word) is not None for word in ("a.png", "a long sentence " * 20)]
+    [True, False]
+    """
+    if len(word) >= 1024 or "\n" in word or "\0" in word:
+        return None
+    # no system has longer names, and to ask for one is an error
+    return Path(word) if all(len(part.encode()) < 256 for part in word.split("/")) else None
 
 
 def _text(file: Path) -> str:

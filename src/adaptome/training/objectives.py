@@ -20,7 +20,7 @@ def installed(recipe: Recipe, model: nn.Module) -> tuple[list[Term], list[str]]:
 
 
 def check_end(recipe: Recipe, terms: Sequence[Term], validated: bool) -> None:
-    """What a term that follows the trained tensors does not go with: shards of them, and an end with the best evaluation's.
+    """What a term that follows the trained tensors does not go with: shards of them, and an end with other ones.
 
     Args:
         validated: whether there is a split by which a best checkpoint is chosen.
@@ -34,6 +34,11 @@ def check_end(recipe: Recipe, terms: Sequence[Term], validated: bool) -> None:
             f"the objective {follows!r} follows whole tensors, which a sharded run has not: leave training.fsdp out."
         )
     named = next((term.name for term in terms if term.objective.replaces), None)
+    if named is not None and recipe.training.ema is not None:
+        raise RecipeError(
+            f"the objective {named!r} ends with its teacher, training.ema with its own mean of the same: leave training.ema out, "
+            "or let the objective keep the student (keep: student)."
+        )
     if named is not None and validated and recipe.training.keep_best:
         raise RecipeError(
             f"the objective {named!r} ends with its teacher, training.keep_best with the best evaluation: write training.keep_best=false, "

@@ -128,6 +128,10 @@ def test_features_from_files_of_numbers_and_never_from_a_pickle(tmp_path):
     np.save(tmp_path / "b.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(DataError, match="cannot be read as arrays"):
         read_features(tmp_path / "b.npy", 6, "x")
+    for ending in ("npy", "npz", "safetensors"):  # torn ones
+        (tmp_path / f"c.{ending}").write_bytes((tmp_path / f"a.{ending}").read_bytes()[:60])
+        with pytest.raises(DataError, match=rf"c.{ending} cannot be read as arrays"):
+            read_features(tmp_path / f"c.{ending}", 6, "x")
 
 
 def test_files_that_are_not_there_or_no_video(tmp_path):

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -217,12 +218,6 @@ def _within(box: np.ndarray, width: int, height: int) -> tuple[float, float, flo
 # -- features, and files of arrays -----------------------------------------------------------------------------------
 
 
-def is_features(source: Any) -> bool:
-    """Whether a source is a file of features by its ending; an .npz of pictures is told by what it holds."""
-    path = source.get("path") if isinstance(source, Mapping) else source
-    return isinstance(path, str | Path) and Path(path).suffix.lower() in FEATURES
-
-
 def read_features(source: Any, width: int, where: str) -> np.ndarray:
     """Features [time, width] as float32.
 
@@ -239,6 +234,8 @@ def read_features(source: Any, width: int, where: str) -> np.ndarray:
 
 def _arrays(source: Any, where: str) -> dict[str, Any]:
     """The arrays of a file of numbers; never a pickle."""
+    from safetensors import SafetensorError
+
     name, path = named(source, where), require_file(source, where)
     ending = ".npz" if path is None else path.suffix.lower()
     try:
@@ -256,7 +253,7 @@ def _arrays(source: Any, where: str) -> dict[str, Any]:
             content = source["bytes"] if path is None else path.read_bytes()
             held = np.load(io.BytesIO(content), allow_pickle=False)
             return {"features": held} if isinstance(held, np.ndarray) else {key: held[key] for key in held.files}  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, SafetensorError) as error:
         raise DataError(f"{name} cannot be read as arrays: {error}") from error
     raise DataError(f"{name}: arrays are read from .npz, .npy, .safetensors, .json and .csv.")
 
