@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from adaptome.core.errors import DataError, RecipeError
-from adaptome.data.faces.video import ENDINGS as VIDEOS
 from adaptome.data.readers.sounds import ENDINGS as SOUNDS
 from adaptome.data.readers.speech import clip_of
 from adaptome.data.sound import Sounds, resampled
@@ -28,6 +27,7 @@ from adaptome.data.speech.clips import (
     read_mouth,
     read_sound,
 )
+from adaptome.data.video import ENDINGS as VIDEOS
 from adaptome.models import is_composite
 from adaptome.models.base import Part, part_config, read_configuration
 from adaptome.models.speech_recogniser import IGNORED, TASKS

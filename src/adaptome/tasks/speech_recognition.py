@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adaptome.core.errors import DataError, RecipeError, did_you_mean
-from adaptome.data.faces.video import ENDINGS as VIDEOS
 from adaptome.data.readers.sounds import ENDINGS as SOUNDS
 from adaptome.data.readers.speech import is_part
 from adaptome.data.speech.clips import FEATURES
 from adaptome.data.splits import Split, Splits
+from adaptome.data.video import ENDINGS as VIDEOS
 from adaptome.models import is_composite, load_composite
 from adaptome.models.speech_recogniser import STREAMS, TASKS, Asked, SpeechRecogniser, streams_of
 from adaptome.report.shown import Shown

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from adaptome.core.errors import DataError
-from adaptome.data.faces.video import frames as frames_of
 from adaptome.data.readers.sounds import ENDINGS as SOUNDS
 from adaptome.data.sound import decode, resampled
+from adaptome.data.video import frames as frames_of
 from adaptome.models.streams import PLACE, place_code
 from adaptome.tasks.pixels import PixelProcessor
 

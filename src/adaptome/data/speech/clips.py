@@ -20,8 +20,8 @@ import numpy as np
 
 from adaptome.core.errors import DataError, MissingExtraError, nearest
 from adaptome.data import sound
-from adaptome.data.faces.video import ENDINGS as VIDEOS
 from adaptome.data.readers.sounds import ENDINGS as SOUNDS
+from adaptome.data.video import ENDINGS as VIDEOS
 
 FEATURES = frozenset({".npy", ".npz", ".safetensors"})
 FPS = 25.0
