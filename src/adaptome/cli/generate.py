@@ -109,6 +109,9 @@ def generate(
     from adaptome.tasks.image_generation import grid as one_picture
     from adaptome.tasks.image_generation import made, png, told
 
+    for option, value in (("--ready", ready), ("--instruction", instruction)):
+        if value and not condition:
+            raise typer.BadParameter("it says something of a condition, and none is given (--condition).", param_hint=option)  # fmt: skip
     columns, rows = _pair(grid, "--grid") if grid else (0, 0)
     count = columns * rows if grid else count
     model, how, known = _opened(run, base, adapter)
