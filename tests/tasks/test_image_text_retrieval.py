@@ -146,9 +146,13 @@ def test_predict_and_embed_on_a_command_line(trained, scenes, tmp_path, capsys):
 
 def test_embed_tells_what_it_cannot_do(trained, tmp_path, capsys):
     (tmp_path / "other.npz").write_bytes(b"no")
+    (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04torn")
+    np.savez(tmp_path / "narrow.npz", names=np.array(["a"]), vectors=np.ones((1, 3), np.float32))
     for words, told in (
         ([str(tmp_path / "none.png")], "no such picture"),
         ([str(tmp_path / "other.npz")], "holds no vectors"),
+        ([str(tmp_path / "torn.npz")], "holds no vectors"),
+        ([str(tmp_path / "narrow.npz"), "a red circle " * 30], "they are of different runs"),
         ([str(tmp_path)], "holds no picture"),
     ):
         with pytest.raises(SystemExit) as done:

@@ -75,7 +75,11 @@ def embed(
     names, kept = _gathered(inputs)
     new = [name for name in names if name not in kept]
     made = dict(zip(new, vectors(new), strict=True)) if new else {}
-    found = np.stack([made[name] if name in made else kept[name] for name in names])
+    every = [made[name] if name in made else kept[name] for name in names]
+    widths = sorted({len(one) for one in every})
+    if len(widths) > 1:
+        raise DataError(f"the vectors have {widths[0]} and {widths[1]} numbers: they are of different runs. Embed their inputs by one.")  # fmt: skip
+    found = np.stack(every)
     asked = None if search is None else vectors([search])[0]
     if asked is not None and asked.shape[0] != found.shape[1]:
         raise DataError(f"the vectors have {found.shape[1]} numbers and those of {run} {asked.shape[0]}: another run made them.")  # fmt: skip
@@ -93,11 +97,12 @@ def _gathered(words: list[str]) -> tuple[list[str], dict[str, Any]]:
     """What is to be embedded, by name, and the vectors that files bring."""
     from adaptome.data.readers.images import ENDINGS as PICTURES
     from adaptome.data.textfile import read_text
+    from adaptome.tasks.showing import path_of
 
     names: list[str] = []
     kept: dict[str, Any] = {}
     for word in words:
-        path = Path(word) if len(word) < 1024 and "\0" not in word else Path()
+        path = path_of(word) or Path()
         if path.suffix in ENDINGS:
             kept |= _read(path)
             names += list(kept)
@@ -121,6 +126,8 @@ def _gathered(words: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     """Name -> vector of a file that `_write` wrote."""
+    from zipfile import BadZipFile
+
     import numpy as np
 
     try:
@@ -132,9 +139,9 @@ def _read(path: Path) -> dict[str, Any]:
 
             table = pq.read_table(path)
             names, vectors = table["name"].to_pylist(), np.asarray(table["vector"].to_pylist(), np.float32)
-    except (OSError, ValueError, KeyError) as error:
+        return dict(zip(names, vectors, strict=True))
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise DataError(f"{path} holds no vectors of adaptome embed: {error}.") from error
-    return dict(zip(names, vectors, strict=True))
 
 
 def _write(path: Path, names: list[str], vectors: np.ndarray) -> None:

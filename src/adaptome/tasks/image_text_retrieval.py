@@ -22,7 +22,7 @@ from adaptome.tasks.inference import chunks, evaluating, to_device
 from adaptome.tasks.picture_inputs import Text, is_picture, picture_of
 from adaptome.tasks.picture_processors import PARTS, PictureProcessor, load_picture_processor, source_of
 from adaptome.tasks.retrieval_scores import composed, recalls, unit
-from adaptome.tasks.showing import Given
+from adaptome.tasks.showing import Given, path_of
 from adaptome.tasks.summaries import Collator, DualRows, LvlmRows
 
 
@@ -247,7 +247,7 @@ class ImageTextRetrieval(Task):
         pictures: list[str] = []
         texts: list[str] = []
         for word in words:
-            path = Path(word) if len(word) < 1024 and "\0" not in word else None
+            path = path_of(word)
             if path is not None and path.is_dir():
                 pictures += sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in ENDINGS)
             elif is_picture(word):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -35,7 +36,7 @@ def gathered(words: Sequence[str], endings: frozenset[str]) -> list[Given]:
     """
     found: list[Given] = []
     for word in words:
-        folder = _path(word)
+        folder = path_of(word)
         if folder is not None and folder.is_dir():
             wanted = endings or TEXTS
             files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in wanted and f.is_file())
@@ -51,9 +52,10 @@ def gathered(words: Sequence[str], endings: frozenset[str]) -> list[Given]:
     return found
 
 
-def _path(word: str) -> Path | None:
-    """The word as a path, where it can be one: a long text or one of several lines cannot."""
-    return Path(word) if len(word) < 1024 and "\n" not in word and "\0" not in word else None
+def path_of(word: str) -> Path | None:
+    """The word as a path, where it can be one: a long text, to which file systems answer with an error, or one of several lines cannot."""
+    fits = len(word) < 1024 and "\n" not in word and "\0" not in word
+    return Path(word) if fits and all(len(os.fsencode(part)) < 256 for part in Path(word).parts) else None
 
 
 def _text(file: Path) -> str:

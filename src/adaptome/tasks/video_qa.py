@@ -15,7 +15,7 @@ from adaptome.data.splits import Split, Splits
 from adaptome.report.shown import Ranked, Shown
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
 from adaptome.tasks.inference import chunks, evaluating, moved
-from adaptome.tasks.showing import Given
+from adaptome.tasks.showing import Given, path_of
 from adaptome.tasks.video_inputs import Modality, QuestionProcessor, is_raw, is_sound, read_features
 from adaptome.tasks.video_models import load_modular, load_question_processor
 from adaptome.tasks.video_questions import LETTERS, QuestionCollator, Questions
@@ -242,9 +242,10 @@ class VideoQA(Task):
         found: dict[str, Any] = {}
         for word in words:
             name, _, value = word.partition("=")
+            path = path_of(word)
             if name in self.names and value:
                 _put(found, name, value)
-            elif len(word) < 1024 and Path(word).exists():
+            elif path is not None and path.exists():
                 _put(found, self._of_file(word), word)
             elif "|" in word:
                 found["options"] = options_of(word)
