@@ -24,7 +24,15 @@ from adaptome.data.scenes.pairs import draw_pair, pair_at_random
 from adaptome.data.splits import Splits, Table, to_split
 from adaptome.recipe import load_recipe
 from adaptome.tasks import get_task
-from adaptome.tasks.captioned_rows import Asked, CaptionedRows, asked_of, shaped, sorted_captions, texts_of
+from adaptome.tasks.captioned_rows import (
+    Asked,
+    CaptionedRows,
+    asked_of,
+    require_alike,
+    shaped,
+    sorted_captions,
+    texts_of,
+)
 from adaptome.tasks.image_classification import to_rgb
 from adaptome.tasks.picture_processors import load_picture_processor, source_of
 from adaptome.tasks.retrieval_scores import composed, recalls
@@ -399,3 +407,12 @@ def test_made_scenes_are_what_is_said_of_them():
     for question, answer in zip(*(scene_questions(1, train=40, validation=1)["train"].columns[c] for c in ("question", "answer")), strict=True):  # fmt: skip
         assert words.unk_token_id not in words(f"{question} {answer}")["input_ids"]
     assert len(words) <= 64
+
+
+def test_questions_among_captions_are_told_where_they_are_scored():
+    columns = {"image": np.zeros((2, 24, 24, 3), np.uint8), "text": ["a red circle", ""], "question": ["", "what shape ?"], "answer": ["", "circle"]}  # fmt: skip
+    split = to_split([Table("x.jsonl", columns, [1, 2])], "test")
+    found, _ = sorted_captions(split, len, None, 500)
+    with pytest.raises(DataError, match="line 2: a question without captions"):
+        require_alike("test", split, found)
+    require_alike("test", split, found[1:])

@@ -102,8 +102,10 @@ def _gathered(words: list[str]) -> tuple[list[str], dict[str, Any]]:
     names: list[str] = []
     kept: dict[str, Any] = {}
     for word in words:
-        path = path_of(word) or Path()
-        if path.suffix in ENDINGS:
+        path = path_of(word)
+        if path is None:
+            names.append(word)
+        elif path.suffix in ENDINGS:
             kept |= _read(path)
             names += list(kept)
         elif word and path.is_dir():
