@@ -128,6 +128,18 @@ def floor(module: str) -> str:
     return module.split(".")[1] if "." in module else module
 
 
+def lost(modules: dict[str, ast.Module]) -> list[str]:
+    """`from` imports of the library's modules that are none, such as one that was moved."""
+    return [
+        f"{source}:{node.lineno} imports from {node.module}"
+        for source, tree in modules.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        and str(node.module).partition(".")[0] == LIBRARY
+        and node.module not in modules
+    ]
+
+
 def upward(found: list[Arrow], floors: dict[str, set[str]]) -> list[Arrow]:
     """Arrows to a floor that their own does not stand on."""
     return [
@@ -189,6 +201,11 @@ def test_the_floors_lie_above_each_other():
     assert set().union(*FLOORS.values()) <= set(FLOORS)
 
 
+def test_every_module_that_is_imported_is_there():
+    """Those within functions too, which nothing else would find before they are called."""
+    assert lost(MODULES) == []
+
+
 def test_no_import_points_up():
     assert list(map(str, upward(ARROWS, FLOORS))) == []
 
@@ -229,3 +246,9 @@ def test_the_checks_see_what_they_are_for():
     assert Arrow("adaptome.core.a", "adaptome.core.b", 2) in found  # inside a function too
     assert Arrow("adaptome.methods.m", "adaptome.core.a", 1) in found
     assert not any(arrow.source == "adaptome.core.typed" for arrow in found)
+
+
+def test_a_module_that_was_moved_is_found():
+    sample = {**SAMPLE, "adaptome.core.late": "def f():\n    from adaptome.core.gone import a"}
+    found = lost({name: ast.parse(text) for name, text in sample.items()})
+    assert found == ["adaptome.core.late:2 imports from adaptome.core.gone"]

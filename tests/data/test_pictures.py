@@ -102,3 +102,6 @@ def test_texts_stand_beside_pictures_or_in_a_table(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}\n')
     with pytest.raises(DataError, match="row 1: no 'text'"):
         load_splits(train=str(tmp_path), format="captioned")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "A"}\n{"file_name": "a.png", "text": "B"}\n')  # fmt: skip
+    with pytest.raises(DataError, match=r"row 2: a\.png is told of in row 1 already"):
+        load_splits(train=str(tmp_path), format="captioned")

@@ -146,6 +146,18 @@ def test_a_story_token_has_read_the_captions_before_it(causal):
     assert torch.equal(one[:, :2], two[:, :2]) == causal and not torch.equal(one[:, 2], two[:, 2])
 
 
+def test_sentence_vectors_have_no_dropout_whichever_side_is_padded():
+    config = {"model_type": "bert", "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "hidden_dropout_prob": 0.5}  # fmt: skip
+    made = model(sentences={"from_config": config}, sentence_width=None)
+    ids, mask = torch.tensor([[5, 6, 7, 0]]), torch.tensor([[1, 1, 1, 0]])
+    plain = made.sentence_embeddings(ids, mask)
+    made._sentences.clear()
+    made.train()
+    assert made.training and torch.equal(made.sentence_embeddings(ids, mask), plain)
+    made._sentences.clear()
+    assert torch.equal(made.sentence_embeddings(ids.roll(1), mask.roll(1)), plain)
+
+
 def test_drawing_code_by_code_is_the_forward():
     """Greedy codes are what the whole forward's logits say of them, position by position, to 1e-9."""
     made, given = awake(model()), story()
@@ -169,6 +181,8 @@ def test_codes_are_drawn_among_the_likeliest():
     assert set(drawn(logits, 2, 1.0, 1, None).tolist()) == {0, 1}
     assert set(drawn(logits, 4, 0.6, 1, None).tolist()) == {0, 1}
     assert set(drawn(logits, 4, 1.0, 1, None).tolist()) == {0, 1, 2, 3}
+    # the share is of those that are left: the first has 0.5 of all, and 0.625 of two
+    assert set(drawn(logits, 2, 0.55, 1, None).tolist()) == {0}
     twice = [
         drawn(logits[:4], 4, 1.0, 2, [torch.Generator().manual_seed(s) for s in (1, 2)]).tolist()
         for _ in range(2)

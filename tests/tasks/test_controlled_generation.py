@@ -14,7 +14,11 @@ from typer.testing import CliRunner
 import adaptome as ad
 from adaptome.cli._app import build
 from adaptome.core.errors import DataError, RecipeError
+from adaptome.data.conditions import get_condition
+from adaptome.data.pictures import Treatment
 from adaptome.recipe import load_recipe, stages_of
+from adaptome.tasks.controlled_generation import ControlledPictures
+from adaptome.tasks.image_classification import to_rgb
 from adaptome.tasks.image_generation import settings_of
 from adaptome.training import evaluate, load_run, run, run_stages
 
@@ -212,3 +216,11 @@ def test_features_are_the_encoders_patches(tmp_path):
         wanted = encoder(pixels).last_hidden_state[:, 1:]
     assert found.shape == (1, 64, 8) and not found.requires_grad
     torch.testing.assert_close(found, wanted)
+
+
+def test_a_picture_with_two_ready_maps_has_both():
+    same, maps = np.zeros((8, 8, 3), np.uint8), [np.full((8, 8, 3), value, np.uint8) for value in (10, 20)]
+    rows = [{"image": same, "condition": one} for one in maps]
+    made = ControlledPictures([get_condition("map")], rows, ["a", "b"], to_rgb, Treatment(8))
+    for _ in range(2):
+        assert [int(made[i]["condition"][0, 0, 0]) for i in range(2)] == [10, 20]

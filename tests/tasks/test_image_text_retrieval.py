@@ -24,7 +24,15 @@ from adaptome.data.scenes.pairs import draw_pair, pair_at_random
 from adaptome.data.splits import Splits, Table, to_split
 from adaptome.recipe import load_recipe
 from adaptome.tasks import get_task
-from adaptome.tasks.captioned_rows import Asked, CaptionedRows, asked_of, shaped, sorted_captions, texts_of
+from adaptome.tasks.captioned_rows import (
+    Asked,
+    CaptionedRows,
+    asked_of,
+    require_alike,
+    shaped,
+    sorted_captions,
+    texts_of,
+)
 from adaptome.tasks.image_classification import to_rgb
 from adaptome.tasks.picture_processors import load_picture_processor, source_of
 from adaptome.tasks.retrieval_scores import composed, recalls
@@ -146,9 +154,13 @@ def test_predict_and_embed_on_a_command_line(trained, scenes, tmp_path, capsys):
 
 def test_embed_tells_what_it_cannot_do(trained, tmp_path, capsys):
     (tmp_path / "other.npz").write_bytes(b"no")
+    (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04torn")
+    np.savez(tmp_path / "narrow.npz", names=np.array(["a"]), vectors=np.ones((1, 3), np.float32))
     for words, told in (
         ([str(tmp_path / "none.png")], "no such picture"),
         ([str(tmp_path / "other.npz")], "holds no vectors"),
+        ([str(tmp_path / "torn.npz")], "holds no vectors"),
+        ([str(tmp_path / "narrow.npz"), "a red circle " * 30], "they are of different runs"),
         ([str(tmp_path)], "holds no picture"),
     ):
         with pytest.raises(SystemExit) as done:
@@ -395,3 +407,12 @@ def test_made_scenes_are_what_is_said_of_them():
     for question, answer in zip(*(scene_questions(1, train=40, validation=1)["train"].columns[c] for c in ("question", "answer")), strict=True):  # fmt: skip
         assert words.unk_token_id not in words(f"{question} {answer}")["input_ids"]
     assert len(words) <= 64
+
+
+def test_questions_among_captions_are_told_where_they_are_scored():
+    columns = {"image": np.zeros((2, 24, 24, 3), np.uint8), "text": ["a red circle", ""], "question": ["", "what shape ?"], "answer": ["", "circle"]}  # fmt: skip
+    split = to_split([Table("x.jsonl", columns, [1, 2])], "test")
+    found, _ = sorted_captions(split, len, None, 500)
+    with pytest.raises(DataError, match="line 2: a question without captions"):
+        require_alike("test", split, found)
+    require_alike("test", split, found[1:])

@@ -9,7 +9,7 @@ from adaptome.core.errors import DataError
 from adaptome.report import Span
 from adaptome.tasks import tasks
 from adaptome.tasks.scores import Scores, softmax_scores
-from adaptome.tasks.showing import answer, covered, gathered, plain, shown
+from adaptome.tasks.showing import answer, covered, gathered, path_of, plain, shown
 
 
 def test_a_folder_stands_for_its_files(tmp_path):
@@ -91,3 +91,10 @@ def test_the_roc_curve_is_of_two_labels_alone():
         softmax_scores(np.zeros((2, 3)), [0, 1]).roc() is None
         and softmax_scores(logits, [1, 1, 1, 1]).roc() is None
     )
+
+
+def test_a_long_text_is_no_path():
+    """A name of more than 255 bytes is an error to a file system, not a file that is not there."""
+    assert path_of("a dog " * 50) is None and path_of("é" * 128) is None
+    assert path_of("a dog/" * 50) is not None and path_of("photo.jpg") is not None
+    assert [one.value for one in gathered(["a dog " * 50], frozenset())] == ["a dog " * 50]

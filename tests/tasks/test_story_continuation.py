@@ -205,6 +205,14 @@ def test_flintstones_are_read_as_they_come(tmp_path):
         and "1 stories left out" in " ".join(splits.notes)
     )
     assert [int(np.asarray(f)[0, 0, 0]) for f in frames_of(rows[0]["frames"])] == [0, 10, 20, 30, 40]
+    (tmp_path / "train-val-test_split.json").write_text(json.dumps({"train": [], "val": [], "test": names}))
+    splits = load_splits(test=str(tmp_path), format="stories")
+    assert splits["test"].rows[0]["captions"] == [f"clip {i}" for i in range(1, 5)]
+    with pytest.raises(DataError, match="no 5 clips of an episode"):  # those of test are none of train
+        load_splits(train=str(tmp_path), format="stories")
+    (tmp_path / "train-val-test_split.json").write_text(json.dumps({"train": names, "test": names}))
+    with pytest.raises(DataError, match="no clips of 'val'. It has: train, test"):
+        load_splits(train=str(tmp_path), validation=str(tmp_path), format="stories")
     (tmp_path / "video_frames_sampled" / f"{names[1]}.npy").write_bytes(b"\x80\x04pickle")
     with pytest.raises(DataError, match="no array that can be read"):
         frames_of(rows[0]["frames"])

@@ -22,7 +22,7 @@ from adaptome.data.makers.sounding_scenes import questions, sounding_scenes
 from adaptome.data.scenes.instruments import DEPTH_WIDTH, THINGS, VIDEO_WIDTH
 from adaptome.recipe import load_recipe, stages_of
 from adaptome.tasks import get_task
-from adaptome.tasks.video_inputs import Modality, in_batch, read_features, sampled
+from adaptome.tasks.video_inputs import Modality, QuestionProcessor, in_batch, read_features, sampled
 from adaptome.tasks.video_rows import normal, options_of, questions_taken
 from adaptome.tasks.words import word_tokenizer
 from adaptome.training import evaluate, load_run, run, run_stages
@@ -131,6 +131,14 @@ def test_options_and_answers_in_other_forms():
 def test_frames_are_taken_evenly():
     assert sampled(8, 4) == [1, 3, 5, 7] and sampled(4, 4) == [0, 1, 2, 3] and sampled(1, 3) == [0, 0, 0]
     assert sampled(2, 4) == [0, 0, 1, 1]
+
+
+def test_pictures_are_of_the_times_that_features_are_of(tmp_path):
+    for number in range(8):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    processor = QuestionProcessor(None, 4, lambda pictures: [int(one[0, 0, 0]) for one in pictures])
+    assert processor.frames(tmp_path, 4) == sampled(8, 4)
+    assert processor.frames(tmp_path / "3.png", 2) == [3, 3]
 
 
 def test_features_of_files_and_arrays(tmp_path):

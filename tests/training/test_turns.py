@@ -192,3 +192,18 @@ def test_what_turns_do_not_go_with_is_refused(tmp_path):
         trainer(tmp_path, Turns(), gradient_accumulation_steps=2)
     with pytest.raises(TrainingError, match=r"always names 'bot'.*Did you mean 'both'"):
         trainer(tmp_path, Turns(always=["bot"]))
+
+
+def test_a_checkpoint_after_the_last_has_left_is_gone_on_from_by_ending(tmp_path):
+    class Growing(Turns):
+        def see(self, name, norm):
+            super().see(name, norm * 10 ** len(self.history.get(name, ())))
+
+    done = trainer(tmp_path, Growing(factor=1.1, patience=1), epochs=4)
+    done.train()
+    assert set(done.turns.left) == {"a", "b"} and done.state.global_step == 6
+    again = trainer(tmp_path, Growing(factor=1.1, patience=1), epochs=4)
+    again.train(resume_from_checkpoint=True)
+    for name in ("a", "b"):
+        for before, after in zip(tensors(done.model, name), tensors(again.model, name), strict=True):
+            assert torch.equal(before, after)

@@ -75,7 +75,11 @@ def embed(
     names, kept = _gathered(inputs)
     new = [name for name in names if name not in kept]
     made = dict(zip(new, vectors(new), strict=True)) if new else {}
-    found = np.stack([made[name] if name in made else kept[name] for name in names])
+    every = [made[name] if name in made else kept[name] for name in names]
+    widths = sorted({len(one) for one in every})
+    if len(widths) > 1:
+        raise DataError(f"the vectors have {widths[0]} and {widths[1]} numbers: they are of different runs. Embed their inputs by one.")  # fmt: skip
+    found = np.stack(every)
     asked = None if search is None else vectors([search])[0]
     if asked is not None and asked.shape[0] != found.shape[1]:
         raise DataError(f"the vectors have {found.shape[1]} numbers and those of {run} {asked.shape[0]}: another run made them.")  # fmt: skip

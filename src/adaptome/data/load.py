@@ -210,7 +210,7 @@ def _one_file(
     if path.is_dir():
         own = prefer.get("folder") if format == "auto" else format
         if own in readers_of_folders():
-            return [find_reader(own)(path, options)]
+            return [find_reader(own)(path, replace(options, split=split))]
         return list(read_class_folders(path, _folder_kind(path, format) or FOLDERS[0]).values())
     if _is_coop(path, format, prefer):
         tables = read_coop(path)

@@ -19,6 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from adaptome.core.errors import ModelError
 from adaptome.models.base import CompositeModel, CompositeSettings, Part, register_model
@@ -100,6 +101,14 @@ class StoryDecoder(CompositeModel):
     def parts(self) -> dict[str, nn.Module]:
         return {name: part for name, part in super().parts().items() if part is not None}
 
+    def train(self, mode: bool = True) -> Self:
+        """The mode of what may learn: the sentence encoder, whose vectors are kept, and the VQGAN have none of their dropout."""
+        super().train(mode)
+        for part in (self._modules.get("sentences"), self.picture_codes):
+            if part is not None:
+                part.eval()
+        return self
+
     # -- what is read ------------------------------------------------------------------------------------------------
 
     def sentence_embeddings(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -109,9 +118,11 @@ class StoryDecoder(CompositeModel):
         keys = [tuple(row[on.bool()].tolist()) for row, on in zip(flat, seen, strict=True)]
         for number, key in enumerate(keys):
             if key not in self._sentences:
-                one, on = flat[number : number + 1, : len(key)], seen[number : number + 1, : len(key)]
+                one = flat[number][seen[number].bool()][None]  # padded on either side
                 with torch.no_grad():
-                    hidden = encoder(input_ids=one, attention_mask=on).last_hidden_state.float()
+                    hidden = encoder(
+                        input_ids=one, attention_mask=torch.ones_like(one)
+                    ).last_hidden_state.float()
                 self._sentences[key] = F.normalize(hidden.mean(1)[0], dim=0).cpu()
         found = torch.stack([self._sentences[key] for key in keys]).to(self.decoder.norm.weight)
         return found.unflatten(0, ids.shape[:-1])
@@ -229,7 +240,7 @@ class StoryDecoder(CompositeModel):
 
         Args:
             source: codes [B, N].
-            top_k, top_p: among how many codes, or within which share of the probability, each is drawn. top_k 1 takes the likeliest.
+            top_k, top_p: among how many codes, and within which share of their probability, each is drawn (in this order, as minDALL-E does). top_k 1 takes the likeliest.
             generators: one for each story, on the CPU, so that devices agree.
         """
         sentences = self._read(sentence_ids, sentence_mask) if sentences is None else sentences
@@ -250,10 +261,9 @@ def drawn(
 ) -> Tensor:
     """A code [B] from each row of logits [B, codes]."""
     values, places = logits.sort(-1, descending=True)
-    shares = values.softmax(-1)
+    shares = values[:, :top_k].softmax(-1)
     before = shares.cumsum(-1) - shares
-    kept = (before < top_p) & (torch.arange(values.shape[1], device=values.device) < top_k)
-    shares = (shares * kept).cpu()
+    shares = (shares * (before < top_p)).cpu()
     if generators is None:
         chosen = torch.multinomial(shares, 1)
     else:

@@ -92,7 +92,7 @@ def texts_of(value: Any) -> list[str]:
 
 
 def is_composed(split: Split) -> bool:
-    """Whether a split is of compositional tests alone: pairs, or rows with wrong texts beside the right one."""
+    """Whether a split is of compositional tests alone, pairs; rows with wrong texts beside the right one are scored by recall too."""
     there = split.rows.column_names
     return all(name in there for name in PAIR)
 
@@ -152,6 +152,15 @@ def sorted_captions(
         return made, []
     told = f"{len(cut)} of {len(made)} rows have captions of more than {most} tokens, which are cut there"
     return made, [f"{told}, the first of them {split.where(cut[0])}."]
+
+
+def require_alike(name: str, split: Split, captions: Sequence[Sorted]) -> None:
+    """Raise DataError where some rows have captions and others none: a batch of both has no texts, and recall would be of what is not there."""
+    compared = [bool(one.short or one.long) for one in captions]
+    if len(set(compared)) > 1:
+        raise DataError(
+            f"{split.where(compared.index(False))}: a question without captions, among rows of {name} that have some. Part them into data sets of their own."
+        )
 
 
 class CaptionedRows:

@@ -70,7 +70,9 @@ class ControlledPictures(TrainingPictures):
     def _of(self, which: int, item: Mapping[str, Any], row: int) -> np.ndarray:
         from PIL import Image
 
-        annotator, key = self.annotators[which], (which, item["example"])
+        annotator = self.annotators[which]
+        # what is taken from a picture is known by its look; a ready map is of its row, for a picture may have several
+        key = (which, item["example"] if annotator.annotates else row)
         if key in self._kept:
             return self._kept[key]
         if annotator.annotates:

@@ -16,7 +16,15 @@ from adaptome.data.readers.images import ENDINGS
 from adaptome.data.splits import Splits
 from adaptome.report.shown import Shown
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, register_task
-from adaptome.tasks.captioned_rows import Asked, CaptionedRows, asked_of, is_composed, shaped, sorted_captions
+from adaptome.tasks.captioned_rows import (
+    Asked,
+    CaptionedRows,
+    asked_of,
+    is_composed,
+    require_alike,
+    shaped,
+    sorted_captions,
+)
 from adaptome.tasks.composites import load_around
 from adaptome.tasks.inference import chunks, evaluating, to_device
 from adaptome.tasks.picture_inputs import Text, is_picture, picture_of
@@ -101,6 +109,8 @@ class ImageTextRetrieval(Task):
             short, most = self.options.short if name == "train" else None, self._rows.longest
             captions, told = sorted_captions(split, self._rows.length, short, most)
             notes += told
+            if name != "train":
+                require_alike(name, split, captions)
             made[name] = CaptionedRows(
                 split, self._rows, captions, picture_of, name == "train", self.options.draw_seed
             )

@@ -24,7 +24,7 @@ from adaptome.tasks.image_generation import grid, to_pictures, to_pixels
 from adaptome.tasks.inference import chunks, evaluating
 from adaptome.tasks.models import resolve
 from adaptome.tasks.picture_scores import Asked, get_score
-from adaptome.tasks.showing import Given
+from adaptome.tasks.showing import Given, path_of
 
 MODEL = "story-decoder"
 #: where a base's folder has the sentence encoder's tokenizer, beside the decoder's
@@ -248,7 +248,8 @@ class StoryContinuation(Task):
         """A picture's file and the captions after it; and so on for further files."""
         found: list[tuple[str, list[str]]] = []
         for word in words:
-            if Path(word).is_file():
+            path = path_of(word)
+            if path is not None and path.is_file():
                 found.append((word, []))
             elif not found:
                 raise DataError(f"{word!r} is no file. Give the picture that the story goes on from, then the captions of what comes next.")  # fmt: skip

@@ -23,7 +23,7 @@ from torch import Tensor
 from adaptome.core.errors import DataError
 from adaptome.data.readers.sounds import ENDINGS as SOUNDS
 from adaptome.data.sound import decode, resampled
-from adaptome.data.video import frames as frames_of
+from adaptome.data.video import taken
 from adaptome.models.streams import PLACE, place_code
 from adaptome.tasks.pixels import PixelProcessor
 
@@ -123,8 +123,8 @@ class QuestionProcessor:
         return str(self.tokenizer.decode([i for i in ids if i >= 0], skip_special_tokens=True)).strip()
 
     def frames(self, path: Path, count: int) -> Tensor:
-        """Pixels [count, 3, size, size] of a video, a picture or a folder of frames, in the order of time."""
-        seen = [picture for _, picture in sorted(frames_of(path, count), key=lambda pair: pair[0])]
+        """Pixels [count, 3, size, size] of a video, a picture or a folder of frames, at the times at which features are taken."""
+        seen = [picture for _, picture in taken(path, lambda total: sampled(total, count))]
         pictures = [np.asarray(seen[i].resize((self.size, self.size))) for i in sampled(len(seen), count)]
         return self.pixels(pictures)
 

@@ -242,9 +242,10 @@ class VideoQA(Task):
         found: dict[str, Any] = {}
         for word in words:
             name, _, value = word.partition("=")
+            path = path_of(word)
             if name in self.names and value:
                 _put(found, name, value)
-            elif (path := path_of(word)) is not None and path.exists():
+            elif path is not None and path.exists():
                 _put(found, self._of_file(word), word)
             elif "|" in word:
                 found["options"] = options_of(word)

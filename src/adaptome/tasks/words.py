@@ -13,15 +13,16 @@ PREFIX = "words "
 SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
-def word_tokenizer(words: Sequence[str]) -> Any:
-    """A fast tokenizer of transformers: 3 special tokens, then the words; letters are made small, marks stand alone."""
+def word_tokenizer(words: Sequence[str], special: Sequence[str] = ()) -> Any:
+    """A fast tokenizer of transformers: 3 special tokens and those that are asked for, then the words; letters are made small, marks stand alone."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    numbers = {token: number for number, token in enumerate(dict.fromkeys((*SPECIAL, *words)))}
+    numbers = {token: number for number, token in enumerate(dict.fromkeys((*SPECIAL, *special, *words)))}
     inner = Tokenizer(models.WordLevel(numbers, unk_token=SPECIAL[2]))
     inner.normalizer = normalizers.Lowercase()
     inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token=SPECIAL[0], eos_token=SPECIAL[1], unk_token=SPECIAL[2]
-    )
+        tokenizer_object=inner, pad_token=SPECIAL[0], eos_token=SPECIAL[1], unk_token=SPECIAL[2],
+        additional_special_tokens=list(special),
+    )  # fmt: skip

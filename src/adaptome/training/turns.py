@@ -132,6 +132,8 @@ class TurnTaking(TermedTrainer):
             return super().training_step(model, inputs, *args, **kwargs)
         taking, losses = self._taking(), []
         staying = self.turns.staying(list(taking))
+        if not staying:  # a checkpoint of the epoch after which the last one left
+            return self._over(model, taking)
         for name in staying:
             with self._only(name, taking):
                 losses.append(super().training_step(model, inputs, *args, **kwargs))
@@ -140,6 +142,12 @@ class TurnTaking(TermedTrainer):
             if name != staying[-1]:
                 self._step_between()
         return torch.stack(losses).mean()
+
+    def _over(self, model: nn.Module, taking: dict[str, Attachment]) -> Tensor:
+        """Training ends here; no gradient is expected of anyone any more."""
+        state_of(self.model).reached |= {f"{name}: {path}" for name, one in taking.items() for path in one.all()}  # fmt: skip
+        self.control.should_training_stop = True
+        return torch.zeros((), device=self.args.device)
 
     def _step_between(self) -> None:
         """What the Trainer does after the last turn's backward, for one before it; the schedule goes on by batches."""

@@ -25,6 +25,8 @@ class ReadOptions:
     encoding: str = "utf-8"
     delimiter: str | None = None
     tags: str = "convert"
+    #: what is read, for files that hold several splits
+    split: str = "train"
 
 
 Reader = Callable[[Path, ReadOptions], Table]

@@ -41,7 +41,8 @@ def read_captioned(path: Path, options: ReadOptions) -> Table:
         assert IMAGES.check is not None
         IMAGES.check(file)
     texts, conditions, others = _beside(path, files)
-    files = [file for file in files if str(file) not in conditions.values()]
+    given = set(conditions.values())
+    files = [file for file in files if str(file) not in given]
     columns: dict[str, list[Any]] = {"image": [str(file) for file in files]}
     for name, told in (("text", texts), ("condition", conditions)):
         missing = [str(file) for file in files if file not in told]
@@ -83,8 +84,12 @@ def _rows(file: Path) -> list[dict[str, Any]]:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
     except (ValueError, csv.Error) as error:
         raise DataError(f"{file} cannot be read: {error}.") from error
+    seen: dict[str, int] = {}
     for number, row in enumerate(rows, 1):
         absent = [key for key in ("file_name", "text") if not row.get(key)]
         if absent:
             raise DataError(f"{file}, row {number}: no {absent[0]!r}. Each row needs file_name and text.")
+        first = seen.setdefault(str(row["file_name"]), number)
+        if first != number:
+            raise DataError(f"{file}, row {number}: {row['file_name']} is told of in row {first} already. A picture has one row; several texts of it are a list in a JSON row.")  # fmt: skip
     return rows

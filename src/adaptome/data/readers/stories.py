@@ -88,9 +88,12 @@ def _flintstones(folder: Path, options: ReadOptions) -> Table:
     told = {
         str(one["globalID"]): str(one["description"]) for one in json.loads(read_text(folder / FLINTSTONES))
     }
-    split = json.loads(read_text(folder / SPLITS)) if (folder / SPLITS).is_file() else {"train": list(told)}
+    split = json.loads(read_text(folder / SPLITS)) if (folder / SPLITS).is_file() else {}
+    part = {"validation": "val"}.get(options.split, options.split)
+    if split and part not in split:
+        raise DataError(f"{folder / SPLITS} has no clips of {part!r}. It has: {', '.join(split)}.")
     columns: dict[str, list[Any]] = {"frames": [], "captions": []}
-    known = sorted(name for name in split.get("train", told) if name in told)
+    known = sorted(name for name in split.get(part, told) if name in told)
     skipped = 0
     for _, group in groupby(known, key=lambda name: name.split("_shot_")[0]):
         clips = list(group)
