@@ -38,11 +38,14 @@ def covering(test: str, cases: Sequence[Case], covers: Covers) -> set[Case]:
     return chosen
 
 
-def cases_of(names: str, cases: Sequence[Case], covers: Covers, **how: Any) -> Callable[[Any], Any]:
-    """Parametrise a test with the cases, all but those that `covering` chooses marked slow."""
+def cases_of(
+    names: str, cases: Sequence[Case], covers: Covers, times: int = 1, **how: Any
+) -> Callable[[Any], Any]:
+    """Parametrise a test with the cases, all but those that `covering` chooses marked slow; what is covered is so by up to `times` cases."""
 
     def put(test: Any) -> Any:
-        chosen = covering(test.__name__, cases, covers)
+        rounds = [f"{test.__name__}{n or ''}" for n in range(times)]
+        chosen = set().union(*(covering(name, cases, covers) for name in rounds))
         made = [
             pytest.param(*case, id="-".join(map(str, case)).replace("torch.", ""), marks=() if case in chosen else pytest.mark.slow)
             for case in cases

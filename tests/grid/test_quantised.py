@@ -120,7 +120,10 @@ METHODS = [
     for name, method in ad.list_methods().items()
     if method.admits_packed and {"linear", "module"} & set(method.hosts)
 ]
-on_each_base = cases_of("method base", [(m, b) for m in METHODS for b in BASES], each, indirect=["base"])
+METHODS_ON_BASES = [(m, b) for m in METHODS for b in BASES]
+on_each_base = cases_of("method base", METHODS_ON_BASES, each, indirect=["base"])
+# what hangs on how a base keeps its weights: every method on several of them
+on_several_bases = cases_of("method base", METHODS_ON_BASES, each, times=3, indirect=["base"])
 
 
 @pytest.fixture(params=BASES)
@@ -219,7 +222,7 @@ def test_starts_as_the_base(base, method):
         assert torch.equal(run(base, X), before)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@on_several_bases
 def test_forward_and_gradients_are_those_of_the_dense_weights(base, method):
     twin = attach(dense_twin(base), method)
     shake(attach(base, method))
@@ -261,7 +264,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(base, method):
     assert_same_bits(bits(base), before)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@on_several_bases
 def test_merging_requantises_tells_the_error_and_comes_back(base, method):
     shake(attach(base, method))
     before, adapted, inferred = bits(base), run(base, X), infer(base, X)
