@@ -24,6 +24,7 @@ def quant(monkeypatch):
     return quant
 
 
+@pytest.mark.slow
 def test_it_makes_a_row_for_every_base_and_method(quant, capsys):
     small = ["--hidden", "64", "--blocks", "1", "--pretrain", "2", "--steps", "1", "--rounds", "1"]
     quant.main([*small, "--only", "uniform-4", "sketch-4", "--json"])

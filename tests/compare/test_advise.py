@@ -149,6 +149,7 @@ def test_a_case_tells_steps_time_and_verdict(recipe, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_what_would(recipe, monkeypatch):
     wanted = recipe()
     [roomy] = advise(wanted, device="h100-80g").cases

@@ -47,7 +47,13 @@ def small_or(original):
     return from_pretrained
 
 
-@pytest.mark.parametrize("page", PAGES)
+#: guides whose commands take long: whole comparisons and streams
+LONG = ("compare.md", "continual.md", "advise.md")
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=pytest.mark.slow if str(p).endswith(LONG) else ()) for p in PAGES]
+)
 def test_code_blocks_run(page, workplace, monkeypatch):
     namespace = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", namespace)

@@ -43,6 +43,7 @@ def test_lora_has_the_papers_count_at_full_size(kind, sizes, targets, count):
     assert ad.attach(model, section.name, **{**section.settings, "targets": targets}).trainable == count
 
 
+@pytest.mark.slow
 def test_the_papers_recipe_in_a_few_steps_on_files_of_the_cards_layout(tmp_path):
     for split, table in make("made:corrections", 0).items():
         rows = [

@@ -94,6 +94,7 @@ def test_the_survey_has_a_row_of_every_category():
     assert [row.label for row in rows[1:]] == [ad.list_methods()[row.name].category for row in rows[1:]]
 
 
+@pytest.mark.slow
 def test_the_survey_compares(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task = DocstringTask(("ast", "csv"), EXAMPLES, EXAMPLES[:6], EXAMPLES[6:12])

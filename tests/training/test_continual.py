@@ -86,7 +86,7 @@ DYNAMIC = {"name": "conpet-dynamic", "batches": 3}
 @pytest.mark.parametrize(
     "strategy, run, step",
     [
-        ({"name": "lae", "decay": 0.9}, 2, 5),
+        pytest.param({"name": "lae", "decay": 0.9}, 2, 5, marks=pytest.mark.slow),
         pytest.param({"name": "ewc", "samples": 3}, 2, 0, marks=pytest.mark.slow),
         (DYNAMIC, 3, 5),  # while the second task's module is being trained
         pytest.param(DYNAMIC, 2, 5, marks=pytest.mark.slow),  # its selector
@@ -144,6 +144,7 @@ def test_lae_predicts_by_the_surer_of_both_adapters(tmp_path):
     )[0]["label"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_conpet_predicts_by_the_modules_that_its_selector_chooses(tmp_path, monkeypatch):
     seen, value = [], SelectedCrossEntropy.value
 
@@ -169,6 +170,7 @@ def test_conpet_predicts_by_the_modules_that_its_selector_chooses(tmp_path, monk
     assert steps == sorted(steps) and steps[-1] == 18
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_of_single_tasks_must_be_told_the_task(tmp_path):
     made = run_continual(recipe_of(tmp_path, "adapter-per-task"), [])
     with pytest.raises(RecipeError, match="must be told which task"):
@@ -209,6 +211,7 @@ def streamed(tmp_path, labels, kind="image-classification", names=("one", "two")
     return load_recipe({**content, "continual": {"stream": stream, "strategy": "sequential"}})
 
 
+@pytest.mark.slow
 def test_recipes_as_tasks_that_share_their_labels_or_have_their_own(tmp_path):
     made = run_continual(streamed(tmp_path, "shared"), [])
     assert set(made.continual["matrices"]) == {"domain"} and made.continual["tasks"] == ["one", "two"]

@@ -173,7 +173,7 @@ run_stages(sys.argv[1], [Slow()], tell=lambda line: print(line, flush=True))
 """
 
 
-@pytest.mark.parametrize("steps", [3, 8])
+@pytest.mark.parametrize("steps", [pytest.param(3, marks=pytest.mark.slow), 8])
 def test_killed_in_any_stage_it_resumes_to_the_same_bits(tmp_path, tokenizers, steps):  # noqa: F811
     whole = staged(tmp_path, tokenizers["words"], TWO, output=str(tmp_path / "whole"))
     run_stages(whole)
