@@ -47,7 +47,7 @@ def test_constraints_are_exact_and_of_no_machine():
 
 def test_the_lock_satisfies_every_requirement_that_make_installs():
     locked = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins().items()}
-    not_installed = {"wandb"}
+    not_installed = {"wandb", "open-clip-torch"}  # optional, and in no group that `make` installs
     for requirement in requirements():
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
         if name in not_installed:
