@@ -98,13 +98,13 @@ def _flintstones(folder: Path, options: ReadOptions) -> Table:
     for _, group in groupby(known, key=lambda name: name.split("_shot_")[0]):
         clips = list(group)
         for first in range(len(clips) - LENGTH + 1):
-            part = clips[first : first + LENGTH]
-            files = [folder / CLIPS / f"{name}.npy" for name in part]
+            window = clips[first : first + LENGTH]
+            files = [folder / CLIPS / f"{name}.npy" for name in window]
             if not all(file.is_file() for file in files):
                 skipped += 1
                 continue
             columns["frames"].append([str(file) for file in files])
-            columns["captions"].append([told[name] for name in part[1:]])
+            columns["captions"].append([told[name] for name in window[1:]])
     if not columns["frames"]:
         raise DataError(
             f"{folder}: no {LENGTH} clips of an episode that follow each other, with files in {CLIPS}."
