@@ -111,6 +111,16 @@ def carry_out(demo: Demo, seeds: int, command: str) -> int:
     return 0 if all(told["asserted"].values()) else 1
 
 
+def on_seed(seed: int, folder: Path) -> list[str]:
+    """Changes to a demonstration's recipe for one seed, its runs in `folder`/demo."""
+    return [
+        f"data.split_seed={seed}",
+        f"training.seed={seed}",
+        "training.device=cpu",
+        f"output={folder}/demo",
+    ]
+
+
 def arguments(doc: str | None) -> argparse.ArgumentParser:
     """The parser of a script; `doc` is the script's own."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)

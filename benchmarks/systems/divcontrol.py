@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from _demo import Demo, main
+from _demo import Demo, main, on_seed
 from PIL import Image
 
 import adaptome as ad
@@ -30,12 +30,7 @@ NEW, FAR, NONE = "lines: its own instruction", "lines: the blocks' instruction",
 
 
 def measure(seed: int, folder: Path) -> dict[str, float]:
-    told = [
-        f"data.split_seed={seed}",
-        f"training.seed={seed}",
-        "training.device=cpu",
-        f"output={folder}/demo",
-    ]
+    told = on_seed(seed, folder)
     (_, first), (_, second) = stages_of(load_recipe(DEMO, told))
     run(first, callbacks=[])
     result = run(second, callbacks=[])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _demo import Demo, main
+from _demo import Demo, main, on_seed
 from PIL import Image
 from torch import nn
 
@@ -31,12 +31,7 @@ PARTS = ("figure", "ground", "place")
 
 
 def measure(seed: int, folder: Path) -> dict[str, float]:
-    told = [
-        f"data.split_seed={seed}",
-        f"training.seed={seed}",
-        "training.device=cpu",
-        f"output={folder}/demo",
-    ]
+    told = on_seed(seed, folder)
     (_, first), (_, second) = stages_of(load_recipe(DEMO, told))
     run(first, callbacks=[])
     result = run(second, callbacks=[])

@@ -104,10 +104,8 @@ def generate(
     json: JsonOption = False,
 ) -> None:
     """Make pictures of texts; each PNG holds what it was made with."""
-    from adaptome.core.files import write_atomic
     from adaptome.tasks.image_classification import to_rgb
-    from adaptome.tasks.image_generation import grid as one_picture
-    from adaptome.tasks.image_generation import made, png, told
+    from adaptome.tasks.image_generation import made
 
     if not condition and (ready or instruction is not None):
         raise typer.BadParameter("it says how --condition is taken: give one.", param_hint="--ready" if ready else "--instruction")  # fmt: skip
@@ -124,30 +122,51 @@ def generate(
     by = _conditions(condition, ready, instruction, model, known, (asked[0].width, asked[0].height)) if condition else None  # fmt: skip
     with _bar(asked, batch_size, image is not None) as step:
         pictures = made(model, asked, batch_size, start, step, None if by is None else [by] * len(asked))
-    output.mkdir(parents=True, exist_ok=True)
     source: dict[str, Any] = {"run": run, "adapters": not base}
     source |= {k: str(v) for k, v in (("image", image), ("adapter", adapter)) if v is not None}
     source |= {"condition": condition, "instructions": [words for _, words in by]} if by else {}
-    written: list[dict[str, Any]] = []
-    for number, text in enumerate(texts):
-        part = slice(number * count, (number + 1) * count)
-        if grid:
-            settings = {**told(asked[part][0]), **source, "seeds": [one.seed for one in asked[part]]}
-            files = [(f"{_stem(text)}-{grid}", one_picture(pictures[part], columns), settings)]
-        else:
-            files = [
-                (f"{_stem(text)}-{one.seed}", picture, {**told(one), **source})
-                for picture, one in zip(pictures[part], asked[part], strict=True)
-            ]
-        for stem, picture, settings in files:
-            path = _free(output, stem, {str(one["file"]) for one in written})
-            write_atomic(path, png(picture, settings))
-            written.append({"file": str(path), **settings})
+    written = _written(output, asked, pictures, count, (grid, columns) if grid else None, source)
     if json:
         print_json(written)
         return
     for one in written:
         print(one["file"])
+
+
+def _written(
+    folder: Path,
+    asked: list[Any],
+    pictures: list[Any],
+    count: int,
+    grid: tuple[str, int] | None,
+    source: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """The files of the pictures, `count` of each text, and what they were made with.
+
+    Args:
+        grid: as the command line has it, and its columns: a text's pictures as one.
+        source: what all were made with.
+    """
+    from adaptome.core.files import write_atomic
+    from adaptome.tasks.image_generation import grid as one_picture
+    from adaptome.tasks.image_generation import png, told
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[dict[str, Any]] = []
+    for begin in range(0, len(asked), count):
+        own, made = asked[begin : begin + count], pictures[begin : begin + count]
+        stem = _stem(own[0].text)
+        if grid:
+            settings = {**told(own[0]), **source, "seeds": [one.seed for one in own]}
+            files = [(f"{stem}-{grid[0]}", one_picture(made, grid[1]), settings)]
+        else:
+            pairs = zip(made, own, strict=True)
+            files = [(f"{stem}-{one.seed}", picture, {**told(one), **source}) for picture, one in pairs]
+        for name, picture, settings in files:
+            path = _free(folder, name, {str(one["file"]) for one in written})
+            write_atomic(path, png(picture, settings))
+            written.append({"file": str(path), **settings})
+    return written
 
 
 def _opened(run: str, base: bool, adapter: Path | None) -> tuple[Any, Any, dict[str, Any]]:
