@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 
 from adaptome.core.errors import DataError, did_you_mean
 from adaptome.data.splits import Split, Splits
@@ -124,3 +125,30 @@ def _number(
             f"{len(labels.names)} labels of train.{did_you_mean(readable, labels.names)}\n  Labels: {there}."
         )
     return number
+
+
+def targets(split: Split, name: str, found: list[Any], count: int, many: bool) -> list[Any]:
+    """Label numbers as a loss takes them: themselves, or where a row may have many, 0 and 1 for each of `count` labels.
+
+    Args:
+        name: the split's, for messages.
+        found: a number of each row, or a list of them.
+
+    Raises:
+        DataError: a row has a list where it is to have one label, or the other way round; names its place.
+    """
+    for row, value in enumerate(found):
+        if isinstance(value, list) != many:
+            told = (
+                "is a single label, but task.multi_label is set"
+                if many
+                else "is a list; set task.multi_label"
+            )
+            raise DataError(f"{split.where(row)}: the label of the {name} split {told}.")
+    if not many:
+        return found
+    hot = np.zeros((len(found), count), dtype=np.float32)
+    for row, value in enumerate(found):
+        hot[row, value] = 1
+    made: list[Any] = hot.tolist()
+    return made

@@ -21,7 +21,7 @@ from adaptome.report.shown import Shown
 from adaptome.tasks.base import ModelSpec, Prepared, argmax, register_task
 from adaptome.tasks.image_classification import to_rgb
 from adaptome.tasks.inference import chunks, evaluating, readable, to_device
-from adaptome.tasks.labels import LabelSet, labels_of_train, numbers
+from adaptome.tasks.labels import LabelSet, labels_of_train, numbers, targets
 from adaptome.tasks.lengths import cut_note, cut_rows
 from adaptome.tasks.metrics import classification_metrics, multi_label_metrics
 from adaptome.tasks.modality_sets import (
@@ -134,27 +134,13 @@ class MultimodalClassification(ModalityTask):
         return data
 
     def _pairs(self, found: LabelSet) -> Any:
-        return lambda name, split: Pairs(split, self._targets(split, numbers(split, name, "label", found)))
+        count, many = len(self.labels or ()), self.options.multi_label
+        return lambda name, split: Pairs(
+            split, targets(split, name, numbers(split, name, "label", found), count, many)
+        )
 
     def collator(self, processor: Any) -> PairCollator:
         return PairCollator(processor, self.options)
-
-    def _targets(self, split: Split, found: list[Any]) -> list[Any]:
-        many = self.options.multi_label
-        for row, value in enumerate(found):
-            if isinstance(value, list) != many:
-                told = (
-                    "is a single label, but task.multi_label is set"
-                    if many
-                    else "is a list; set task.multi_label"
-                )
-                raise DataError(f"{split.where(row)}: the label {told}.")
-        if not many:
-            return found
-        hot = np.zeros((len(found), len(self.labels or ())), dtype=np.float32)
-        for row, value in enumerate(found):
-            hot[row, value] = 1
-        return list(hot)
 
     def inputs(self, rows: Any) -> list[Any]:
         own = rows.select_columns(BOTH).with_format("numpy")

@@ -15,7 +15,7 @@ from adaptome.core.errors import DataError
 from adaptome.data.splits import Split, Splits
 from adaptome.tasks.base import ModelSpec, Prepared, Task, TaskOptions, argmax, register_task
 from adaptome.tasks.inference import chunks, evaluating, readable, to_device
-from adaptome.tasks.labels import labels_of_train, numbers
+from adaptome.tasks.labels import labels_of_train, numbers, targets
 from adaptome.tasks.lengths import cut_note, cut_rows
 from adaptome.tasks.metrics import classification_metrics, multi_label_metrics
 from adaptome.tasks.models import (
@@ -75,29 +75,18 @@ class TextClassification(Task):
         self.labels = labels.names
         made, notes = {}, []
         for name, split in splits.items():
-            targets = self._targets(split, name, numbers(split, name, "label", labels))
-            made[name], cut = self._dataset(split, pair, targets, processor)
+            wanted = targets(
+                split,
+                name,
+                numbers(split, name, "label", labels),
+                len(self.labels or ()),
+                self.options.multi_label,
+            )
+            made[name], cut = self._dataset(split, pair, wanted, processor)
             notes += cut_note(cut, len(split), name, self._length(processor))
         return Prepared(
             made, DataCollatorWithPadding(processor), self.labels, length_column="length", notes=notes
         )
-
-    def _targets(self, split: Split, name: str, found: list[Any]) -> list[Any]:
-        many = self.options.multi_label
-        for row, value in enumerate(found):
-            if isinstance(value, list) != many:
-                told = (
-                    "is a single label, but task.multi_label is set"
-                    if many
-                    else "is a list; set task.multi_label"
-                )
-                raise DataError(f"{split.where(row)}: the label of the {name} split {told}.")
-        if not many:
-            return found
-        hot = np.zeros((len(found), len(self.labels or ())), dtype=np.float32)
-        for row, value in enumerate(found):
-            hot[row, value] = 1
-        return hot.tolist()
 
     def _dataset(self, split: Split, pair: list[str], targets: list[Any], processor: Any) -> tuple[Any, int]:
         """The tokenised rows, and how many of them were cut."""
